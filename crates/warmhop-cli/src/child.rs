@@ -37,6 +37,7 @@ use crate::launch::{Alive, Inherit, Protocol, Ready};
 pub mod environment;
 mod h2;
 mod http1;
+mod interim;
 mod listens;
 mod plain;
 mod pool;

@@ -211,6 +211,7 @@
 //! process. [`Running`] says how the copy is stopped, how its crash is noticed, and whether it
 //! speaks the carried `Warmhop-Session` field. A service that answers 101 leaves hyper's
 //! `OnUpgrade` of its own side in the response's extensions, or takes the request's, as axum does.
+//! [`Interim`] in the request's extensions takes interim responses, such as `103 Early Hints`.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -246,6 +247,7 @@ pub use self::http::body;
 pub use self::http::body::{Body, BoxError};
 pub use self::http::client::ClientInfo;
 pub use self::http::clients::ClientLimits;
+pub use self::http::interim::Interim;
 pub use self::mesh::builder::Builder;
 pub use self::mesh::change::AppChanges;
 pub use self::mesh::running::{Changes, Mesh, MeshService};

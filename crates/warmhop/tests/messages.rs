@@ -7,11 +7,12 @@ mod bed;
 
 use std::net::SocketAddr;
 
-use axum::Router;
 use axum::http::request::Parts;
 use axum::routing::{any, get, post};
+use axum::{Extension, Router};
 use bed::{PATIENCE, eventually, peer};
 use bytes::Bytes;
+use http::header::LINK;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
@@ -21,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use warmhop::config::StartMode;
 use warmhop::identity::Authority;
 use warmhop::ids::AppName;
-use warmhop::{AppSpec, Body, Mesh, app_fn};
+use warmhop::{AppSpec, Body, Interim, Mesh, app_fn};
 
 /// Tells the request's line and its fields.
 async fn tell(parts: Parts) -> String {
@@ -69,6 +70,15 @@ async fn says_it_otherwise() -> Response<String> {
     response
 }
 
+/// Hints, and says so.
+async fn hints(interim: Option<Extension<Interim>>) -> String {
+    let link = HeaderMap::from_iter([(LINK, HeaderValue::from_static("</a>"))]);
+    let Some(Extension(interim)) = interim else { return "nobody to hint to".to_owned() };
+    assert!(interim.send(StatusCode::EARLY_HINTS, &link));
+    assert!(!interim.send(StatusCode::CONTINUE, &link), "that is for the mesh to say");
+    "hinted".to_owned()
+}
+
 /// The head is there, and then the app breaks down.
 async fn breaks_off() -> Response<axum::body::Body> {
     let broken = [Err::<Frame<Bytes>, _>(std::io::Error::other("broken"))];
@@ -98,6 +108,7 @@ async fn two_doors() -> ([Mesh; 2], [SocketAddr; 2]) {
             let routes = Router::new()
                 .route("/trailers", post(name_trailers).get(sends_trailers))
                 .route("/reason", get(says_it_otherwise))
+                .route("/hints", any(hints))
                 .route("/breaks", get(breaks_off))
                 .route("/ends-early", get(ends_early))
                 .fallback(any(tell));
@@ -198,6 +209,37 @@ async fn trailers_pass_both_ways_without_what_a_head_is_believed_for() {
             sender.send_request(request).await.unwrap().into_body().collect().await.unwrap();
         let names: Vec<_> = answer.trailers().unwrap().keys().map(HeaderName::as_str).collect();
         assert_eq!(names, ["x-sum"]);
+    }
+}
+
+#[tokio::test]
+async fn an_app_hints_to_its_client_where_that_can_be_told() {
+    let (_meshes, doors) = two_doors().await;
+    for door in doors {
+        // The second one is of a kind that is left to hyper.
+        for (line, fields) in [("GET /hints", ""), ("POST /hints", "Expect: 100-continue\r\n")] {
+            let answer = ask(door, line, fields).await;
+            let rest = answer.strip_prefix("HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
+            let rest = rest.unwrap_or_else(|| panic!("{line}: {answer}"));
+            assert!(rest.starts_with("HTTP/1.1 200 OK\r\n"), "{line}: {answer}");
+            assert!(rest.ends_with("\r\n\r\nhinted"), "{line}: {answer}");
+        }
+        let old = exchange(door, "GET /hints HTTP/1.0\r\nHost: a.test\r\n\r\n").await;
+        assert!(old.starts_with("HTTP/1.0 200 OK\r\n"), "{old}");
+        assert!(old.ends_with("\r\n\r\nnobody to hint to"), "{old}");
+
+        let stream = TcpStream::connect(door).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http2::handshake::<_, _, Body>(
+            TokioExecutor::new(),
+            TokioIo::new(stream),
+        )
+        .await
+        .unwrap();
+        tokio::spawn(connection);
+        let request = Request::get("http://a.test/hints").body(Body::empty()).unwrap();
+        let answer = sender.send_request(request).await.unwrap();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, "nobody to hint to");
     }
 }
 

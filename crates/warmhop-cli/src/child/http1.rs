@@ -20,8 +20,9 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
-use warmhop::{Body, BoxError, NotSent};
+use warmhop::{Body, BoxError, Interim, NotSent};
 
+use super::interim;
 use super::plain::{self, Exchanged, FIELDS_MAX, Failed, Plain};
 use super::pool::{IDLE_CONNECTION_TIMEOUT, Pool};
 use super::request::RequestBody;
@@ -45,12 +46,13 @@ impl Http1Client {
     pub(super) async fn request(
         &self,
         request: Request<RequestBody>,
+        interim: Option<Interim>,
     ) -> Result<Response<Body>, BoxError> {
         let Some(body) = request.body().whole() else {
-            return Box::pin(self.streamed(request)).await;
+            return Box::pin(self.streamed(request, interim)).await;
         };
         if request.headers().contains_key(UPGRADE) {
-            return Box::pin(self.streamed(request)).await;
+            return Box::pin(self.streamed(request, interim)).await;
         }
         let safe = request.method().is_safe();
         let harmless = safe && body.is_empty();
@@ -65,7 +67,7 @@ impl Http1Client {
                 Ok(response)
             }
             // Boxed, since it is rare: the future of every request is moved around.
-            outcome => Box::pin(self.otherwise(outcome, request, body, harmless)).await,
+            outcome => Box::pin(self.otherwise(outcome, request, body, harmless, interim)).await,
         }
     }
 
@@ -76,6 +78,7 @@ impl Http1Client {
         request: Request<RequestBody>,
         body: Bytes,
         harmless: bool,
+        interim: Option<Interim>,
     ) -> Result<Response<Body>, BoxError> {
         let exchanged = match outcome {
             Ok(exchanged) => exchanged,
@@ -103,6 +106,7 @@ impl Http1Client {
                 // method the answer is for.
                 let mut again = Request::new(RequestBody::empty());
                 *again.method_mut() = request.method().clone();
+                interim::pass_on(&mut again, interim, None);
                 let line = Line::over(socket, false).await?;
                 self.exchange(line, again).await.map_err(Failed::into_error)
             }
@@ -110,8 +114,16 @@ impl Http1Client {
     }
 
     /// Sends a request whose body is streamed, or that asks for an upgrade.
-    async fn streamed(&self, request: Request<RequestBody>) -> Result<Response<Body>, BoxError> {
+    async fn streamed(
+        &self,
+        mut request: Request<RequestBody>,
+        interim: Option<Interim>,
+    ) -> Result<Response<Body>, BoxError> {
         let upgrades = request.headers().contains_key(UPGRADE);
+        // A body that waits for the app has its own way to hear of interim responses.
+        if request.body().gate.is_none() {
+            interim::pass_on(&mut request, interim.clone(), None);
+        }
         let again = twin(&request);
         let (safe, bodiless) = (request.method().is_safe(), request.body().is_end_stream());
         let idle = match (safe, again.is_some()) {
@@ -128,7 +140,10 @@ impl Http1Client {
             Err(failed) => failed,
         };
         let may_go_again = failed.unsent || (safe && bodiless && failed.stale);
-        let Some(again) = again.filter(|_| may_go_again) else { return Err(failed.into_error()) };
+        let Some(mut again) = again.filter(|_| may_go_again) else {
+            return Err(failed.into_error());
+        };
+        interim::pass_on(&mut again, interim, None);
         let line = Line::over(open(self.pool.addr).await?, upgrades).await?;
         self.exchange(line, again).await.map_err(Failed::into_error)
     }

@@ -6,20 +6,21 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Extensions, Request, Response, StatusCode, Uri, Version};
+use http::{Extensions, Request, Response, Uri, Version};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tower::Service;
-use warmhop::{Body, BoxError};
+use warmhop::{Body, BoxError, Interim};
 
 use super::h2::H2Client;
 use super::http1::Http1Client;
+use super::interim;
 use super::request::{Gate, RequestBody};
 use crate::launch::Protocol;
 
@@ -68,8 +69,11 @@ impl ChildService {
         self.port
     }
 
-    /// The request in the form that the app gets.
-    fn outgoing(&self, request: Request<Body>) -> Result<Request<RequestBody>, http::Error> {
+    /// The request in the form that the app gets, and the way to its client for interim responses.
+    fn outgoing(
+        &self,
+        request: Request<Body>,
+    ) -> Result<(Request<RequestBody>, Option<Interim>), http::Error> {
         let (mut parts, body) = request.into_parts();
         if !parts.headers.contains_key(HOST) {
             // HTTP/2 has the host in the target.
@@ -106,6 +110,7 @@ impl ChildService {
             }
         }
         // The mesh's own extensions of a request mean nothing to the client in here.
+        let interim = parts.extensions.remove::<Interim>();
         parts.extensions = Extensions::new();
         let expects = parts.headers.get(EXPECT);
         let waits =
@@ -120,16 +125,9 @@ impl ChildService {
             let (said, go) = oneshot::channel();
             let patience = Box::pin(sleep(CONTINUE_TIMEOUT));
             request.body_mut().gate = Some(Gate { go: Some(go), patience });
-            let said = Mutex::new(Some(said));
-            hyper::ext::on_informational(&mut request, move |response| {
-                if response.status() == StatusCode::CONTINUE
-                    && let Some(said) = said.lock().unwrap_or_else(PoisonError::into_inner).take()
-                {
-                    let _ = said.send(());
-                }
-            });
+            interim::pass_on(&mut request, interim.clone(), Some(said));
         }
-        Ok(request)
+        Ok((request, interim))
     }
 }
 
@@ -150,9 +148,10 @@ impl Service<Request<Body>> for ChildService {
         let outgoing = self.outgoing(request);
         let client = self.client.clone();
         Box::pin(async move {
-            let outgoing = outgoing?;
+            let (outgoing, interim) = outgoing?;
             let mut response = match client {
-                AppClient::Http1(client) => client.request(outgoing).await?,
+                AppClient::Http1(client) => client.request(outgoing, interim).await?,
+                // hyper reports no interim responses there.
                 AppClient::H2(client) => Box::pin(client.request(outgoing)).await?,
             };
             // The client's connection must not become HTTP/1.0 because the app speaks that.

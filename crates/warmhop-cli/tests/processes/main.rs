@@ -12,6 +12,7 @@ mod documented;
 mod embedded;
 mod first_minute;
 mod https;
+mod interim;
 mod joining;
 mod logging;
 mod misbehaving;

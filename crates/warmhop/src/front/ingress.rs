@@ -32,6 +32,7 @@ use crate::http::client::ClientInfo;
 use crate::http::clients::Clients;
 use crate::http::fields::{self, PEER_FIELD, REQUEST_ID_FIELD};
 use crate::http::framing::ends_connection;
+use crate::http::interim::Interim;
 use crate::observe::recall::{Tracing, put_line};
 use crate::observe::trace::ActiveSpan;
 use crate::request::call::{Call, CallBody, user_agent};
@@ -72,15 +73,17 @@ pub(crate) struct Ingress {
 }
 
 impl Ingress {
-    /// Serves one request; every outcome is a response.
+    /// Serves one request; every outcome is a response. `interim` leads to its client, if that can
+    /// get interim responses.
     pub(crate) async fn handle(
         &self,
         mut request: Request<Body>,
         client: ClientInfo,
+        interim: Option<Interim>,
     ) -> Response<Body> {
         let ends = ends_connection(&request);
         let mut response = match self.at_the_door(&mut request, client) {
-            Ok((of, client)) => self.identified(of, request, client).await,
+            Ok((of, client)) => self.identified(of, request, client, interim).await,
             Err(answered) => answered,
         };
         if ends && response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -131,7 +134,7 @@ impl Ingress {
         // The result does not matter, since the app was chosen without the host.
         let _ = fields::settle_host(&uri, request.headers_mut());
         let client = self.trusted.settle(request.headers_mut(), client);
-        self.identified(For::App(slot), request, client).await
+        self.identified(For::App(slot), request, client, None).await
     }
 
     /// Boxed here, where little is to be moved: each future around it would be moved by its caller,
@@ -141,6 +144,7 @@ impl Ingress {
         of: For<'a>,
         request: Request<Body>,
         client: Origin,
+        interim: Option<Interim>,
     ) -> BoxFuture<'a, Response<Body>> {
         let node = &self.node;
         let id = fields::request_id(request.headers()).unwrap_or_else(fresh_request_id);
@@ -148,9 +152,9 @@ impl Ingress {
         // Created in each branch: without a subscriber, moving the future once more costs more than
         // the whole span.
         if span.is_disabled() {
-            Box::pin(self.traced(of, request, client, id))
+            Box::pin(self.traced(of, request, client, interim, id))
         } else {
-            Box::pin(self.traced(of, request, client, id).instrument(span))
+            Box::pin(self.traced(of, request, client, interim, id).instrument(span))
         }
     }
 
@@ -159,6 +163,7 @@ impl Ingress {
         of: For<'_>,
         mut request: Request<Body>,
         client: Origin,
+        interim: Option<Interim>,
         id: RequestId,
     ) -> Response<Body> {
         let node = &self.node;
@@ -173,7 +178,7 @@ impl Ingress {
         let version = request.version();
         let mut span = self.span(&mut request, &client, &tracing.id);
         let mut access = node.accesses.arrives(&request, client.addr, tracing.id.as_str());
-        let outcome = self.dispatch(of, request, client, &mut tracing).await;
+        let outcome = self.dispatch(of, request, client, interim, &mut tracing).await;
         let (mut response, way, app) = match outcome {
             Ok(done) => done,
             Err((problem, app)) => {
@@ -265,6 +270,7 @@ impl Ingress {
         of: For<'_>,
         request: Request<Body>,
         client: Origin,
+        interim: Option<Interim>,
         tracing: &mut Tracing,
     ) -> Result<(Response<Body>, &'static str, Option<Arc<Slot>>), (Problem, Option<Arc<Slot>>)>
     {
@@ -317,7 +323,7 @@ impl Ingress {
             return Err((page, Some(slot)));
         }
         // Boxed for the same reason as the whole.
-        match Box::pin(self.serve(&slot, prefix, request, client, tracing)).await {
+        match Box::pin(self.serve(&slot, prefix, request, client, interim, tracing)).await {
             Ok((response, way)) => Ok((response, way, Some(slot))),
             Err(problem) => Err((problem, Some(slot))),
         }
@@ -330,6 +336,7 @@ impl Ingress {
         stripped: Option<Arc<Matched>>,
         request: Request<Body>,
         client: Origin,
+        interim: Option<Interim>,
         tracing: &mut Tracing,
     ) -> Result<(Response<Body>, &'static str), Problem> {
         let node = &self.node;
@@ -377,6 +384,7 @@ impl Ingress {
             Kind::Pinned { .. } => mode == SessionMode::Pinned,
         });
         call.version = entry.as_ref().and_then(|entry| entry.version.clone());
+        call.interim = interim;
         let served = if mode == SessionMode::Portable {
             let portable = prepare::portable(slot, &call, key.as_deref(), entry.as_ref());
             let subject = Subject::Token(entry.as_ref());

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::Either;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -28,6 +28,7 @@ use tracing::{debug, warn};
 
 use crate::front::client_body::{ClientBody, Exchange};
 use crate::front::ingress::Ingress;
+use crate::front::interjected::Interjected;
 use crate::front::newcomers::{self, Newcomer, Newcomers};
 use crate::front::origin;
 use crate::front::plain::{self, Ahead, Answers, Left};
@@ -36,7 +37,9 @@ use crate::http::body::{Body, BoxError};
 use crate::http::client::ClientInfo;
 use crate::http::clients::Account;
 use crate::http::departure::{CountedBody, InFlight};
+use crate::http::fields;
 use crate::http::framing::{FIELDS_MAX, Framed, H2_PREFACE, HEAD_BYTES_MAX};
+use crate::http::interim;
 use crate::http::refusals::Refusal;
 use crate::http::tunnels::Tunnels;
 use crate::identity::handshake::HandshakeFailure;
@@ -220,6 +223,12 @@ async fn connection<IO>(
     let begun = CancellationToken::new();
     let in_flight = InFlight::new(Arc::clone(account));
     let stream = Framed::new(Prompt::new(stream, HEAD_TIMEOUT, connected), in_flight.clone());
+    let (interims, ingress) = (Arc::<interim::Queue>::default(), Arc::clone(&door.ingress));
+    // As an app's response is cleaned.
+    let clean = move |headers: &mut HeaderMap| {
+        fields::remove_our_cookie(headers, &ingress.node.store.policy().cookie);
+    };
+    let stream = Interjected::new(stream, Arc::clone(&interims), clean);
     let upgraded = Arc::new(AtomicBool::new(false));
     let visit = Visit {
         ingress: Arc::clone(&door.ingress),
@@ -228,6 +237,7 @@ async fn connection<IO>(
         begun: begun.clone(),
         has_begun: AtomicBool::new(false),
         upgraded: Arc::clone(&upgraded),
+        interims,
     };
     let mut asides = Asides {
         closes: Aside::new(closes(door.closing.clone(), begun)),
@@ -364,6 +374,7 @@ struct Visit {
     /// It was cancelled: a look is cheaper than another cancellation.
     has_begun: AtomicBool,
     upgraded: Arc<AtomicBool>,
+    interims: Arc<interim::Queue>,
 }
 
 impl Visit {
@@ -400,13 +411,21 @@ impl Visit {
             Body::new(ClientBody::new(incoming, limits, in_frames, exchange))
         });
         let (ingress, client) = (Arc::clone(&self.ingress), self.client);
+        // Without hyper there is no way to send any over HTTP/2, and HTTP/1.0 has none.
+        let can_get = request.version() == Version::HTTP_11 && request.method() != Method::CONNECT;
+        let interims = can_get.then(|| Arc::clone(&self.interims));
         async move {
             let response = if too_many_fields {
                 let mut response = Response::new(Body::empty());
                 *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
                 response
             } else {
-                ingress.handle(request, client).await
+                let interim = interims.as_ref().map(interim::Queue::begin);
+                let response = ingress.handle(request, client, interim).await;
+                if let Some(interims) = interims {
+                    interims.end();
+                }
+                response
             };
             exchange.answers();
             Ok(counted.until_the_end_of(response).map(Ahead::from))
@@ -423,7 +442,12 @@ impl Answers for Visit {
         self.begins();
         let counted = self.in_flight.begin_of(bytes, true);
         let (ingress, client) = (Arc::clone(&self.ingress), self.client);
-        async move { counted.until_the_end_of(ingress.handle(request, client).await) }
+        let interims = Arc::clone(&self.interims);
+        async move {
+            let response = ingress.handle(request, client, Some(interims.begin())).await;
+            interims.end();
+            counted.until_the_end_of(response)
+        }
     }
 }
 

@@ -45,6 +45,7 @@ pub(crate) mod client_body;
 pub(crate) mod cookies;
 pub(crate) mod finish;
 pub(crate) mod ingress;
+mod interjected;
 mod known_cookies;
 pub(crate) mod listener;
 pub(crate) mod newcomers;

@@ -95,6 +95,11 @@ where
                 if let Poll::Ready(answer) = answering.as_mut().poll(cx) {
                     return Poll::Ready(Some(answer));
                 }
+                // Interim responses are written by a flush. A client that does not read them is
+                // not waited for yet.
+                if let Poll::Ready(Err(_)) = Pin::new(&mut io).poll_flush(cx) {
+                    return Poll::Ready(None);
+                }
                 poll_left(&mut io, &mut read, cx).map(|()| None)
             });
             answered.await

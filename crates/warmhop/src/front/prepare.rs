@@ -190,6 +190,7 @@ pub(super) fn call(
         waits,
         version: None,
         counts_on: None,
+        interim: None,
     };
     call.waits.never_wakes = !call.wakes(&slot.spec().policy.wake);
     call

@@ -7,7 +7,7 @@ use hyper::ext::ReasonPhrase;
 use crate::hop::body::{HopBody, OnFailure, RIDE_ALONG_BYTES_MAX, send_body};
 use crate::hop::field_block::FieldBlock;
 use crate::hop::head::{
-    HEAD_BYTES_MAX, HopHead, HopRefusal, Load, OfVersion, ReplyHead, ReplySession,
+    HEAD_BYTES_MAX, HopHead, HopRefusal, INTERIM, Load, OfVersion, ReplyHead, ReplySession,
 };
 use crate::http::body::{Body, BoxError};
 use crate::links::hop_body::{HopBodyReader, HopBodyWriter};
@@ -19,6 +19,8 @@ pub(crate) struct Arrived {
     pub(crate) method: Method,
     pub(crate) fields: HeaderMap,
     pub(crate) incoming: HopIncoming,
+    /// The entry peer takes interim responses.
+    pub(crate) takes_interim: bool,
 }
 
 /// What follows a hop's head.
@@ -34,14 +36,15 @@ impl Arrived {
         let bytes = reader.frame(HEAD_BYTES_MAX).await.ok()??;
         let mut head: HopHead = wire::decode::<_, HEAD_BYTES_MAX>(&bytes).ok()?;
         let method = Method::from_bytes(head.method.as_bytes()).ok()?;
-        let fields = std::mem::take(&mut head.fields).into_headers()?;
+        let mut fields = std::mem::take(&mut head.fields).into_headers()?;
+        let takes_interim = fields.remove(INTERIM).is_some();
         let reader = reader.into_body();
         let incoming = if head.upgrade.is_some() {
             HopIncoming::Tunnel(reader)
         } else {
             HopIncoming::Body(Body::new(HopBody::new(reader, None, None)))
         };
-        Some(Self { head, method, fields, incoming })
+        Some(Self { head, method, fields, incoming, takes_interim })
     }
 }
 
@@ -73,6 +76,17 @@ pub(crate) fn response_head(
 /// Tells the entry peer to send the body.
 pub(crate) async fn go(send: &mut quinn::SendStream) -> Result<(), BoxError> {
     let prefix = reply_prefix(&ReplyHead::Go)?;
+    send.write_all(&prefix).await?;
+    Ok(())
+}
+
+/// Sends an interim response before the answer.
+pub(crate) async fn interim(
+    send: &mut quinn::SendStream,
+    head: &Response<()>,
+) -> Result<(), BoxError> {
+    let fields = FieldBlock::of(head.headers());
+    let prefix = reply_prefix(&ReplyHead::Interim { status: head.status().as_u16(), fields })?;
     send.write_all(&prefix).await?;
     Ok(())
 }

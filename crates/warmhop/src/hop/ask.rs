@@ -11,10 +11,11 @@ use warmhop_core::ids::{AppName, Incarnation, PeerId};
 use crate::hop::body::{AbortOnDrop, HopBody, OnFailure, RIDE_ALONG_BYTES_MAX, send_body};
 use crate::hop::field_block::FieldBlock;
 use crate::hop::head::{
-    HEAD_BYTES_MAX, HopHead, HopKind, HopRefusal, Load, OfVersion, ReplyHead, ReplySession,
+    HEAD_BYTES_MAX, HopHead, HopKind, HopRefusal, INTERIM, Load, OfVersion, ReplyHead, ReplySession,
 };
 use crate::hop::tunnel::Tunnel;
 use crate::http::body::Body;
+use crate::http::interim::Interim;
 use crate::links::hop_body::{HopBodyReader, HopBodyWriter};
 use crate::links::link::HopLease;
 use crate::links::net::{Net, OpenError, OpenHop};
@@ -53,6 +54,8 @@ pub(crate) struct HopReply {
 pub(crate) struct HopRequest {
     pub(crate) head: HopHead,
     pub(crate) body: Body,
+    /// The way to its client for interim responses, if that can get any.
+    pub(crate) interim: Option<Interim>,
 }
 
 /// Sends `request` to `to` and waits for the head of its reply.
@@ -65,7 +68,7 @@ pub(crate) async fn ask(
     request: HopRequest,
     careful: bool,
 ) -> Result<HopReply, HopError> {
-    let HopRequest { mut head, mut body } = request;
+    let HopRequest { mut head, mut body, interim } = request;
     let upgrades = head.upgrade.is_some();
     let whole = if upgrades { None } else { body.take_whole(RIDE_ALONG_BYTES_MAX) };
     if whole.is_some() {
@@ -74,6 +77,9 @@ pub(crate) async fn ask(
     }
     let expects = head.fields.contains(EXPECT.as_str());
     head.asks_go = !upgrades && (careful || whole.is_none());
+    if interim.is_some() {
+        head.fields = head.fields.with(INTERIM.as_str(), b"?1");
+    }
     // The kind, the head and a small body leave in one write: one packet instead of two.
     let mut prefix = BytesMut::with_capacity(1024);
     prefix.put_u8(KIND_HOP);
@@ -88,7 +94,7 @@ pub(crate) async fn ask(
     };
     let (link, number) = (opened.lease.link(), opened.send.id().index());
     let kept = whole.clone();
-    let sent = Sent { prefix, whole, body, upgrades, expects, asks_go: head.asks_go };
+    let sent = Sent { prefix, whole, body, upgrades, expects, asks_go: head.asks_go, interim };
     let reply = ask_over(opened, to, sent).await;
     match (reply, kept) {
         // The peer left without having accepted the hop: no app has seen the request.
@@ -111,6 +117,7 @@ struct Sent {
     upgrades: bool,
     expects: bool,
     asks_go: bool,
+    interim: Option<Interim>,
 }
 
 /// Both streams of a hop under way.
@@ -119,13 +126,14 @@ struct Asking {
     reader: FrameReader,
     executor: Incarnation,
     lease: HopLease,
+    interim: Option<Interim>,
 }
 
 async fn ask_over(opened: OpenHop, to: &PeerId, sent: Sent) -> Result<HopReply, HopError> {
     let OpenHop { send, recv, incarnation: executor, lease } = opened;
-    let Sent { prefix, whole, body, upgrades, expects, asks_go } = sent;
+    let Sent { prefix, whole, body, upgrades, expects, asks_go, interim } = sent;
     let writer = HopBodyWriter::new(send, prefix);
-    let mut asking = Asking { writer, reader: FrameReader::new(recv), executor, lease };
+    let mut asking = Asking { writer, reader: FrameReader::new(recv), executor, lease, interim };
     if upgrades {
         return asking.upgrade().await;
     }
@@ -140,7 +148,7 @@ async fn ask_over(opened: OpenHop, to: &PeerId, sent: Sent) -> Result<HopReply, 
                 let body = whole.map_or(body, Body::from);
                 return Err(HopError::Refused(why, load, Some(body)));
             }
-            Ok(ReplyHead::Response { .. }) | Err(_) => {
+            Ok(ReplyHead::Response { .. } | ReplyHead::Interim { .. }) | Err(_) => {
                 let body = whole.map_or(body, Body::from);
                 return Err(HopError::Unreachable(OpenError::Unreachable(to.clone()), body));
             }
@@ -148,8 +156,9 @@ async fn ask_over(opened: OpenHop, to: &PeerId, sent: Sent) -> Result<HopReply, 
     }
     if let Some(whole) = whole {
         asking.writer.write_end(whole, None).await.map_err(broken)?;
-        let (mut reply, reader) = read_reply(&asking.lease, asking.reader, executor).await?;
-        *reply.response.body_mut() = Body::new(HopBody::new(reader, None, Some(asking.lease)));
+        let Asking { reader, lease, interim, .. } = asking;
+        let (mut reply, reader) = read_reply(&lease, reader, executor, interim.as_ref()).await?;
+        *reply.response.body_mut() = Body::new(HopBody::new(reader, None, Some(lease)));
         return Ok(reply);
     }
     // A client may wait for the app to speak first, so its body's first byte cannot be what
@@ -163,25 +172,28 @@ async fn ask_over(opened: OpenHop, to: &PeerId, sent: Sent) -> Result<HopReply, 
             ReplyHead::Refused { why, load } => {
                 return Err(HopError::Refused(why, load, Some(body)));
             }
-            head @ ReplyHead::Response { .. } => return asking.answered_unasked(head, body),
+            head @ (ReplyHead::Response { .. } | ReplyHead::Interim { .. }) => {
+                return asking.answered_unasked(head, body);
+            }
         }
     }
-    let pump = pump(asking.writer, body, None);
-    let (mut reply, reader) = read_reply(&asking.lease, asking.reader, executor).await?;
-    *reply.response.body_mut() = Body::new(HopBody::new(reader, Some(pump), Some(asking.lease)));
+    let Asking { writer, reader, lease, interim, .. } = asking;
+    let pump = pump(writer, body, None);
+    let (mut reply, reader) = read_reply(&lease, reader, executor, interim.as_ref()).await?;
+    *reply.response.body_mut() = Body::new(HopBody::new(reader, Some(pump), Some(lease)));
     Ok(reply)
 }
 
 impl Asking {
     async fn head(&mut self) -> Result<ReplyHead, HopError> {
-        read_head(&self.lease, &mut self.reader).await
+        read_head(&self.lease, &mut self.reader, self.interim.as_ref()).await
     }
 
     /// Asks for an upgrade: if the app switches, both streams are the tunnel from there on.
     async fn upgrade(self) -> Result<HopReply, HopError> {
-        let Self { mut writer, reader, executor, lease } = self;
+        let Self { mut writer, reader, executor, lease, interim } = self;
         writer.flush().await.map_err(broken)?;
-        let (mut reply, reader) = read_reply(&lease, reader, executor).await?;
+        let (mut reply, reader) = read_reply(&lease, reader, executor, interim.as_ref()).await?;
         if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             reply.tunnel = Some(Tunnel { writer, reader, lease, served_there: None });
         } else {
@@ -232,7 +244,8 @@ pub(crate) async fn wake(net: &Net, to: &PeerId, app: AppName) -> Result<(), Hop
         asks_go: false,
         counts_on: None,
     };
-    match ask(net, to, HopRequest { head, body: Body::empty() }, false).await {
+    let request = HopRequest { head, body: Body::empty(), interim: None };
+    match ask(net, to, request, false).await {
         Ok(_) | Err(HopError::Refused(HopRefusal::NotReady, ..)) => Ok(()),
         Err(error) => Err(error),
     }
@@ -246,8 +259,9 @@ async fn read_reply(
     lease: &HopLease,
     mut reader: FrameReader,
     executor: Incarnation,
+    interim: Option<&Interim>,
 ) -> Result<(HopReply, HopBodyReader), HopError> {
-    let head = read_head(lease, &mut reader).await?;
+    let head = read_head(lease, &mut reader, interim).await?;
     let mut reader = reader.into_body();
     match interpret(head, executor) {
         Ok(reply) => Ok((reply, reader)),
@@ -260,20 +274,37 @@ async fn read_reply(
     }
 }
 
-async fn read_head(lease: &HopLease, reader: &mut FrameReader) -> Result<ReplyHead, HopError> {
-    let head = tokio::select! {
-        head = reader.frame(HEAD_BYTES_MAX) => head.map_err(broken)?,
-        () = lease.fell_silent(SILENT_AFTER) => return Err(broken("the peer fell silent")),
-    };
-    let head = head.ok_or_else(|| broken("the reply ended before its head"))?;
-    wire::decode::<_, HEAD_BYTES_MAX>(&head)
-        .map_err(|error| HopError::Broken(format!("the reply's head does not decode: {error}")))
+/// The next head that is not that of an interim response; those are passed on to the client.
+async fn read_head(
+    lease: &HopLease,
+    reader: &mut FrameReader,
+    interim: Option<&Interim>,
+) -> Result<ReplyHead, HopError> {
+    loop {
+        let head = tokio::select! {
+            head = reader.frame(HEAD_BYTES_MAX) => head.map_err(broken)?,
+            () = lease.fell_silent(SILENT_AFTER) => return Err(broken("the peer fell silent")),
+        };
+        let head = head.ok_or_else(|| broken("the reply ended before its head"))?;
+        let head = wire::decode::<_, HEAD_BYTES_MAX>(&head).map_err(|error| {
+            HopError::Broken(format!("the reply's head does not decode: {error}"))
+        })?;
+        let ReplyHead::Interim { status, fields } = head else { return Ok(head) };
+        let (Some(interim), Ok(status), Some(fields)) =
+            (interim, StatusCode::from_u16(status), fields.into_headers())
+        else {
+            return Err(broken("an interim response is malformed, or was not asked for"));
+        };
+        // One that finds no room is dropped.
+        let _ = interim.send(status, &fields);
+    }
 }
 
 #[expect(clippy::result_large_err, reason = "a refusal is read where it arises, once")]
 fn interpret(head: ReplyHead, executor: Incarnation) -> Result<HopReply, HopError> {
     match head {
         ReplyHead::Go => Err(broken("told to go on twice")),
+        ReplyHead::Interim { .. } => Err(broken("an interim response is no answer")),
         ReplyHead::Refused { why, load } => Err(HopError::Refused(why, load, None)),
         ReplyHead::Response { status, reason, fields, session, served_by, version, load } => {
             let out_of_form = || HopError::Broken("the reply's head is malformed".into());

@@ -16,6 +16,10 @@ use crate::hop::field_block::FieldBlock;
 /// The largest head of a hop in bytes, the session's inline base included.
 pub(crate) const HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 
+/// Among the fields of a hop's request: the entry peer takes [`ReplyHead::Interim`], and its client
+/// can get interim responses. No client can send it, and no app sees it.
+pub(crate) const INTERIM: HeaderName = HeaderName::from_static("warmhop-interim");
+
 /// What a hop asks for.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum HopKind {
@@ -257,6 +261,12 @@ pub(crate) enum ReplyHead {
     Refused {
         why: HopRefusal,
         load: Load,
+    },
+    /// An interim response of the app; the actual reply follows. Sent only to a peer that asked for
+    /// these by [`INTERIM`].
+    Interim {
+        status: u16,
+        fields: FieldBlock,
     },
 }
 

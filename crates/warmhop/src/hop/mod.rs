@@ -15,7 +15,9 @@ pub mod peer_service;
 mod stored;
 mod tunnel;
 
-pub(crate) use answer::{Arrived, HopIncoming, go, refuse, reply, reply_switching, response_head};
+pub(crate) use answer::{
+    Arrived, HopIncoming, go, interim, refuse, reply, reply_switching, response_head,
+};
 pub(crate) use ask::{HopError, HopReply, HopRequest, ask, wake};
 pub(crate) use head::{
     Forward, Hint, HopHead, HopKind, HopRefusal, Load, OfVersion, Relay, ReplyHead, ReplySession,

@@ -94,7 +94,7 @@ impl PeerServices {
         mut send: quinn::SendStream,
     ) {
         let load = hop::Load { in_flight: 0, latency_us: 0 };
-        let Arrived { head, method, fields, incoming } = arrived;
+        let Arrived { head, method, fields, incoming, .. } = arrived;
         let HopIncoming::Body(body) = incoming else {
             let _ = hop::refuse(send, HopRefusal::Malformed, load).await;
             return;
@@ -152,7 +152,7 @@ pub(crate) async fn ask(
         asks_go: false,
         counts_on: None,
     };
-    match hop::ask(net, to, HopRequest { head, body }, false).await {
+    match hop::ask(net, to, HopRequest { head, body, interim: None }, false).await {
         Ok(reply) if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             let reason = "it switched protocols, which nobody asked for".into();
             Err(AskPeerError::Refused { peer: to.clone(), reason })

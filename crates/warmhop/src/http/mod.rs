@@ -11,6 +11,7 @@ pub(crate) mod fields;
 pub(crate) mod forwarded;
 pub(crate) mod framing;
 pub(crate) mod h2_frames;
+pub(crate) mod interim;
 pub(crate) mod refusals;
 pub(crate) mod tunnels;
 pub(crate) mod upload;

@@ -84,7 +84,7 @@ where
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let ingress = Arc::clone(&self.0);
         let client = request.extensions().get::<ClientInfo>().copied().unwrap_or_default();
-        Box::pin(async move { Ok(ingress.handle(request.map(Body::new), client).await) })
+        Box::pin(async move { Ok(ingress.handle(request.map(Body::new), client, None).await) })
     }
 }
 

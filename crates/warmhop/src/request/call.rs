@@ -21,6 +21,7 @@ use crate::hop::field_block::FieldBlock;
 use crate::hop::{HopHead, HopKind, HopRequest};
 use crate::http::body::{Body, BoxError};
 use crate::http::fields::{self, SESSION_FIELD};
+use crate::http::interim::Interim;
 use crate::http::upload::Upload;
 use crate::request::carried;
 use crate::request::failed_at::FailedAt;
@@ -66,6 +67,8 @@ pub(crate) struct Call {
     pub(crate) version: Option<AppVersion>,
     /// If the version here is older than this, another peer has to run it.
     pub(crate) counts_on: Option<AppVersion>,
+    /// The way to its client for interim responses, if that can get any.
+    pub(crate) interim: Option<Interim>,
 }
 
 impl Call {
@@ -206,6 +209,9 @@ impl Call {
                 request.extensions_mut().insert(on_upgrade.clone());
             }
         }
+        if let Some(interim) = &self.interim {
+            request.extensions_mut().insert(interim.clone());
+        }
         if let Some(session) = session {
             if carried {
                 if let Some(value) = session.get().and_then(|state| carried::to_field(&state)) {
@@ -247,7 +253,7 @@ impl Call {
             asks_go: false,
             counts_on,
         };
-        Some(HopRequest { head, body })
+        Some(HopRequest { head, body, interim: self.interim.clone() })
     }
 
     /// A digest of everything that a repeat with the same key must have in common.

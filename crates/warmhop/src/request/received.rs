@@ -23,6 +23,7 @@ use crate::hop::{
     self, AppIs, Arrived, Hint, HopHead, HopIncoming, HopKind, HopRefusal, Load, ReplySession,
 };
 use crate::http::fields;
+use crate::http::interim::Queue;
 use crate::http::tunnels::Farewell;
 use crate::links::hop_body::HopBodyReader;
 use crate::observe::failpoint::{self, Point};
@@ -54,6 +55,7 @@ struct Received {
     /// Its client.
     whose: Flow,
     incoming: HopIncoming,
+    takes_interim: bool,
 }
 
 /// The outcome of a hop: the answer, or why it is refused.
@@ -117,7 +119,7 @@ impl Node {
         arrived: Arrived,
         is_late: bool,
     ) -> Result<Received, (HopRefusal, Load)> {
-        let Arrived { head, method, mut fields, incoming } = arrived;
+        let Arrived { head, method, mut fields, incoming, takes_interim } = arrived;
         let whose = take_client(&mut fields);
         let HopHead { kind, app, request_id, target, upgrade, asks_go, counts_on, .. } = head;
         let form = (RequestId::new(&request_id), PathAndQuery::try_from(target), self.slot(&app));
@@ -168,6 +170,7 @@ impl Node {
             counts_on,
             whose,
             incoming,
+            takes_interim,
         })
     }
 
@@ -204,6 +207,7 @@ impl Node {
             }
             body => (body, None),
         };
+        let interims = received.takes_interim.then(Arc::<Queue>::default);
         let upgrade = received.upgrade.and_then(|it| HeaderValue::from_bytes(&it).ok());
         let mut call = Call {
             id: received.id,
@@ -222,12 +226,13 @@ impl Node {
                 _ => None,
             },
             counts_on: received.counts_on,
+            interim: interims.as_ref().map(Queue::begin),
         };
         let (slot, kind) = (&received.slot, received.kind);
         let outcome = {
             // Pinned in place: moving it would take its room twice.
             let answering = std::pin::pin!(self.answer(slot, kind, &mut call, &mut tracing));
-            while_it_is_wanted(&mut send, wanted, answering).await
+            while_it_is_wanted(&mut send, wanted, interims.as_deref(), answering).await
         };
         if let Some(span) = &mut span {
             span.decided(&tracing.steps());
@@ -408,24 +413,32 @@ async fn body_of(
     Some((body, None))
 }
 
-/// Waits for the answer, and requests the body once the app has asked for it; `None` if the client
-/// leaves: that cancels here at once, before there is a response to write.
+/// Waits for the answer; until then, requests the body once the app has asked for it, and sends the
+/// app's interim responses. `None` if the client leaves: that cancels here at once, before there is a
+/// response to write.
 async fn while_it_is_wanted(
     send: &mut quinn::SendStream,
     mut wanted: Option<oneshot::Receiver<()>>,
+    interims: Option<&Queue>,
     mut answering: Pin<&mut impl Future<Output = Answered>>,
 ) -> Option<Answered> {
     let stopped = send.stopped();
     tokio::pin!(stopped);
-    loop {
+    let outcome = loop {
         let is_wanted = async {
             match &mut wanted {
                 Some(wanted) => wanted.await.is_ok(),
                 None => std::future::pending().await,
             }
         };
+        let interim = async {
+            match interims {
+                Some(interims) => interims.next().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            outcome = answering.as_mut() => return Some(outcome),
+            outcome = answering.as_mut() => break outcome,
             _ = &mut stopped => return None,
             is_wanted = is_wanted => {
                 wanted = None;
@@ -433,8 +446,22 @@ async fn while_it_is_wanted(
                     return None;
                 }
             }
+            interim = interim => {
+                if hop::interim(send, &interim).await.is_err() {
+                    return None;
+                }
+            }
+        }
+    };
+    if let Some(interims) = interims {
+        interims.end();
+        while let Some(interim) = interims.take() {
+            if hop::interim(send, &interim).await.is_err() {
+                return None;
+            }
         }
     }
+    Some(outcome)
 }
 
 fn hint_of(entry: &Entry) -> Option<Hint> {

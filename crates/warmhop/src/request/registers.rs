@@ -543,6 +543,7 @@ impl Registers {
             waits: Waits::default(),
             version: None,
             counts_on: None,
+            interim: None,
         }
     }
 

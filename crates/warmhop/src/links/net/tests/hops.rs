@@ -238,7 +238,7 @@ async fn a_link_that_is_replaced_stays_for_as_long_as_a_tunnel_goes_over_it() {
         asks_go: false,
         counts_on: None,
     };
-    let request = HopRequest { head, body: crate::Body::empty() };
+    let request = HopRequest { head, body: crate::Body::empty(), interim: None };
     let to = id("b");
     let asked = hop::ask(&peers[0].net, &to, request, false);
     let Ok(reply) = timeout(WITHIN, asked).await.unwrap() else { panic!("no answer") };
@@ -273,7 +273,7 @@ async fn a_peer_that_leaves_answers_what_it_took_and_says_what_it_did_not_take()
             asks_go: false,
             counts_on: None,
         };
-        HopRequest { head, body }
+        HopRequest { head, body, interim: None }
     };
     let switches = request(Some(b"websocket".to_vec()), crate::Body::empty());
     let taken = timeout(WITHIN, hop::ask(&a, &id("b"), switches, false)).await.unwrap();
