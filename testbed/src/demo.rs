@@ -399,3 +399,54 @@ fn millis(time: Duration) -> String {
 fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// The text with `#` for whatever differs from run to run: figures, names of peers, and what
+    /// stands for them where the words are printed.
+    fn generalized(text: &str) -> String {
+        let is_of_figure = |c: char| c.is_ascii_digit() || c == '.';
+        let is_of_placeholder = |c: char| c.is_ascii_alphanumeric() || "_.:<>".contains(c);
+        let mut general = String::new();
+        let mut rest = text;
+        while let Some(first) = rest.chars().next() {
+            let placeholder = rest
+                .strip_prefix('{')
+                .and_then(|inner| inner.trim_start_matches(is_of_placeholder).strip_prefix('}'));
+            let named = rest.strip_prefix("peer-").map(|it| it.trim_start_matches(is_of_figure));
+            let figure = first.is_ascii_digit().then(|| rest.trim_start_matches(is_of_figure));
+            if let Some(after) = placeholder.or(named).or(figure) {
+                general.push('#');
+                rest = after;
+            } else {
+                general.push(first);
+                rest = &rest[first.len_utf8()..];
+            }
+        }
+        general
+    }
+
+    #[test]
+    fn what_the_readme_shows_of_the_tour_are_its_words() {
+        let readme = fs::read_to_string(workspace().join("README.md")).unwrap();
+        let shown = readme.split("```text\n").find(|block| block.starts_with("1  Three peers"));
+        let shown = shown.unwrap().split("\n```").next().unwrap();
+        let told = include_str!("demo.rs").split("mod tests {").next().unwrap();
+        let told = generalized(told);
+        let pieces = shown.lines().flat_map(|line| line.split("  ")).map(|piece| {
+            let piece = piece.trim().trim_start_matches('✓').trim();
+            generalized(piece)
+        });
+        let is_figure =
+            |piece: &String| piece.split(' ').all(|word| ["", "#", "/", "s", "ms"].contains(&word));
+        let phrases: Vec<String> = pieces.filter(|piece| !is_figure(piece)).collect();
+        assert!(phrases.len() >= 15, "{phrases:?}");
+        for phrase in phrases {
+            assert!(told.contains(&phrase), "the tour does not say: {phrase}");
+        }
+    }
+}
