@@ -241,12 +241,12 @@ mod tests {
         let of = at.to_string();
         for _ in 0..hints(at) {
             hint(&interim, &of);
-            if at % 3 == 0 {
+            if at.is_multiple_of(3) {
                 tokio::task::yield_now().await;
             }
         }
         // Either the body passes through, or it is there before its answer begins.
-        let body = if at % 2 == 0 {
+        let body = if at.is_multiple_of(2) {
             Body::new(request.into_body())
         } else {
             Body::from(request.into_body().collect().await.unwrap().to_bytes())
