@@ -36,7 +36,9 @@ mod refusal;
 mod versions;
 mod words;
 
-pub use self::candidates::{COLD_MAX, Noted, NotedLoad, Viewpoint, others_start, still_tried};
+pub use self::candidates::{
+    COLD_MAX, Noted, NotedLoad, Viewpoint, may_go_again, others_start, still_tried,
+};
 pub use self::refusal::Refusal;
 pub use self::versions::{NEWS_WITHIN, Versions, counts_on};
 

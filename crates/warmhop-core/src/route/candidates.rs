@@ -46,6 +46,14 @@ pub fn still_tried(tried: &[PeerId], has_waited: bool) -> &[PeerId] {
     if has_waited { &[] } else { tried }
 }
 
+/// Whether a request that was sent to the candidate before, and has waited since, may go there: not
+/// as long as that peer is silent. It would come back at once, again and again, until its attempts
+/// are used up, although a copy that is starting here would serve it.
+#[must_use]
+pub fn may_go_again(candidate: &Candidate<'_>, tried: &[PeerId], has_waited: bool) -> bool {
+    !(has_waited && candidate.suspect && tried.contains(candidate.peer))
+}
+
 /// From where a peer looks at the others.
 #[derive(Debug, Clone, Copy)]
 pub struct Viewpoint<'a> {

@@ -1,10 +1,12 @@
-//! What to repair about a session that nobody is asking for: a member that is gone is replaced, one
-//! that is missing is added, an owner outside of the members joins them, and an owner that is gone
-//! is succeeded by a member.
+//! What to repair about a session that nobody is asking for: a member that is gone is replaced or
+//! struck off, one that is missing is added, an owner outside of the members joins them, and an
+//! owner that is gone is succeeded by a member.
 //!
 //! Decides about one session at a time from the states of its machine and of this peer's view
 //! ([`Watch`]), and who succeeds an owner that leaves cleanly ([`heir`]). Refuses to know how
 //! members change (`owner.rs`) and how ownership does (`takeover.rs`).
+
+mod struck;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -17,6 +19,8 @@ use crate::config::SessionPolicy;
 use crate::ids::{AppName, Ballot, Incarnation, Now, PeerId, SessionId};
 use crate::rank;
 use crate::view::{AppState, Liveness, PeerBelief, View};
+
+pub use struck::STRUCK_AFTER;
 
 /// How long a member is silent before it is replaced, and an owner before it is succeeded.
 pub const SILENT_BEFORE_REPAIR: Duration = Duration::from_secs(3);
@@ -247,8 +251,8 @@ pub enum Scope {
 
 impl Watch {
     /// Begins a sweep. One that looks at all sessions includes what earlier ones left for later.
-    /// `silences` counts how often any peer fell silent: a peer that was stopped, or was cut off,
-    /// may have been succeeded meanwhile, even if all are heard again before this call.
+    /// `silences` counts how often any peer fell silent or left for good: a peer that was stopped, or
+    /// was cut off, may have been succeeded meanwhile, even if all are heard again before this call.
     pub fn begin(&mut self, alive: &BTreeSet<Incarnation>, silences: u64) -> Scope {
         self.missing_since.retain(|peer, _| !alive.contains(peer));
         let fell_silent = silences != core::mem::replace(&mut self.silences, silences);
@@ -394,8 +398,9 @@ impl Watch {
         let Around { me, view, alive, policy, .. } = *around;
         let members = &held.members;
         let copies = policy.copies.clamp(1, MEMBERS_MAX).min(alive.len());
+        let is_silenced = |peer: &Incarnation| held.silenced.contains(peer);
         let whole = members.contains(&me)
-            && members.iter().all(|peer| alive.contains(peer))
+            && members.iter().all(|peer| alive.contains(peer) && !is_silenced(peer))
             && members.len() >= copies;
         // While this peer was cut off, another may have succeeded it.
         let rests = if scope == Scope::All { Mend::Reassure } else { Mend::Nothing };
@@ -411,7 +416,7 @@ impl Watch {
                 && !belief.news.draining
                 && !is_member(belief)
                 // Its vote would not count, so its copy would be useless.
-                && !held.silenced.contains(&belief.news.incarnation)
+                && !is_silenced(&belief.news.incarnation)
         });
         let last = by_rank(sid, view, is_member);
         let holding = Holding {
@@ -421,7 +426,16 @@ impl Watch {
             spare: spare.first().copied(),
             last: last.last().copied(),
         };
-        match mend(&holding, |peer| self.silence(peer, held, around, &is_dead)) {
+        let silence = |peer| {
+            if is_silenced(&peer) {
+                return Some(Duration::MAX);
+            }
+            self.silence(peer, held, around, &is_dead)
+        };
+        match mend(&holding, silence) {
+            Mend::Nothing if holding.spare.is_none() => {
+                self.strike(held, around, is_dead).unwrap_or(rests)
+            }
             Mend::Nothing => rests,
             decided => decided,
         }
@@ -436,18 +450,17 @@ fn may_change_members(
     around: &Around<'_>,
     is_dead: impl Fn(Incarnation) -> bool,
 ) -> bool {
-    let Around { me, view, .. } = *around;
+    let me = around.me;
     let has_hope = |set: &[Incarnation], voteless: &[Incarnation]| {
         let lost = |peer: &Incarnation| *peer != me && (is_dead(*peer) || voteless.contains(peer));
         set.is_empty() || 2 * set.iter().filter(|it| !lost(it)).count() > set.len()
     };
-    let votes = |peer: &&Incarnation| {
-        let hears = |it: &PeerBelief| it.alive == Liveness::Alive;
-        **peer == me || view.by_incarnation(peer).is_some_and(hears)
+    let has_majority = |set: &[Incarnation], voteless: &[Incarnation]| {
+        let votes = |peer: &&Incarnation| struck::hears(around, **peer) && !voteless.contains(peer);
+        set.is_empty() || 2 * set.iter().filter(votes).count() > set.len()
     };
-    let has_majority =
-        |set: &[Incarnation]| set.is_empty() || 2 * set.iter().filter(votes).count() > set.len();
-    let hears_enough = has_majority(&held.members) && has_majority(&held.before);
+    let hears_enough = has_majority(&held.members, &held.voteless)
+        && has_majority(&held.before, &held.voteless_before);
     let hope =
         has_hope(&held.members, &held.voteless) && has_hope(&held.before, &held.voteless_before);
     hears_enough || !hope
@@ -484,14 +497,15 @@ pub fn by_rank(
 }
 
 /// Whether a session with these members needs the copy of `me` although one of `able`, from
-/// [`countable`], could hold it: a peer that leaves waits until none does. If most of the members
-/// are gone nobody can change them, and there is nothing to wait for.
+/// [`countable`], could hold it, or although too few members would stay to agree without it: a peer
+/// that leaves waits until none does. If most of the members are gone nobody can change them, and
+/// there is nothing to wait for.
 #[must_use]
 pub fn counts_on(members: &[Incarnation], me: Incarnation, able: &BTreeSet<Incarnation>) -> bool {
     let living = members.iter().filter(|peer| **peer == me || able.contains(peer)).count();
-    members.contains(&me)
-        && 2 * living > members.len()
-        && able.iter().any(|peer| !members.contains(peer))
+    let is_replaced = || able.iter().any(|peer| !members.contains(peer));
+    let is_struck_off = || living > 1 && 2 * (living - 1) <= members.len();
+    members.contains(&me) && 2 * living > members.len() && (is_replaced() || is_struck_off())
 }
 
 /// Whether a session of which this peer knows a record needs repair: for its owner, if too few
@@ -511,7 +525,8 @@ pub fn is_short(
         return false;
     }
     if machine.is_owner() {
-        let wanted = copies.clamp(1, MEMBERS_MAX).min(alive.len());
+        let able = alive.iter().filter(|peer| !machine.is_gone_for_good(**peer)).count();
+        let wanted = copies.clamp(1, MEMBERS_MAX).min(able);
         return machine.members().iter().filter(|peer| alive.contains(peer)).count() < wanted;
     }
     let owner = machine.highest_claim().map(|claim| claim.proposer);
@@ -540,7 +555,7 @@ mod tests {
 
     use crate::view::{News, PeerNews, Source};
 
-    fn peer(name: u8) -> Incarnation {
+    pub(super) fn peer(name: u8) -> Incarnation {
         Incarnation([name; 16])
     }
 
@@ -635,7 +650,12 @@ mod tests {
     }
 
     /// The view of the first peer once it has met those of these numbers.
-    fn met(numbers: &[u8]) -> View {
+    pub(super) fn met(numbers: &[u8]) -> View {
+        met_leaving(numbers, &[])
+    }
+
+    /// The same, if some are about to leave.
+    pub(super) fn met_leaving(numbers: &[u8], leaving: &[u8]) -> View {
         let mut view = View::new(PeerId::new("p1").unwrap());
         for number in numbers {
             view.apply(
@@ -647,7 +667,7 @@ mod tests {
                     mesh: "127.0.0.1:7001".parse().unwrap(),
                     http: None,
                     zone: None,
-                    draining: false,
+                    draining: leaving.contains(number),
                     knows_more: false,
                     young: false,
                 }),
@@ -659,7 +679,7 @@ mod tests {
     }
 
     /// A session of the first peer and of those of these numbers, which it owns.
-    fn owned(others: &[u8]) -> Held {
+    pub(super) fn owned(others: &[u8]) -> Held {
         Held {
             owns: true,
             taking_over: false,

@@ -628,4 +628,8 @@ fn a_copy_is_counted_on_as_long_as_somebody_else_could_hold_it() {
     assert!(!counts_on(&[ME], ME, &[ME].into()), "nobody else is left");
     assert!(counts_on(&[ME, inc(2), inc(90)], ME, &able), "its owner may be a moment late");
     assert!(!counts_on(&[ME, inc(90), inc(91)], ME, &able), "nobody can replace it any more");
+    // Nobody can hold it instead: somebody else has to agree that it is struck off.
+    let two = [ME, inc(2)].into();
+    assert!(counts_on(&[ME, inc(2)], ME, &two) && counts_on(&[ME, inc(2), inc(90)], ME, &two));
+    assert!(!counts_on(&[ME, inc(2), inc(3)], ME, &[ME, inc(2), inc(3)].into()), "two stay");
 }

@@ -19,6 +19,7 @@
 
 mod calls;
 mod client;
+mod departures;
 mod faults;
 mod hops;
 mod narrate;
@@ -229,6 +230,34 @@ fn a_peer_that_hears_nobody_acknowledges_nothing_that_it_alone_would_hold() {
 }
 
 #[test]
+fn whoever_stays_while_others_leave_in_good_order_serves_every_session_without_them() {
+    for seed in 1..=24 {
+        for begun_at in 0..3 {
+            let report = departures::one_after_the_other(seed, false, begun_at);
+            if let Some(what) = report.violation {
+                let story = departures::one_after_the_other(seed, true, begun_at).story;
+                panic!("seed {seed}, begun at {begun_at}: {what}\n{story}");
+            }
+            assert_eq!(report.counts["sessions looked at"], 18, "{:?}", report.counts);
+        }
+    }
+}
+
+#[test]
+fn what_two_hold_while_the_third_is_away_outlives_one_of_them() {
+    for seed in 1..=24 {
+        for victim in 0..2 {
+            let report = departures::one_away_and_one_crash(seed, false, victim);
+            if let Some(what) = report.violation {
+                let story = departures::one_away_and_one_crash(seed, true, victim).story;
+                panic!("seed {seed}, victim {victim}: {what}\n{story}");
+            }
+            assert_eq!(report.counts["sessions looked at"], 12, "{:?}", report.counts);
+        }
+    }
+}
+
+#[test]
 fn an_owner_that_hears_no_member_leaves_its_sessions_to_who_does() {
     let mut all = Vec::new();
     for seed in 1..=24 {
@@ -245,6 +274,20 @@ fn an_owner_that_hears_no_member_leaves_its_sessions_to_who_does() {
         all[all.len() / 2],
         all.last()
     );
+}
+
+#[test]
+fn a_request_waits_for_the_owner_s_own_copy_where_the_ready_one_is_not_heard() {
+    let mut waited = 0;
+    for seed in 1..=24 {
+        let (report, some) = one_link::ready_only_where_not_heard(seed, false);
+        if let Some(what) = report.violation {
+            let (report, _) = one_link::ready_only_where_not_heard(seed, true);
+            panic!("seed {seed}: {what}\n{}", report.story);
+        }
+        waited += some;
+    }
+    assert!(waited > 0, "no copy was starting when it was needed");
 }
 
 #[test]

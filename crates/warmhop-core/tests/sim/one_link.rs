@@ -22,7 +22,7 @@ const CUT: (usize, usize) = (0, 1);
 const CUT_MS: u64 = 50_000;
 /// When sessions are begun, after it began: nobody is suspected for so long.
 const BEGUN_AFTER_MS: u64 = 36_000;
-const CLIENTS: usize = 6;
+pub(crate) const CLIENTS: usize = 6;
 
 fn knobs(rng: &mut Prng, peers: usize, copies: usize) -> Knobs {
     Knobs {
@@ -45,9 +45,20 @@ fn knobs(rng: &mut Prng, peers: usize, copies: usize) -> Knobs {
 }
 
 /// Peers that have met, among which nothing goes wrong yet.
-fn healthy(seed: u64, listening: bool, peers: usize, copies: usize) -> Rc<World> {
+pub(crate) fn healthy(seed: u64, listening: bool, peers: usize, copies: usize) -> Rc<World> {
+    healthy_where(seed, listening, peers, copies, |_| {})
+}
+
+fn healthy_where(
+    seed: u64,
+    listening: bool,
+    peers: usize,
+    copies: usize,
+    differ: impl FnOnce(&mut Knobs),
+) -> Rc<World> {
     let mut rng = Prng(seed);
-    let knobs = knobs(&mut rng, peers, copies);
+    let mut knobs = knobs(&mut rng, peers, copies);
+    differ(&mut knobs);
     let world = World::new(knobs, rng, Narrator::new(listening));
     world.net.borrow_mut().heal();
     world.faults_on.set(false);
@@ -97,9 +108,9 @@ pub(crate) fn run(seed: u64, listening: bool, scene: Scene) -> Report {
     report(&world)
 }
 
-type List = Rc<std::cell::RefCell<Vec<u16>>>;
+pub(crate) type List = Rc<std::cell::RefCell<Vec<u16>>>;
 
-async fn begin(world: Rc<World>, client: Rc<Client>, at: usize, list: List) {
+pub(crate) async fn begin(world: Rc<World>, client: Rc<Client>, at: usize, list: List) {
     for _ in 0..2 {
         match client.demand(&world, at, Does::Append).await {
             Ok(reply) => *list.borrow_mut() = reply.answer.map_or(vec![], |it| read_list(&it).1),
@@ -281,4 +292,43 @@ pub(crate) fn owner_cut_off(seed: u64, listening: bool) -> (Report, Vec<u64>) {
     }
     let waits = waits.borrow().clone();
     (report(&world), waits)
+}
+
+/// The only ready copy of the app is at a peer that the sessions' owner does not hear, and the owner's own is
+/// slow to start: what is asked at the owner waits for that. Returns how many waited.
+pub(crate) fn ready_only_where_not_heard(seed: u64, listening: bool) -> (Report, u64) {
+    let idle = |knobs: &mut Knobs| {
+        knobs.apps[0] = knobs.apps[0].clone().with(|made| {
+            made.stop_when_idle = Some(Duration::from_secs(4));
+        });
+        knobs.start_ms = (2_000, 6_000);
+    };
+    let world = healthy_where(seed, listening, 3, 3, idle);
+    let demand = |client: &Rc<Client>, node: usize, does: Does| {
+        let (of, client) = (Rc::clone(&world), Rc::clone(client));
+        finish(&world, async move {
+            if let Err(what) = client.demand(&of, node, does).await {
+                of.violated(client.sid(), format!("{}: {what}", crate::name(node)));
+            }
+        });
+    };
+    demand(&Client::new(&world, 50), 1, Does::Read);
+    let clients: Vec<Rc<Client>> = (0..CLIENTS).map(|name| Client::new(&world, name)).collect();
+    for client in &clients {
+        demand(client, 0, Does::Append);
+    }
+    // The copy of the owner has had nothing to do since, and has ended.
+    world.run_until(world.now() + 12_000);
+    let end = world.now() + 20_000;
+    for (from, to) in [(0, 1), (1, 0)] {
+        world.net.borrow_mut().cut(from, to, end);
+    }
+    world.run_until(world.now() + 3_600);
+    let mut waited = 0;
+    for client in &clients {
+        let asked = world.now();
+        demand(client, 0, Does::Append);
+        waited += u64::from(world.now() - asked >= 1_000);
+    }
+    (report(&world), waited)
 }

@@ -304,6 +304,7 @@ impl Peer {
         self.view.borrow_mut().left(&crate::name(node), &inc, self.now());
         self.store.borrow_mut().peer_dead(inc);
         self.peer_lost(inc);
+        self.silences.set(self.silences.get() + 1);
         self.has_changed();
     }
 

@@ -8,7 +8,7 @@ use warmhop_core::ids::{Incarnation, PeerId};
 use warmhop_core::problem::ProblemKind;
 use warmhop_core::route::{
     ATTEMPTS_MAX, Action, Arrived, Candidate, Decision, LocalApp, Noted, NotedLoad, Question,
-    Queued, Versions, Viewpoint, decide, others_start, still_tried,
+    Queued, Versions, Viewpoint, decide, may_go_again, others_start, still_tried,
 };
 use warmhop_core::view::{AppState, View};
 
@@ -49,7 +49,6 @@ impl Peer {
         let since = self.now();
         let mut waiting: Option<Waits> = None;
         loop {
-            let tried = still_tried(tried, waiting.is_some());
             let decision = self.decision(at, tried, self.now().since(since), waiting.is_some());
             if decision.start_here {
                 self.tell(at, AppEvent::Wanted(WantedBy::Request));
@@ -79,11 +78,12 @@ impl Peer {
         let view = self.view.borrow();
         let state = slot.state();
         let draining = self.draining.get();
-        let candidates = if state == AppState::Ready && !draining {
+        let mut candidates = if state == AppState::Ready && !draining {
             Vec::new()
         } else {
             self.candidates(&view, at, others_start(&slot.policy, state, draining))
         };
+        candidates.retain(|it| may_go_again(it, tried, waits));
         decide(&Question {
             app: &slot.policy,
             local: LocalApp {
@@ -101,7 +101,7 @@ impl Peer {
             candidates: &candidates,
             arrived: Arrived::AtFrontDoor,
             affinity: None,
-            tried,
+            tried: still_tried(tried, waits),
             attempt_budget: ATTEMPTS_MAX,
             waited,
             queued: Queued::default(),

@@ -12,7 +12,8 @@
 //!
 //! Nor is it promised that a register has one history where all who can be reached were started anew while
 //! cut off from those who hold it, and have not met them for as long as a former life of theirs is missed:
-//! nobody is left there who knows of a mesh in which it was begun. Two such histories are not judged.
+//! nobody is left there who knows of a mesh in which it was begun. Two such histories are not judged, nor
+//! is it that the register is called absent there.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -122,25 +123,26 @@ pub(crate) fn is_lost(world: &World, sid: SessionId) {
     world.note_endangered(sid);
 }
 
-/// Whether those who hold what was answered have, in a long life, never met any of those who hold another
-/// list under the same key.
+/// Whether those who hold what was answered, or whoever called it absent, have, in a long life, never met any
+/// of those who hold another list under the same key.
 fn is_held_by_strangers(world: &World, sid: SessionId, reply: &Reply) -> bool {
     let list_of = |bytes: &[u8]| crate::reference::read_list(bytes).0;
-    let Some(answered) = reply.answer.as_ref().ok().and_then(|bytes| list_of(bytes)) else {
-        return false;
-    };
+    let Ok(answer) = &reply.answer else { return false };
+    let answered = list_of(answer);
     let peers = world.live_peers();
     let held = |peer: &&Rc<Peer>| {
         peer.look(sid, |machine| machine.state().and_then(|(bytes, _)| list_of(bytes))).flatten()
     };
-    let (these, others): (Vec<_>, Vec<_>) = peers
-        .iter()
-        .filter(|peer| held(peer).is_some())
-        .partition(|peer| held(peer) == Some(answered));
+    let (mut these, others): (Vec<_>, Vec<_>) =
+        peers.iter().filter(|peer| held(peer).is_some()).partition(|peer| held(peer) == answered);
+    if answered.is_none() {
+        these = peers.iter().filter(|peer| reply.served_by.as_ref() == Some(&peer.me)).collect();
+    }
     let is_old = |peer: &Peer| world.now() - peer.born >= REBORN_FOR.as_millis() as u64;
     let has_met =
         |peer: &Peer, other: &Peer| peer.view.borrow().by_incarnation(&other.inc).is_some();
     !others.is_empty()
+        && (answered.is_some() || !these.is_empty())
         && these.iter().all(|peer| is_old(peer) && !others.iter().any(|it| has_met(peer, it)))
 }
 

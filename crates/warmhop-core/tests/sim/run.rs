@@ -288,7 +288,10 @@ fn is_whole(world: &World, sid: SessionId, owner: usize) -> Result<(), String> {
     let owned = owner
         .look(sid, |machine| (machine.is_owner(), machine.members().to_vec(), machine.version()));
     let Some((true, members, version)) = owned else { return Err("it lost its owner".into()) };
-    let wanted = world.knobs.policy.copies.min(world.live_peers().len());
+    // One that went on alone votes no more.
+    let votes = |peer: &&Rc<Peer>| peer.look(sid, |it| it.fenced()).flatten().is_none();
+    let able = world.live_peers().iter().filter(votes).count();
+    let wanted = world.knobs.policy.copies.min(able);
     let config = owner.look(sid, |machine| machine.config().cloned()).flatten();
     let silenced = members
         .iter()

@@ -15,7 +15,7 @@ use warmhop_core::problem::ProblemKind;
 use warmhop_core::route::{
     ATTEMPTS_MAX, Action, Arrived, Candidate, Decision, HOT_AWAITING, LocalApp, PinTo, Question,
     Queued, RETRY_AFTER_DEFAULT, RETRY_AFTER_MAX, Reason, Refusal, Versions, Viewpoint, decide,
-    is_held_back, others_start, still_tried,
+    is_held_back, may_go_again, others_start, still_tried,
 };
 use warmhop_core::session::census::Census;
 use warmhop_core::version::AppVersion;
@@ -501,7 +501,10 @@ impl Node {
             let (zone, now) = (self.zone.as_deref(), self.clock.now());
             let others_start = others_start(&spec.policy, state, draining);
             let noted = noted_for(slot, whose);
-            Viewpoint { view: &view, zone, now }.candidates(slot.name(), others_start, noted)
+            let at = Viewpoint { view: &view, zone, now };
+            let mut candidates = at.candidates(slot.name(), others_start, noted);
+            candidates.retain(|it| may_go_again(it, placing.tried, waits));
+            candidates
         };
         let heard = placing.version.filter(|_| !is_plain).and_then(|_| slot.heard());
         let question = Question {

@@ -83,6 +83,7 @@ setups!(
     competing_takeovers,
     drawn_where_ballots_are_highest,
     takeover_against_change_of_members,
+    members_struck_off_against_takeover,
     amnesia_and_forgetting,
     repeats_and_floors,
     reads_under_takeover,

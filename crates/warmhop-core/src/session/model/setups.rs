@@ -69,6 +69,20 @@ pub(super) fn takeover_against_change_of_members() -> Setup {
     }
 }
 
+/// Two members are struck off, one after the other, while one of them takes over.
+pub(super) fn members_struck_off_against_takeover() -> Setup {
+    Setup {
+        name: "members struck off against takeover",
+        settled: 1,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[1],
+        takeovers: 1,
+        swaps: &[(Some(2), None), (Some(1), None)],
+        changes: 2,
+        ..Setup::PLAIN
+    }
+}
+
 /// A member restarts, another forgets, and the members change so that it may come back.
 pub(super) fn amnesia_and_forgetting() -> Setup {
     Setup {

@@ -1,0 +1,134 @@
+//! Which member of a session leaves it although nobody can take its place.
+//!
+//! Of three members of which one is gone for good, the other two have to agree on every change. If
+//! one of these goes as well, the last one may lack what was answered last, and the session is lost
+//! although each went alone. Struck off in time, the first leaves two members that both hold
+//! everything, and the second leaves one that does.
+//!
+//! Only a proof strikes a member off, or its own word that it leaves: one that is merely silent may
+//! be needed again, and a change of members would not wait for it.
+
+use core::time::Duration;
+
+use super::{Around, Held, Mend, Watch};
+use crate::ids::Incarnation;
+use crate::view::Liveness;
+
+/// How long a process that is gone for good remains a member if nobody can take its place: most
+/// peers are started again within this time, and then take their own.
+pub const STRUCK_AFTER: Duration = Duration::from_secs(10);
+
+impl Watch {
+    /// Decides for a session that this peer owns and is a member of, if no other process could
+    /// become one. If a majority of the members would not stay, it does not wait: they can only
+    /// agree as long as those that leave are there.
+    pub(super) fn strike(
+        &self,
+        held: &Held,
+        around: &Around<'_>,
+        is_dead: impl Fn(Incarnation) -> bool,
+    ) -> Option<Mend> {
+        let Around { me, now, alive, .. } = *around;
+        let members = &held.members;
+        let is_gone = |peer: Incarnation| is_dead(peer) || held.silenced.contains(&peer);
+        let votes = |peer: Incarnation| !is_gone(peer) && hears(around, peer);
+        let has_majority = |set: &[Incarnation], voteless: &[Incarnation]| {
+            let counts = |peer: &&Incarnation| votes(**peer) && !voteless.contains(*peer);
+            set.is_empty() || 2 * set.iter().filter(counts).count() > set.len()
+        };
+        if !members.contains(&me)
+            || !has_majority(members, &held.voteless)
+            || !has_majority(&held.before, &held.voteless_before)
+        {
+            return None;
+        }
+        let stays = |peer: &&Incarnation| alive.contains(*peer) && !is_gone(**peer);
+        let is_urgent = 2 * members.iter().filter(stays).count() <= members.len();
+        let change = |peer| Mend::Change { gone: Some(peer), newcomer: None };
+        if let Some(gone) = members.iter().copied().find(|peer| is_gone(*peer)) {
+            let missing = self.missing_since.get(&gone).map(|since| now.since(*since));
+            let is_due = is_urgent || missing.is_none_or(|span| span >= STRUCK_AFTER);
+            return Some(if is_due { change(gone) } else { Mend::Later });
+        }
+        let leaver = members.iter().copied().find(|peer| around.leaves(*peer))?;
+        (is_urgent && members.iter().all(|peer| votes(*peer))).then(|| change(leaver))
+    }
+}
+
+/// Whether this peer hears `peer`, which may be about to leave.
+pub(super) fn hears(around: &Around<'_>, peer: Incarnation) -> bool {
+    let belief = around.view.by_incarnation(&peer);
+    peer == around.me || belief.is_some_and(|it| it.alive == Liveness::Alive)
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::super::tests::{met, met_leaving, owned, peer};
+    use super::*;
+    use crate::config::SessionPolicy;
+    use crate::ids::{Now, SessionId};
+    use crate::session::repair::{Scope, countable};
+    use crate::view::View;
+
+    /// The first peer's decisions about a session of it and `others`, at these times in seconds.
+    fn looks(view: &View, held: &Held, dead: &[u8], at: &[u64]) -> Vec<Mend> {
+        let alive = countable(view, peer(1));
+        let policy = SessionPolicy::default();
+        let mut watch = Watch::default();
+        watch.begin(&alive, 0);
+        let look = |at: &u64| {
+            let now = Now(at * 1000);
+            let around = Around { me: peer(1), now, view, alive: &alive, policy: &policy };
+            let is_dead = |it: Incarnation| dead.iter().any(|number| it == peer(*number));
+            watch.look(SessionId([7; 16]), held, &around, Scope::Noted, is_dead)
+        };
+        at.iter().map(look).collect()
+    }
+
+    fn strikes(number: u8) -> Mend {
+        Mend::Change { gone: Some(peer(number)), newcomer: None }
+    }
+
+    #[test]
+    fn one_that_is_gone_for_good_is_struck_off_after_a_while() {
+        let view = met(&[2]);
+        let told = looks(&view, &owned(&[2, 3]), &[3], &[60, 69, 70]);
+        assert_eq!(told, [Mend::Later, Mend::Later, strikes(3)]);
+        let silent = looks(&view, &owned(&[2, 3]), &[], &[60, 70, 100]);
+        assert_eq!(silent, [Mend::Nothing; 3], "it may only be cut off");
+        let without_majority = looks(&met(&[]), &owned(&[2, 3]), &[3], &[60, 70]);
+        assert_eq!(without_majority, [Mend::Nothing; 2]);
+    }
+
+    #[test]
+    fn one_that_is_gone_for_good_is_replaced_where_somebody_can_take_its_place() {
+        let change = Mend::Change { gone: Some(peer(3)), newcomer: Some(peer(9)) };
+        assert_eq!(looks(&met(&[2, 9]), &owned(&[2, 3]), &[3], &[60]), [change]);
+    }
+
+    #[test]
+    fn one_that_leaves_is_struck_off_only_where_too_few_would_stay() {
+        let leaves = |held: &Held, others: &[u8], leaving: &[u8], dead: &[u8]| {
+            looks(&met_leaving(others, leaving), held, dead, &[60])[0]
+        };
+        assert_eq!(leaves(&owned(&[2]), &[2], &[2], &[]), strikes(2));
+        assert_eq!(leaves(&owned(&[2, 3]), &[2, 3], &[2], &[]), Mend::Nothing);
+        assert_eq!(leaves(&owned(&[2, 3]), &[2, 3], &[2, 3], &[]), strikes(2));
+        // First the one whose vote is lost, as long as the other one's can be had.
+        assert_eq!(leaves(&owned(&[2, 3]), &[2], &[2], &[3]), strikes(3));
+        // One that is only silent would be needed for every change after that.
+        assert_eq!(leaves(&owned(&[2, 3]), &[2], &[2], &[]), Mend::Nothing);
+    }
+
+    #[test]
+    fn one_that_lives_and_never_votes_again_is_replaced_or_struck_off() {
+        let fenced = |others: &[u8]| Held { silenced: [peer(3)].into(), ..owned(others) };
+        let change = Mend::Change { gone: Some(peer(3)), newcomer: Some(peer(9)) };
+        assert_eq!(looks(&met(&[2, 3, 9]), &fenced(&[2, 3]), &[], &[60]), [change]);
+        assert_eq!(looks(&met(&[2, 3]), &fenced(&[2, 3]), &[], &[60]), [strikes(3)]);
+        assert_eq!(looks(&met(&[2, 3]), &fenced(&[2]), &[], &[60]), [Mend::Nothing]);
+        assert_eq!(looks(&met(&[3]), &fenced(&[3]), &[], &[60]), [Mend::Nothing], "no majority");
+    }
+}
