@@ -115,6 +115,8 @@ pub struct PeerBelief {
     pub met: bool,
     /// It left cleanly: nobody needs to wait for this life of it any more.
     pub left: bool,
+    /// It left before others had taken in what it held: with it went what it had witnessed.
+    pub cut_short: bool,
     /// Since when it has been silent, if it is.
     silent: Option<Now>,
     /// From when until when it was silent the last time, if it is heard again.
@@ -248,7 +250,8 @@ impl View {
             }
             Arc::make_mut(&mut self.former).remove(&life.incarnation);
         }
-        if known && self.peers.get(peer).is_none_or(|former| !former.left) {
+        let owes_nothing = |former: &Arc<PeerBelief>| former.left && !former.cut_short;
+        if known && !self.peers.get(peer).is_some_and(owes_nothing) {
             self.note_reborn(life.incarnation, life.heard);
         }
         self.end_life(peer, life.heard);
@@ -303,6 +306,7 @@ impl View {
                 gone,
                 met,
                 left: false,
+                cut_short: false,
                 silent: None,
                 was_silent: None,
                 heard_by_others: None,
@@ -506,6 +510,30 @@ impl View {
         changed
     }
 
+    /// As [`View::left`], but others have not taken in what the peer held: a later life of it counts
+    /// as after a crash.
+    pub fn cut_short(&mut self, peer: &PeerId, incarnation: &Incarnation, now: Now) -> bool {
+        let changed = self.left(peer, incarnation, now);
+        if changed && let Some(belief) = self.belief_mut(peer) {
+            belief.cut_short = true;
+        }
+        changed
+    }
+
+    /// Takes an operator's word that a silent peer never comes back: as [`View::cut_short`]. Returns
+    /// the life that is over; `None` if the peer is unknown, heard here or by others, or left before.
+    pub fn write_off(&mut self, peer: &PeerId, now: Now) -> Option<Incarnation> {
+        let told_lately = |at: Now| now.since(at) < SUSPECT_MAX;
+        let is_silent = |it: &&PeerBelief| {
+            it.alive != Liveness::Alive && !it.left && !it.heard_by_others.is_some_and(told_lately)
+        };
+        let life = self.peer(peer).filter(is_silent)?.news.incarnation;
+        self.lost(peer, &life, now);
+        let belief = self.belief_mut(peer)?;
+        (belief.left, belief.cut_short) = (true, true);
+        Some(life)
+    }
+
     /// Notes that a life replaced another, which did not leave cleanly. If it is this very peer's
     /// life, this peer has forgotten what others count on.
     pub fn note_reborn(&mut self, incarnation: Incarnation, now: Now) {
@@ -533,7 +561,7 @@ impl View {
             belief.alive = to;
             if to == Liveness::Alive {
                 belief.met = true;
-                belief.left = false;
+                (belief.left, belief.cut_short) = (false, false);
                 belief.silent = None;
             }
         }
@@ -702,7 +730,7 @@ impl PeerBelief {
         }
         if revived {
             self.alive = Liveness::Alive;
-            self.left = false;
+            (self.left, self.cut_short) = (false, false);
             self.silent = None;
             self.was_silent = Some(silent);
         }

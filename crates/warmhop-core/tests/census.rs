@@ -44,6 +44,60 @@ fn news_of(number: u8, life: u8) -> PeerNews {
 }
 
 #[test]
+fn one_that_ended_before_others_had_what_it_held_counts_as_missed_unless_all_others_answer() {
+    let told = |silent: &[u8], answers: &[u8]| {
+        let known = Census { cut_short: incs(&[5]), ..census(&[2, 3, 4, 5], silent) };
+        let mut roll = Roll::new(inc(1), &known);
+        for peer in answers {
+            roll.answer(inc(*peer), None);
+        }
+        roll.gone(inc(5));
+        roll.verdict(true)
+    };
+    assert_eq!(told(&[5], &[2, 3, 4]), Verdict::Enough);
+    assert_eq!(
+        told(&[4, 5], &[2, 3]),
+        Verdict::TooFew,
+        "the two may have held what nobody else does"
+    );
+}
+
+#[test]
+fn one_that_ended_before_others_had_what_it_held_is_reborn_as_after_a_crash() {
+    for (in_good_order, others, reborn) in
+        [(true, vec![], vec![]), (false, incs(&[2]), incs(&[102]))]
+    {
+        let mut view = View::new(name(1));
+        hello(&mut view, 2, 0, Now(1), Source::FirstHand);
+        let ended = if in_good_order { View::left } else { View::cut_short };
+        assert!(ended(&mut view, &name(2), &inc(2), Now(5)));
+        assert_eq!(Census::of(&view, Now(5)).others, others);
+        hello(&mut view, 2, 1, Now(9), Source::FirstHand);
+        let census = Census::of(&view, Now(10));
+        assert_eq!((census.others, census.reborn), (incs(&[102]), reborn));
+    }
+}
+
+#[test]
+fn only_a_peer_that_nobody_hears_is_taken_for_gone_on_an_operator_s_word() {
+    let mut view = View::new(name(1));
+    let two = name(2);
+    assert_eq!(view.write_off(&two, Now(1)), None, "unknown");
+    hello(&mut view, 2, 0, Now(1_000), Source::FirstHand);
+    assert_eq!(view.write_off(&two, Now(2_000)), None, "heard");
+    view.suspect(&two, Now(3_000));
+    view.heard_by_others(&two, &inc(2), Now(4_000));
+    assert_eq!(view.write_off(&two, Now(5_000)), None, "others hear it");
+    assert_eq!(view.write_off(&two, Now(40_000)), Some(inc(2)));
+    assert_eq!(view.write_off(&two, Now(41_000)), None, "once");
+    let census = Census::of(&view, Now(42_000));
+    assert_eq!((census.others, census.cut_short), (incs(&[2]), incs(&[2])));
+    // It lives after all.
+    view.alive(&two, Now(43_000));
+    assert_eq!(Census::of(&view, Now(44_000)).cut_short, []);
+}
+
+#[test]
 fn all_but_one_suffice_where_they_are_a_majority() {
     let mut roll = Roll::new(inc(1), &census(&[2, 3, 4], &[]));
     assert_eq!(roll.verdict(true), Verdict::Wait);

@@ -8,6 +8,8 @@
 //! one of them finds too few.
 //!
 //! * A peer no longer counts once it is *proven* gone: it left cleanly, or runs as another process.
+//!   One that left before others had taken in what it held counts as missed, unless everyone else
+//!   known has answered: it cannot answer any more.
 //! * One *silent* peer may be missed. A second may be missed only if a majority of everyone known
 //!   has met it and has not heard it for long (`absent`).
 //! * A peer that was *reborn* a moment ago has forgotten what it witnessed, and counts as missed.
@@ -31,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use super::mutant::{self, Mutant};
 use crate::ids::{Incarnation, Now};
-use crate::view::{Liveness, View};
+use crate::view::{Liveness, PeerBelief, View};
 
 /// How long a peer may be silent before its absence can be confirmed.
 pub const ABSENT_AFTER: Duration = Duration::from_secs(30);
@@ -53,6 +55,10 @@ pub struct Census {
     pub absent: Vec<Incarnation>,
     /// Those that replaced a former process less than [`REBORN_FOR`] ago.
     pub reborn: Vec<Incarnation>,
+    /// Those of the silent that left before others had taken in what they held. This is not sent to
+    /// others: each knows by itself who left.
+    #[serde(skip)]
+    pub cut_short: Vec<Incarnation>,
     /// There have been no more than two peers for as long as this one and the other remember.
     pub pair: bool,
     /// This peer's process began less than [`REBORN_FOR`] ago.
@@ -76,9 +82,13 @@ impl Census {
     #[must_use]
     pub fn of(view: &View, now: Now) -> Self {
         let mut census = Self { pair: view.is_pair(), ..Self::default() };
-        for (_, belief) in view.peers().filter(|(_, belief)| !belief.left) {
+        let counts = |belief: &PeerBelief| !belief.left || belief.cut_short;
+        for (_, belief) in view.peers().filter(|(_, belief)| counts(belief)) {
             let peer = belief.news.incarnation;
             census.others.push(peer);
+            if belief.cut_short {
+                census.cut_short.push(peer);
+            }
             if belief.news.young {
                 census.young.push(peer);
             }
@@ -163,6 +173,8 @@ pub struct Roll {
     answered: BTreeSet<Incarnation>,
     silent: BTreeSet<Incarnation>,
     reborn: BTreeSet<Incarnation>,
+    /// Those that left before others had taken in what they held.
+    cut_short: BTreeSet<Incarnation>,
     /// Those that are young by their own answer.
     young: BTreeSet<Incarnation>,
     /// Those that a settled peer knows.
@@ -187,6 +199,7 @@ impl Roll {
             answered: BTreeSet::new(),
             silent: census.silent.iter().copied().collect(),
             reborn: BTreeSet::new(),
+            cut_short: census.cut_short.iter().copied().collect(),
             young: census.young.iter().copied().collect(),
             vouched: BTreeSet::new(),
             same: census.others.iter().copied().chain([me]).collect(),
@@ -228,8 +241,10 @@ impl Roll {
     /// witnessed.
     pub fn gone(&mut self, peer: Incarnation) {
         self.reborn.extend(self.everyone.iter().filter(|other| peer.is_before(other)));
-        self.everyone.remove(&peer);
         self.answered.remove(&peer);
+        if !self.cut_short.contains(&peer) {
+            self.everyone.remove(&peer);
+        }
     }
 
     /// Notes that `peer` cannot promise what it was asked for.
@@ -251,6 +266,7 @@ impl Roll {
     /// Updates which peers are not heard.
     pub fn hear(&mut self, census: &Census) {
         self.silent = census.silent.iter().copied().collect();
+        self.cut_short.extend(census.cut_short.iter().copied());
         self.reborn.extend(census.reborn.iter().copied());
     }
 
@@ -295,7 +311,9 @@ impl Roll {
             self.everyone.iter().copied().filter(|peer| !counts(peer)).collect();
         let count = self.everyone.len() + self.unmet;
         let is_majority = |some: usize| 2 * some > count;
-        let answers = |peer: &Incarnation| self.answered.contains(peer) || will(peer);
+        let answers = |peer: &Incarnation| {
+            self.answered.contains(peer) || self.cut_short.contains(peer) || will(peer)
+        };
         if self.unmet == 0 && self.everyone.iter().all(answers) {
             return true;
         }

@@ -90,15 +90,13 @@ pub(super) async fn run(
 
     let held = shared.links.hold();
     if shared.links.remove(&held, &link) {
-        let goodbye = matches!(&reason, ConnectionError::ApplicationClosed(close)
-            if close.error_code == close_code::GOODBYE);
+        let goodbye = goodbye_of(&reason);
         shared.counters.link_closed(close_label(&reason));
         shared.counters.links_now(shared.links.table().by_peer.len());
         debug!(peer = %link.peer.peer, %reason, "link is down");
-        if goodbye {
-            info!(peer = %link.peer.peer, "the peer has left");
+        if let Some(heard) = goodbye {
             shared.book.departed(&link.peer.peer, link.peer.incarnation);
-            shared.handler.on_liveness(&link.peer.peer, link.peer.incarnation, Heard::Left);
+            shared.handler.on_liveness(&link.peer.peer, link.peer.incarnation, heard);
         } else if !shared.closing.is_cancelled() {
             let why = seeds::why_closed(&reason);
             info!(peer = %link.peer.peer, why, "the link was lost; the peer is suspect");
@@ -107,6 +105,18 @@ pub(super) async fn run(
     }
     drop(held);
     shared.heed_name_in_use(&reason);
+}
+
+/// How the peer at the other end left, if it said goodbye.
+fn goodbye_of(reason: &ConnectionError) -> Option<Heard> {
+    match reason {
+        ConnectionError::ApplicationClosed(close) => match close.error_code {
+            close_code::GOODBYE => Some(Heard::Left),
+            close_code::CUT_SHORT => Some(Heard::CutShort),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// Resolves once `[mesh] refuse` names the peer at the other end.
@@ -122,6 +132,7 @@ fn close_label(reason: &ConnectionError) -> &'static str {
     match reason {
         ConnectionError::ApplicationClosed(close) => match close.error_code {
             close_code::GOODBYE => "goodbye",
+            close_code::CUT_SHORT => "cut-short",
             close_code::DRAINED => "drained",
             close_code::REPLACED => "replaced",
             close_code::NAME_IN_USE => "name-in-use",
@@ -192,7 +203,7 @@ async fn accept_hops(shared: Arc<Shared>, link: Arc<Link>) {
     // another.
     shared.taken_in.wait().await;
     let taken = link.taken.load(Ordering::Acquire);
-    link.conn.close(close_code::GOODBYE, taken.to_string().as_bytes());
+    link.conn.close(shared.goodbye(), taken.to_string().as_bytes());
 }
 
 async fn take_in(shared: &Shared, lease: &HopLease, mut send: SendStream, mut recv: RecvStream) {

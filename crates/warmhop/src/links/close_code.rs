@@ -2,7 +2,8 @@
 
 use quinn::VarInt;
 
-/// The peer leaves the mesh. The reason, if there is one, is how many hops it has accepted.
+/// The peer leaves the mesh, in good order. The reason, if there is one, is how many hops it has
+/// accepted.
 pub(crate) const GOODBYE: VarInt = VarInt::from_u32(1);
 /// Another link took this one's place, and its hops have ended.
 pub(crate) const DRAINED: VarInt = VarInt::from_u32(2);
@@ -26,6 +27,8 @@ pub(crate) const FULL: VarInt = VarInt::from_u32(10);
 pub(crate) const SILENT: VarInt = VarInt::from_u32(11);
 /// The operator of the peer has configured it to refuse the other.
 pub(crate) const REFUSED: VarInt = VarInt::from_u32(12);
+/// As [`GOODBYE`], but others have not taken in all that the peer held.
+pub(crate) const CUT_SHORT: VarInt = VarInt::from_u32(13);
 
 /// A stream of an unknown kind or with a malformed frame is stopped and reset with this code.
 pub(crate) const STREAM_REFUSED: VarInt = VarInt::from_u32(0x100);

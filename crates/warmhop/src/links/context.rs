@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use quinn::ConnectionError;
@@ -54,6 +54,8 @@ pub(crate) struct NetParts {
     pub(crate) acceptors: TaskTracker,
     /// This peer is about to leave.
     pub(crate) draining: AtomicBool,
+    /// Others have not taken in all that this peer holds.
+    pub(crate) owes: AtomicBool,
     /// Members that this peer refuses.
     pub(crate) refused: watch::Sender<RefusedPeers>,
     pub(crate) identity: Identity,
@@ -89,6 +91,12 @@ impl Deref for Shared {
 }
 
 impl NetParts {
+    /// How this peer says goodbye.
+    pub(crate) fn goodbye(&self) -> quinn::VarInt {
+        let owes = self.owes.load(Ordering::Acquire);
+        if owes { close_code::CUT_SHORT } else { close_code::GOODBYE }
+    }
+
     pub(crate) fn client_config(&self) -> quinn::ClientConfig {
         quinn::ClientConfig::clone(&self.client.load())
     }

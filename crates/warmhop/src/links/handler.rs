@@ -23,6 +23,8 @@ pub(crate) enum Heard {
     Gone,
     /// It said goodbye.
     Left,
+    /// It said goodbye before others had taken in what it held.
+    CutShort,
 }
 
 /// Receives what the network layer learns. All methods but [`NetHandler::on_hop`] are called from

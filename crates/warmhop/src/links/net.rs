@@ -31,7 +31,7 @@ use crate::links::seeds::Seeds;
 use crate::links::table::Links;
 use crate::links::tuning::NetTuning;
 use crate::links::wire::{self, SessionFrame};
-use crate::links::{accept, close_code, dial, gossip_loop};
+use crate::links::{accept, dial, gossip_loop};
 use crate::observe::clock::{self, Clock};
 use crate::observe::status::SeedStatus;
 
@@ -219,6 +219,7 @@ impl Net {
             taken_in: TaskTracker::new(),
             acceptors: TaskTracker::new(),
             draining: AtomicBool::new(false),
+            owes: AtomicBool::new(false),
             refused: watch::Sender::new(config.refused),
             identity: config.identity,
             client: ArcSwap::from_pointee(client),
@@ -414,6 +415,12 @@ impl Net {
         }
     }
 
+    /// Notes whether others have yet to take in what this peer holds: if it ends like that, its goodbye
+    /// says so, and what it held counts as lost.
+    pub(crate) fn owe(&self, owes: bool) {
+        self.parts.owes.store(owes, Ordering::Release);
+    }
+
     /// Answers the hops that were accepted, says goodbye to every peer, which they see at once, and
     /// shuts down. Idempotent.
     pub(crate) async fn close(&self) {
@@ -434,7 +441,7 @@ impl Net {
     pub(crate) async fn vanish(&self) {
         let parts = &self.parts;
         parts.closing.cancel();
-        parts.endpoint.close(close_code::GOODBYE, b"");
+        parts.endpoint.close(parts.goodbye(), b"");
         let ended = async {
             parts.endpoint.wait_idle().await;
             parts.tasks.close();
@@ -449,7 +456,7 @@ impl Net {
 /// Closes the endpoint when the last handle is gone or the network layer is closed.
 async fn end_with(shared: Arc<Shared>) {
     shared.closing.cancelled().await;
-    shared.endpoint.close(close_code::GOODBYE, b"");
+    shared.endpoint.close(shared.goodbye(), b"");
 }
 
 /// Delivers session frames from this peer to itself: through a queue, so that a handler which sends

@@ -195,7 +195,7 @@ pub(crate) fn why_closed(error: &ConnectionError) -> String {
                  [peer] name of its own"
                     .into()
             }
-            close_code::GOODBYE => "it is shutting down".into(),
+            close_code::GOODBYE | close_code::CUT_SHORT => "it is shutting down".into(),
             close_code::FULL => "it refuses this peer, since it knows as many as it can".into(),
             _ => error.to_string(),
         },

@@ -162,6 +162,7 @@ impl Builder {
             }
             doors.add(listener, tls);
         }
+        net.owe(true);
         Mesh(Arc::new(Running {
             node,
             net,

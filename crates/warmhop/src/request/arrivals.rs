@@ -78,9 +78,23 @@ impl NetHandler for Node {
             Heard::Left => {
                 info!(%peer, "the peer has left");
                 self.edit_view(|view, now| view.left(peer, &incarnation, now));
-                self.store.peer_dead(incarnation);
-                self.store.peer_lost(incarnation);
+                self.is_over(incarnation);
+            }
+            Heard::CutShort => {
+                warn!(%peer, "the peer has ended without handing over what it held");
+                self.edit_view(|view, now| view.cut_short(peer, &incarnation, now));
+                self.is_over(incarnation);
             }
         }
+    }
+}
+
+impl Node {
+    /// A life is over for good: it has no vote any more, and sessions that count on it are looked at,
+    /// even if nobody counted on that peer any more.
+    pub(crate) fn is_over(&self, life: Incarnation) {
+        self.store.peer_dead(life);
+        self.store.peer_lost(life);
+        self.silences.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -40,6 +40,22 @@ async fn a_goodbye_is_heard_at_once_and_not_taken_back() {
     close_all(peers).await;
 }
 
+#[tokio::test]
+async fn whoever_ends_in_a_hurry_does_not_count_as_one_that_left_in_good_order() {
+    let authority = Authority::generate("demo").unwrap();
+    let peers = mesh(&authority, &["a", "b", "c"]).await;
+    let (hurried, owing) = (peers[1].net.incarnation(), peers[2].net.incarnation());
+    for peer in &peers[1..] {
+        peer.net.owe(true);
+    }
+    peers[1].net.vanish().await;
+    peers[2].net.close().await;
+    peers[0].seen.hears(&id("b"), hurried, Heard::CutShort).await;
+    peers[0].seen.hears(&id("c"), owing, Heard::CutShort).await;
+    assert_eq!(peers[0].net.connected(), []);
+    close_all(peers).await;
+}
+
 /// A peer on a runtime of its own, which can die without a goodbye.
 struct Victim {
     runtime: Option<tokio::runtime::Runtime>,
