@@ -1,5 +1,6 @@
 //! What a peer does without being asked: it keeps copies ready, and sessions on enough peers.
 
+pub(crate) mod alone;
 pub(crate) mod gauges;
 pub(crate) mod repair;
 pub(crate) mod report;

@@ -26,4 +26,5 @@ pub(crate) mod registers;
 pub(crate) mod serve;
 mod too_old;
 pub(crate) mod under_way;
+pub(crate) mod unheard;
 mod whose;

@@ -495,7 +495,7 @@ impl Node {
         }
         let reason = ByReason { reason: failure.problem().name() };
         self.metrics.session_refusals.get_or_create(&reason).inc();
-        of_session(failure)
+        self.name_unheard(of_session(failure))
     }
 }
 

@@ -12,6 +12,9 @@ use crate::hop::{HopRefusal, SentProblem};
 use crate::http::body::Body;
 use crate::request::error_page::{ErrorPage, Shown, in_plain_words};
 
+/// The detail where no majority is reached, before the peers are named that are not heard.
+pub(crate) const NO_MAJORITY: &str =
+    "no majority of the peers that hold this session could be reached";
 /// Replaces the peers' names if they are not shown.
 pub(crate) const PSEUDONYM: &str = "gateway";
 
@@ -191,9 +194,7 @@ pub(crate) fn of_session(failure: &Failure) -> Problem {
 pub(crate) fn in_words(failure: &Failure) -> &'static str {
     match failure {
         Failure::QueueFull => "too many requests of this session wait already",
-        Failure::NoMajority { ran: false } => {
-            "no majority of the peers that hold this session could be reached"
-        }
+        Failure::NoMajority { ran: false } => NO_MAJORITY,
         Failure::NoMajority { ran: true } => {
             "the request ran, but no majority of the peers that hold its session confirmed it; \
              whether its change stays is unknown"

@@ -1,0 +1,38 @@
+//! Warns when this peer hears none of two or more others: it refuses changes of sessions and keys from then
+//! on, and nothing but a client's error would say why.
+
+use tracing::{info, warn};
+use warmhop_core::config::WithoutMajority;
+use warmhop_core::view::Liveness;
+
+use crate::request::node::Node;
+use crate::request::unheard::{WAY_OUT, in_words};
+
+/// Whether this peer was alone when it was last looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    is_alone: bool,
+}
+
+impl Watch {
+    /// Logs once when this peer comes to hear nobody, and once when that is over.
+    pub(crate) fn look(&mut self, node: &Node) {
+        let view = node.view();
+        let silent = node.unheard();
+        let hears_anyone = view.peers().any(|(_, belief)| belief.alive == Liveness::Alive);
+        let refuses = node.store.policy().without_majority == WithoutMajority::Refuse;
+        let is_alone = refuses && !silent.is_empty() && !hears_anyone && !view.is_pair();
+        if is_alone && !self.is_alone {
+            warn!(
+                "this peer hears no other: {}. Changes of sessions and keys get 503 \
+                 session-no-majority and -TRYAGAIN, requests that only read new sessions are served; {WAY_OUT}",
+                in_words(&silent)
+            );
+        } else if !is_alone && self.is_alone {
+            info!(
+                "this peer hears others again, or those that it does not hear left in good order"
+            );
+        }
+        self.is_alone = is_alone;
+    }
+}
