@@ -115,6 +115,11 @@ enum Command {
     },
     /// Show the peers of the mesh: who is there, since when, and where.
     Members {
+        /// Have the peer that is asked take this silent one for gone for good, and go on without it.
+        /// Say so to each peer that is left, and only of a peer that is stopped: if it lives behind a
+        /// cut link, both sides go on, and one loses what it answered.
+        #[arg(long, value_name = "NAME", value_parser = |text: &str| PeerId::new(text).map_err(|error| error.to_string()))]
+        gone: Option<PeerId>,
         #[command(flatten)]
         ask: Ask,
     },
@@ -398,7 +403,11 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
         Command::Undrain { ask } => in_runtime(async {
             act(ask, "/v1/undrain", |_| "the peer takes traffic again\n".into()).await
         }),
-        Command::Members { ask } => in_runtime(async {
+        Command::Members { gone: Some(peer), ask } => in_runtime(async move {
+            let path = format!("/v1/members/{peer}/gone");
+            act(ask, &path, |_| format!("{peer} is taken for gone for good\n")).await
+        }),
+        Command::Members { ask, .. } => in_runtime(async {
             let coloured = log::is_coloured(&std::io::stdout());
             ask_for(ask, "/v1/status", "/peer/name", |admin, answer| {
                 Ok(show::members(&admin.read(answer)?, coloured))

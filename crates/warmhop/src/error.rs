@@ -77,6 +77,14 @@ pub enum ControlError {
         #[source]
         source: Box<StartMeshError>,
     },
+    /// Another peer is not taken for gone: only one that this peer knows, and nobody hears, can be.
+    #[error("{name} is not taken for gone: {why}")]
+    NotGone {
+        /// That peer.
+        name: String,
+        /// Why not, in a sentence.
+        why: String,
+    },
     /// The app cannot be started on this peer.
     #[error("the app {name} is not started here: {why}")]
     NotStartable {

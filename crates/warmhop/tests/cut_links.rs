@@ -17,6 +17,7 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 use warmhop::Mesh;
 use warmhop::config::{SessionMode, StartMode};
+use warmhop::ids::PeerId;
 
 const NAMES: [&str; 4] = ["one", "two", "three", "four"];
 
@@ -192,6 +193,46 @@ async fn a_session_is_served_by_a_detour_where_its_owner_and_members_are_out_of_
 
 /// A peer that nobody hears is taken for dead after 30 s.
 const TAKEN_FOR_DEAD_AFTER: Duration = Duration::from_secs(35);
+
+/// It cannot tell peers that are down from a cut link: what it says names them, and what to do.
+#[tokio::test]
+async fn a_peer_that_hears_nobody_refuses_changes_and_says_whom_it_does_not_hear() {
+    let mut tasks = JoinSet::new();
+    let (bed, wires) = peers(3, &mut tasks).await;
+    let one = &bed.peers[0];
+    eventually("they hear each other", || hears(one, "two") && hears(one, "three")).await;
+    let early = one.write_off(&PeerId::new("two").unwrap()).unwrap_err().to_string();
+    assert!(early.contains("it is heard"), "{early}");
+    for other in [1, 2] {
+        wires.cut(0, other);
+    }
+    eventually("it hears nobody", || !hears(one, "two") && !hears(one, "three")).await;
+    assert_eq!(Client::default().get(one, "/").await.status, StatusCode::OK, "it only reads");
+    // A process that began a moment ago holds nothing back: whether that was carried out is unknown.
+    let refused = loop {
+        let answer = Client::default().post(one, "/add", "a").await;
+        if answer.status != StatusCode::BAD_GATEWAY {
+            break answer;
+        }
+    };
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{}", refused.text);
+    for part in ["session-no-majority", "two", "three", "not been heard for", "without_majority"] {
+        assert!(refused.text.contains(part), "{part}: {}", refused.text);
+    }
+    // On an operator's word that the others never come back it goes on alone.
+    tokio::time::sleep(TAKEN_FOR_DEAD_AFTER).await;
+    for name in &NAMES[1..3] {
+        let name = PeerId::new(name).unwrap();
+        eventually("nobody has heard it for long", || one.write_off(&name).is_ok()).await;
+    }
+    let twice = one.write_off(&PeerId::new("two").unwrap()).unwrap_err().to_string();
+    assert!(twice.contains("two is not taken for gone"), "{twice}");
+    let mut client = Client::default();
+    for expected in ["a ", "a a "] {
+        let served = client.post(one, "/add", "a").await;
+        assert_eq!((served.status, served.text.as_str()), (StatusCode::OK, expected));
+    }
+}
 
 /// Reads at `mesh` until it is served: links form again in their own time.
 async fn read(client: &mut Client, mesh: &Mesh) -> String {

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 
 use crate::admin::guard::Token;
 use crate::admin::routes::{self, More};
-use crate::admin::{life, peers, places};
+use crate::admin::{life, members, peers, places};
 use crate::mesh::running::Mesh;
 
 /// The routes of a peer for a server of your own on loopback, without a token: see [`Admin`] for
@@ -89,6 +89,7 @@ impl Admin {
         );
         let more = self.routes.merge(self.readable);
         let more = more.merge(peers::routes(&self.mesh)).merge(life::routes(&self.mesh));
+        let more = more.merge(members::routes(&self.mesh));
         routes::guarded(self.mesh, self.token, self.metrics, more)
     }
 }

@@ -25,6 +25,7 @@ mod builder;
 mod dashboard;
 mod guard;
 mod life;
+mod members;
 mod peer;
 mod peers;
 mod places;

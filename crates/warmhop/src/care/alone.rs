@@ -21,7 +21,11 @@ impl Watch {
         let silent = node.unheard();
         let hears_anyone = view.peers().any(|(_, belief)| belief.alive == Liveness::Alive);
         let refuses = node.store.policy().without_majority == WithoutMajority::Refuse;
-        let is_alone = refuses && !silent.is_empty() && !hears_anyone && !view.is_pair();
+        let is_alone = refuses
+            && !node.is_draining()
+            && !silent.is_empty()
+            && !hears_anyone
+            && !view.is_pair();
         if is_alone && !self.is_alone {
             warn!(
                 "this peer hears no other: {}. Changes of sessions and keys get 503 \

@@ -307,6 +307,29 @@ impl Mesh {
         peer_service::ask(&self.0.net, peer, name, request).await
     }
 
+    /// Takes an operator's word that a peer which is not heard never comes back with what it held: this
+    /// peer no longer waits for it, and goes on without it, alone if all others are gone. Each peer has
+    /// to be told. If that peer lives after all, on the other side of a cut link, a key may have two
+    /// values until the link is mended, of which one is then lost.
+    ///
+    /// # Errors
+    /// [`ControlError::NotGone`] if the peer is unknown, is heard here or by others, or has left already.
+    pub fn write_off(&self, peer: &PeerId) -> Result<(), ControlError> {
+        let node = &self.0.node;
+        if let Some(life) = node.edit_view(|view, now| view.write_off(peer, now)) {
+            tracing::warn!(%peer, "the peer is taken for gone for good, on an operator's word");
+            node.is_over(life);
+            return Ok(());
+        }
+        let view = node.view();
+        let why = match view.peer(peer) {
+            None => "this peer does not know it",
+            Some(belief) if belief.left => "it has left, or was taken for gone before",
+            Some(_) => "it is heard, or was by another peer less than 30 s ago; stop it first",
+        };
+        Err(ControlError::NotGone { name: peer.to_string(), why: why.into() })
+    }
+
     /// Whether this peer should be sent traffic: false while draining.
     #[must_use]
     pub fn takes_traffic(&self) -> bool {
@@ -381,6 +404,7 @@ impl Mesh {
                 shutdown::stop_apps(&running.node).await;
                 last.await;
                 shutdown::give_away_the_rest(&running.node).await;
+                running.net.owe(running.node.copies_to_replace() > 0);
                 running.net.close().await;
                 running.background.end().await;
             })

@@ -19,7 +19,7 @@ use super::*;
 use crate::hop::{self, HopHead, HopKind, HopRequest, Load, ReplySession};
 use crate::identity::Authority;
 use crate::links::carry;
-use crate::links::close_code::STREAM_REFUSED;
+use crate::links::close_code::{self, STREAM_REFUSED};
 use crate::links::counters::{Drop, Reason};
 use crate::links::endpoint::STREAM_WINDOW_BYTES;
 use crate::links::handler::Heard;
