@@ -32,6 +32,9 @@ use super::socket::{Socket, Talk};
 /// keep connections open for longer.
 const MOMENT: Duration = Duration::from_millis(500);
 
+/// The longest head of an answer, and the size of hyper's buffers.
+const HEAD_BYTES_MAX: usize = 408 * 1024;
+
 /// Requests to an app over HTTP/1.1.
 #[derive(Clone)]
 pub(super) struct Http1Client {
@@ -162,7 +165,7 @@ impl Http1Client {
         let response = answer.await.map_err(|mut failed| Failed {
             unsent: failed.take_message().is_some() || line.talk.is_unsent(),
             stale: line.talk.is_stale(),
-            error: failed.into_error().into(),
+            error: in_words(failed.into_error()),
         })?;
         let (parts, mut incoming) = response.into_parts();
         if is_coded(&parts.headers) {
@@ -202,6 +205,17 @@ impl Http1Client {
         let body = Answer { ahead, incoming, line: Some(line), pool };
         Ok(Response::from_parts(parts, Body::new(body)))
     }
+}
+
+/// An error of hyper's, which calls a head too large for the number of its fields as well.
+fn in_words(error: hyper::Error) -> BoxError {
+    if error.is_parse_too_large() {
+        let most = HEAD_BYTES_MAX / 1024;
+        let words =
+            format!("the head of its answer has more than {FIELDS_MAX} fields or {most} KiB");
+        return words.into();
+    }
+    error.into()
 }
 
 /// A new connection to the app.
@@ -254,8 +268,11 @@ impl Driven {
 impl Line {
     async fn over(socket: Box<Socket>, upgrades: bool) -> Result<Box<Self>, BoxError> {
         let talk = socket.talk();
-        let (sender, connection) =
-            Builder::new().max_headers(FIELDS_MAX).handshake(TokioIo::new(socket)).await?;
+        let (sender, connection) = Builder::new()
+            .max_headers(FIELDS_MAX)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .handshake(TokioIo::new(socket))
+            .await?;
         let driven = if upgrades {
             Driven::Upgradable(Box::pin(connection.with_upgrades()))
         } else {

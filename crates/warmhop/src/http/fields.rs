@@ -149,18 +149,25 @@ pub(crate) fn mend_framing(status: StatusCode, headers: &mut HeaderMap) {
     if no_content || headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
-    if headers.len() == headers.keys_len() {
+    // The same length several times, in one field or more, is one length (RFC 9112 section 6.3),
+    // but over HTTP/2 it is an error, and of a field with a list hyper makes no answer at all.
+    let lengths = headers.get_all(header::CONTENT_LENGTH);
+    let mut fields = lengths.iter().map(HeaderValue::as_bytes);
+    let Some(first) = fields.next() else { return };
+    if fields.next().is_none() && !first.contains(&b',') {
         return;
     }
-    // The same length twice is one length (RFC 9110 section 8.6), but over HTTP/2 it is an error.
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    if let (Some(first), Some(second)) = (lengths.next(), lengths.next())
-        && first == second
-        && lengths.all(|length| length == first)
-    {
-        let one = first.clone();
-        headers.insert(header::CONTENT_LENGTH, one);
+    let all = lengths.iter().flat_map(|field| field.as_bytes().split(|byte| *byte == b','));
+    let mut all = all.map(|length| number(length.trim_ascii()));
+    if let Some(one) = all.next().flatten().filter(|one| all.all(|length| length == Some(*one))) {
+        headers.insert(header::CONTENT_LENGTH, one.into());
     }
+}
+
+/// A number in digits alone.
+fn number(digits: &[u8]) -> Option<u64> {
+    let is_one = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(digits).ok().filter(|_| is_one)?.parse().ok()
 }
 
 /// Whether the client sends the body only after a `100 Continue` (RFC 9110 section 10.1.1).
@@ -600,6 +607,30 @@ mod tests {
         let mut plain = headers(&[("content-length", "5")]);
         mend_framing(StatusCode::OK, &mut plain);
         assert!(plain.contains_key("content-length"));
+    }
+
+    #[test]
+    fn one_length_that_is_said_several_times_is_said_once_and_another_beside_it_stays() {
+        for (said, told) in [
+            (&["2, 2"] as &[_], &["2"] as &[_]),
+            (&["2,2 ,\t2"], &["2"]),
+            (&["2", "2"], &["2"]),
+            (&["2, 2", "2"], &["2"]),
+            (&["2, 3"], &["2, 3"]),
+            (&["2", "3"], &["2", "3"]),
+            (&["2, 2", "3"], &["2, 2", "3"]),
+            (&["2,"], &["2,"]),
+            (&["+2, +2"], &["+2, +2"]),
+            (&[",", ","], &[",", ","]),
+        ] {
+            let mut fields: HeaderMap = said
+                .iter()
+                .map(|length| (header::CONTENT_LENGTH, HeaderValue::from_static(length)))
+                .collect();
+            mend_framing(StatusCode::OK, &mut fields);
+            let left: Vec<_> = fields.get_all(header::CONTENT_LENGTH).iter().collect();
+            assert_eq!(left, told, "{said:?}");
+        }
     }
 
     #[test]

@@ -240,6 +240,9 @@ async fn a_response_may_have_as_many_fields_as_a_request() {
         let response = service.call(get(&target)).await.unwrap();
         assert_eq!(response.headers().len(), FIELDS_MAX);
     }
+    let too_many = get(&format!("/{}", FIELDS_MAX + 1));
+    let error = server(many_fields).await.call(too_many).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("more than {FIELDS_MAX} fields")), "{error}");
 }
 
 #[tokio::test]
