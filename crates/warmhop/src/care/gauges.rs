@@ -127,7 +127,12 @@ impl Scrape<'_> {
             (vec![("reached", "true")], reached as f64),
             (vec![("reached", "false")], (seeds.len() - reached) as f64),
         ];
-        self.gauge("seeds", "Configured seeds, by whether they lead to a peer", None, &by_reach)?;
+        self.gauge(
+            "seeds",
+            "Configured seeds but the peer's own address, by whether they lead to a peer",
+            None,
+            &by_reach,
+        )?;
         self.gauge(
             "clock_correction",
             "The time that sessions go by, less this machine's clock: not 0 where that clock is far off",

@@ -230,6 +230,8 @@ pub(crate) async fn follow<R, Fut>(
                     if all_linked || reached.iter().flatten().any(|led| *led == Led::Elsewhere) {
                         shared.seeds.met(number);
                     }
+                    let here = reached.iter().all(|led| matches!(led, Ok(Led::Here)));
+                    shared.seeds.leads_here(number, here);
                     let trouble = reached.into_iter().find_map(Result::err);
                     shared.seeds.tried(number, trouble.filter(|_| !joined));
                     all_linked

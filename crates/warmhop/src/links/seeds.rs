@@ -66,6 +66,8 @@ struct Seed {
     reached: bool,
     /// It has led to another peer, or leads to this one alone.
     met: bool,
+    /// It leads to this peer alone, by the latest attempt.
+    leads_here: bool,
     trouble: Option<Trouble>,
     since: Instant,
     warned: Option<Instant>,
@@ -236,6 +238,7 @@ impl Seeds {
             while_named: CancellationToken::new().drop_guard(),
             reached: false,
             met: false,
+            leads_here: false,
             trouble: None,
             since: Instant::now(),
             warned: None,
@@ -302,6 +305,13 @@ impl Seeds {
         }
     }
 
+    /// Notes whether the seed of this number leads to this peer alone.
+    pub(crate) fn leads_here(&self, number: usize, alone: bool) {
+        if let Some(seed) = self.lock().iter_mut().find(|seed| seed.number == number) {
+            seed.leads_here = alone;
+        }
+    }
+
     /// How many seeds were never met, and are not the address of a peer that `is_known`.
     pub(crate) fn unmet(&self, is_known: impl Fn(SocketAddr) -> bool) -> usize {
         let leads = |seed: &Seed| seed.met || seed.name.parse().is_ok_and(&is_known);
@@ -320,14 +330,15 @@ impl Seeds {
         }
     }
 
-    /// The outcome of each, in the order of the configuration.
+    /// The outcome of each, in the order of the configuration. Seeds that lead to this peer alone
+    /// are left out: they would count as reached where no other is.
     pub(crate) fn status(&self) -> Vec<SeedStatus> {
         let status = |seed: &Seed| SeedStatus {
             seed: seed.name.clone(),
             reached: seed.reached,
             error: seed.trouble.as_ref().map(|trouble| trouble.why.clone()),
         };
-        self.lock().iter().map(status).collect()
+        self.lock().iter().filter(|seed| !seed.leads_here).map(status).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Seed>> {
@@ -395,6 +406,21 @@ mod tests {
         seeds.tried(0, Some(Trouble::of_dial(addr(), &DialError::NoAnswer)));
         seeds.tried(0, None);
         assert_eq!(seeds.unmet(|_| false), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_seed_that_leads_here_alone_counts_neither_as_reached_nor_as_missing() {
+        let seeds = Seeds::new(&["me:1".into(), "a:1".into()]);
+        seeds.leads_here(0, true);
+        seeds.tried(0, None);
+        seeds.tried(1, Some(Trouble::of_dial(addr(), &DialError::NoAnswer)));
+        let told = seeds.status();
+        assert_eq!((told.len(), told[0].seed.as_str(), told[0].reached), (1, "a:1", false));
+        // Its name leads to others as well by now.
+        seeds.leads_here(0, false);
+        seeds.tried(0, None);
+        let told = seeds.status();
+        assert_eq!((told.len(), told[0].seed.as_str(), told[0].reached), (2, "me:1", true));
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,7 +20,8 @@ pub struct Status {
     pub sessions: SessionCounts,
     /// How many sessions this peer took over from others since its start.
     pub takeovers: u64,
-    /// The peers that it was configured to join, in the order of the configuration.
+    /// The peers that it was configured to join, in the order of the configuration, without those
+    /// addresses that lead to this peer alone.
     pub seeds: Vec<SeedStatus>,
 }
 
@@ -30,7 +31,7 @@ pub struct Status {
 pub struct SeedStatus {
     /// `HOST:PORT`, as configured.
     pub seed: String,
-    /// Whether it leads to a peer of the mesh, this one included.
+    /// Whether it leads to another peer of the mesh.
     pub reached: bool,
     /// Why it does not; absent if it does, and before the first attempt has ended.
     pub error: Option<String>,

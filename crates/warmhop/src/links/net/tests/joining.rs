@@ -89,11 +89,17 @@ async fn ones_own_address_among_the_seeds_does_no_harm() {
     let addr = reserved.local_addr().unwrap();
     drop(reserved);
     // It advertises another name for itself, so it cannot tell by the address alone.
-    let mut alone = config(&authority, "a", &[addr]);
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut alone = config(&authority, "a", &[addr, silent.local_addr().unwrap()]);
     alone.listen = addr;
     alone.advertise = Some(SocketAddr::from(([127, 0, 0, 2], addr.port())));
     let alone = Peer::start(alone).await;
     eventually("it has met itself", || alone.net.parts.book.knows_itself(&id("a"), addr)).await;
+    eventually("one seed is missing of one", || {
+        let told = alone.net.seeds();
+        told.len() == 1 && !told[0].reached && told[0].error.is_some()
+    })
+    .await;
     assert!(alone.net.connected().is_empty());
     assert!(alone.seen.events.lock().unwrap().is_empty());
     assert!(alone.net.name_clash().now_or_never().is_none());
