@@ -127,6 +127,50 @@ async fn others_are_served(door: SocketAddr) {
 }
 
 #[tokio::test]
+async fn what_is_no_request_is_counted_by_its_reason_and_once() {
+    let (mesh, door) = one_peer(|builder| builder).await;
+    let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "A: b\r\n".repeat(200));
+    let long = format!("GET / HTTP/1.1\r\nHost: a\r\nB: {}\r\n\r\n", "b".repeat(80 * 1024));
+    let tables: [(&str, &[&str]); 5] = [
+        (
+            "ambiguous-head",
+            &[
+                "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551615\r\n\r\n",
+            ],
+        ),
+        (
+            "unreadable-head",
+            &[
+                "GET /\r\nHost: a\r\n\r\n",
+                "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+                "GET ?q=1 HTTP/1.1\r\nHost: a\r\n\r\n",
+                "GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n",
+                // Behind a request as well.
+                "GET / HTTP/1.1\r\nHost: a\r\n\r\nno request\r\n\r\n",
+            ],
+        ),
+        ("head-too-large", &[&many, &long]),
+        // A frame longer than any may be.
+        ("http2-error", &["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\u{7f}\u{7f}\u{7f}\0\0\0\0\0\0"]),
+        ("tls-on-plain-door", &["\u{16}\u{3}\u{1}\0\u{7f}\u{1}\0\0\u{7b}\u{3}\u{3}"]),
+    ];
+    for (reason, table) in tables {
+        for (at, bytes) in table.iter().enumerate() {
+            let mut stream = TcpStream::connect(door).await.unwrap();
+            // It may be refused, and reset, before the last of it was sent.
+            let _ = stream.write_all(bytes.as_bytes()).await;
+            let _ =
+                tokio::time::timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.unwrap();
+            eventually("it is counted", || refused(&mesh, reason) == at as u64 + 1).await;
+        }
+    }
+    for (reason, table) in tables {
+        assert_eq!(refused(&mesh, reason), table.len() as u64, "{reason}");
+    }
+}
+
+#[tokio::test]
 async fn heads_that_never_end_take_no_more_than_the_budget() {
     const BUDGET: u64 = 4 << 20;
     let (mesh, door) =

@@ -281,6 +281,9 @@ async fn connection<IO>(
         biased;
         outcome = serving => {
             if let Err(error) = outcome {
+                if let Some(why) = Refusal::of_error(&*error) {
+                    account.ended_by(why);
+                }
                 debug!(client = ?client.addr, %error, "client connection ended");
             }
         }
@@ -402,6 +405,9 @@ impl Visit {
         let counted = self.in_flight.begin(&request);
         // hyper itself limits the fields of HTTP/1.
         let too_many_fields = request.headers().len() > FIELDS_MAX;
+        if too_many_fields {
+            account.refused(Refusal::HeadTooLarge);
+        }
         let exchange = Exchange::new(Arc::clone(account), grpc::is_grpc(request.headers()));
         let request = request.map(|incoming| {
             if incoming.is_end_stream() {

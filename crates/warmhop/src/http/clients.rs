@@ -138,6 +138,8 @@ pub(crate) struct Account {
     awaited: AtomicUsize,
     /// What is charged to the budget for all of it.
     charged: AtomicI64,
+    /// It was refused something, which is counted already.
+    refused: AtomicBool,
 }
 
 /// A connection's place, given back when this is dropped.
@@ -195,6 +197,7 @@ impl Clients {
                 took: AtomicU64::new(0),
                 awaited: AtomicUsize::new(0),
                 charged: AtomicI64::new(0),
+                refused: AtomicBool::new(false),
             });
             table.accounts.insert(id, Arc::clone(&account));
             table.by_address.entry(address).or_default().insert(id);
@@ -412,7 +415,15 @@ impl Account {
 
     /// Counts a refusal of this client.
     pub(crate) fn refused(&self, why: Refusal) {
+        self.refused.store(true, Relaxed);
         self.clients.refusals.note(why);
+    }
+
+    /// Counts a refusal by which the connection ended, unless it ended by one that is counted.
+    pub(crate) fn ended_by(&self, why: Refusal) {
+        if !self.refused.load(Relaxed) {
+            self.refused(why);
+        }
     }
 
     /// For how long no request has been in flight; absent while one is.

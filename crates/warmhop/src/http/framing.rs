@@ -28,6 +28,12 @@ pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// The most fields in a request head.
 pub(crate) const FIELDS_MAX: usize = 128;
 
+/// The longest body that a head may announce: hyper counts no further.
+const LENGTH_MAX: u64 = u64::MAX - 2;
+
+/// The first byte of a TLS connection, a handshake record (RFC 8446 section 5.1), and of no HTTP.
+const TLS_HANDSHAKE: u8 = 22;
+
 /// What ends a spoilt head for hyper.
 const SPOILT_END: &[u8] = b"\r\n\r\n";
 /// The start of an HTTP/2 connection (RFC 9113 section 3.4).
@@ -197,8 +203,8 @@ enum Head {
     Partial,
     /// It ends after this many bytes of the latest read, and `then` follows.
     Ends { bytes: usize, then: At },
-    /// It is ambiguous, and has to be spoilt.
-    Ambiguous,
+    /// It is refused here, and has to be spoilt.
+    Refused(Refusal),
 }
 
 impl Watch {
@@ -224,14 +230,14 @@ impl Watch {
                         self.at = then;
                         bytes
                     }
-                    Head::Ambiguous => {
+                    Head::Refused(why) => {
                         // NUL is allowed nowhere in a head, so hyper answers 400 once it sees an
                         // end. The head is not complete without these bytes: it has not been taken
                         // for a request.
                         bytes[from..].fill(0);
                         self.spoilt = true;
                         self.at = At::Refused;
-                        return (bytes.len(), Some(Refusal::AmbiguousHead));
+                        return (bytes.len(), Some(why));
                     }
                 },
                 At::Fixed(left) => {
@@ -299,6 +305,9 @@ impl Watch {
             if H2_PREFACE.starts_with(head) {
                 return Head::Partial;
             }
+            if head.first() == Some(&TLS_HANDSHAKE) {
+                return Head::Refused(Refusal::TlsOnPlainDoor);
+            }
         }
         // The end may straddle two reads: look from three bytes before the seam. What looked like a
         // preface and was none has not been looked at.
@@ -321,7 +330,7 @@ impl Watch {
                 }
                 Head::Ends { bytes: end - held, then }
             }
-            Err(Ambiguous) => Head::Ambiguous,
+            Err(Ambiguous) => Head::Refused(Refusal::AmbiguousHead),
         }
     }
 }
@@ -367,7 +376,7 @@ fn framing(head: &[u8]) -> Result<At, Ambiguous> {
                 return Err(Ambiguous);
             }
             let value = text.parse().map_err(|_| Ambiguous)?;
-            if length.is_some() {
+            if length.is_some() || value > LENGTH_MAX {
                 return Err(Ambiguous);
             }
             length = Some(value);
@@ -447,6 +456,7 @@ mod tests {
             "Content-Length: 5\r\nContent-Length: 5\r\n",
             "Content-Length: 5, 5\r\n",
             "Content-Length: +5\r\n",
+            "Content-Length: 18446744073709551615\r\n",
             "Content-Length:\r\n",
             "Transfer-Encoding: xchunked\r\n",
             "Transfer-Encoding: gzip, chunked\r\n",
@@ -549,6 +559,20 @@ mod tests {
         let upgrade = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\x81\x05";
         let (seen, at) = feed(upgrade, 7);
         assert_eq!((seen.as_slice(), at), (upgrade.as_slice(), At::Opaque));
+    }
+
+    #[test]
+    fn a_client_that_speaks_tls_is_known_by_its_first_byte() {
+        let hello = [22, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3];
+        for step in 1..=hello.len() {
+            let mut watch = Watch::default();
+            let mut first = hello[..step].to_vec();
+            assert_eq!(watch.see(&mut first), (step, Some(Refusal::TlsOnPlainDoor)));
+            assert_eq!((watch.at, watch.spoilt), (At::Refused, true));
+        }
+        // Behind a request it is only garbage.
+        let mut behind = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n\x16\x03\r\n\r\n".to_vec();
+        assert_eq!(Watch::default().see(&mut behind), (behind.len(), None));
     }
 
     #[test]

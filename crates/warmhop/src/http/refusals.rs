@@ -1,6 +1,7 @@
 //! Refusals of clients that sent no complete request: counted by reason, and logged at most once a
 //! second for each reason, because a refused client may come back as fast as it can.
 
+use std::error::Error;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,14 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 pub(crate) enum Refusal {
     /// A head that two readers could understand differently.
     AmbiguousHead,
+    /// A head that is none of HTTP.
+    UnreadableHead,
+    /// A head with more fields or bytes than there may be.
+    HeadTooLarge,
+    /// A connection that broke the rules of HTTP/2.
+    Http2Error,
+    /// A connection that began as TLS does, at a door without it.
+    TlsOnPlainDoor,
     /// A chunked body that two readers could end at different places.
     MalformedChunks,
     /// The clients together took more memory than they may.
@@ -38,8 +47,12 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 14] = [
         Self::AmbiguousHead,
+        Self::UnreadableHead,
+        Self::HeadTooLarge,
+        Self::Http2Error,
+        Self::TlsOnPlainDoor,
         Self::MalformedChunks,
         Self::OverBudget,
         Self::TooManyFromAddress,
@@ -51,10 +64,28 @@ impl Refusal {
         Self::UntrustedProxy,
     ];
 
+    /// The refusal that hyper's error means; `None` if it means another end of a connection.
+    pub(crate) fn of_error(error: &(dyn Error + 'static)) -> Option<Self> {
+        let error = error.downcast_ref::<hyper::Error>()?;
+        if error.is_parse_too_large() {
+            return Some(Self::HeadTooLarge);
+        }
+        if error.is_parse() {
+            return Some(Self::UnreadableHead);
+        }
+        // What the client itself ended, or the network, is no refusal.
+        let error = error.source()?.downcast_ref::<h2::Error>()?;
+        error.is_library().then_some(Self::Http2Error)
+    }
+
     /// A stable name for counters.
     fn label(self) -> &'static str {
         match self {
             Self::AmbiguousHead => "ambiguous-head",
+            Self::UnreadableHead => "unreadable-head",
+            Self::HeadTooLarge => "head-too-large",
+            Self::Http2Error => "http2-error",
+            Self::TlsOnPlainDoor => "tls-on-plain-door",
             Self::MalformedChunks => "malformed-chunks",
             Self::OverBudget => "over-budget",
             Self::TooManyFromAddress => "too-many-from-address",
@@ -72,6 +103,17 @@ impl Refusal {
         match self {
             Self::AmbiguousHead => {
                 "a request's head was ambiguous; it got 400, and its connection was closed"
+            }
+            Self::UnreadableHead => {
+                "a request's head was not HTTP; it got 400, and its connection was closed"
+            }
+            Self::HeadTooLarge => {
+                "a request's head had more than 64 KiB, or more than 128 fields; it got 431"
+            }
+            Self::Http2Error => "a client broke the rules of HTTP/2; its connection was closed",
+            Self::TlsOnPlainDoor => {
+                "a client spoke TLS to a front door without it, as for https:// in place of \
+                 http://; its connection was closed"
             }
             Self::MalformedChunks => {
                 "the end of a chunked body was ambiguous; it was cut off, and its connection was closed"
