@@ -441,8 +441,10 @@ pub struct OtherPeer {
     pub alive: bool,
     /// Whether it is draining.
     pub draining: bool,
-    /// `alive`, `suspect`, `draining` or `gone`.
+    /// `alive`, `unlinked`, `suspect`, `draining` or `gone`.
     pub state: String,
+    /// Why the peer that was asked can make no link to it, if others hear it.
+    pub unlinked: Option<String>,
     /// The round trip to it.
     pub rtt_us: Option<u64>,
     /// Its zone.

@@ -68,7 +68,7 @@ impl Meaning {
             "ready" | "serving" | "alive" | "served" => Some(Self::Good),
             "starting" | "stopping" | "draining" | "drained" | "suspect" => Some(Self::Passing),
             "wait" | "waited" | "shown a page" => Some(Self::Passing),
-            "failed" | "gone" | "no answer" | COLD_AFTER_A_FAILURE => Some(Self::Bad),
+            "failed" | "gone" | "unlinked" | "no answer" | COLD_AFTER_A_FAILURE => Some(Self::Bad),
             "refuse" | "refused" | "problem" => Some(Self::Bad),
             _ => None,
         }

@@ -35,7 +35,6 @@ pub fn status(status: &Status, coloured: bool) -> String {
 
     peers(status, coloured, &mut text);
     text.push_str(&to_see_to(status));
-    text.push_str(&seeds(&status.seeds));
 
     if app_names(status).is_empty() {
         text.push_str("\nno apps are configured on this peer\n");
@@ -208,9 +207,10 @@ pub fn members(status: &Status, coloured: bool) -> String {
     text
 }
 
-/// What needs attention: seeds that are not reached, and certificates that end.
+/// What needs attention: peers without a link, seeds that are not reached, and certificates that
+/// end.
 fn to_see_to(status: &Status) -> String {
-    seeds(&status.seeds) + &certificates(&status.peer, SystemTime::now())
+    unlinked(&status.peers) + &seeds(&status.seeds) + &certificates(&status.peer, SystemTime::now())
 }
 
 /// Which certificates of the peer end soon; empty if none does.
@@ -228,6 +228,19 @@ fn certificates(peer: &ThisPeer, now: SystemTime) -> String {
         }
     }
     text
+}
+
+/// The peers to which no link can be made though others hear them, and why; empty if there are none.
+fn unlinked(peers: &[OtherPeer]) -> String {
+    let why = |peer: &OtherPeer| {
+        let why = peer.unlinked.as_deref()?;
+        Some(format!("  {}: {}\n", clean(&peer.name), clean(why)))
+    };
+    let lines: Vec<_> = peers.iter().filter_map(why).collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    format!("\nalive, without a link: {} of {}\n{}", lines.len(), peers.len(), lines.concat())
 }
 
 /// How many seeds are reached, and why the others are not; empty if all are.
@@ -434,6 +447,23 @@ blog: it exited with status 3
     boom
 ";
         assert_eq!(status(&example(), false), expected);
+    }
+
+    #[test]
+    fn each_trouble_with_others_is_told_once_in_the_status_and_among_the_members() {
+        let mut told = example();
+        told.peers[0].state = "unlinked".into();
+        told.peers[0].unlinked = Some("nobody answers at 127.0.0.1:7002".into());
+        told.seeds = vec![Seed { seed: "far:1".into(), reached: false, error: None }];
+        for shown in [status(&told, false), members(&told, false)] {
+            for line in [
+                "alive, without a link: 1 of 2\n  peer-2: nobody answers at 127.0.0.1:7002\n",
+                "seeds: 0 of 1 reached\n  far:1: not tried yet\n",
+            ] {
+                assert_eq!(shown.matches(line).count(), 1, "{shown}");
+            }
+            assert!(shown.contains("peer-2") && shown.contains("unlinked"), "{shown}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::admin::guard::{Guard, Token, check};
 use crate::admin::peer::Peer;
 use crate::admin::watchers::Who;
 use crate::error::ControlError;
-use crate::observe::status::{RequestTrace, Status};
+use crate::observe::status::{OtherPeer, RequestTrace, Status};
 
 /// How long an answer may take to begin.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -104,14 +104,16 @@ fn verbose(status: &Status) -> String {
     use std::fmt::Write;
     let reached = status.seeds.iter().filter(|seed| seed.reached).count();
     let alive = status.peers.iter().filter(|peer| peer.alive).count();
-    let mut text = format!(
-        "peers: {alive} of {} alive\nseeds: {reached} of {} reached\n",
-        status.peers.len(),
-        status.seeds.len()
-    );
+    let mut text = format!("peers: {alive} of {} alive", status.peers.len());
+    let unlinked = |peer: &OtherPeer| Some(format!("{}: {}", peer.name, peer.unlinked.as_ref()?));
+    let unlinked: Vec<_> = status.peers.iter().filter_map(unlinked).collect();
+    // Writing to a string cannot fail.
+    if !unlinked.is_empty() {
+        let _ = write!(text, ", {} without a link ({})", unlinked.len(), unlinked.join("; "));
+    }
+    let _ = writeln!(text, "\nseeds: {reached} of {} reached", status.seeds.len());
     for seed in status.seeds.iter().filter(|seed| !seed.reached) {
         let why = seed.error.as_deref().unwrap_or("not tried yet");
-        // Writing to a string cannot fail.
         let _ = writeln!(text, "  {}: {why}", seed.seed);
     }
     for app in &status.apps {

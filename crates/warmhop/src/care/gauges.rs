@@ -19,7 +19,7 @@ use crate::care::skew;
 use crate::request::node::Node;
 
 /// Every state that [`peer_state`] returns.
-const PEER_STATES: [&str; 4] = ["alive", "suspect", "draining", "gone"];
+const PEER_STATES: [&str; 5] = ["alive", "unlinked", "suspect", "draining", "gone"];
 /// Every state that an app can be in.
 const APP_STATES: [AppState; 6] = [
     AppState::Cold,
@@ -209,7 +209,7 @@ impl Scrape<'_> {
         let mut by_state = PEER_STATES.map(|state| (vec![("state", state)], 0.0));
         let (mut round_trips, mut clocks) = (Vec::new(), Vec::new());
         for (name, belief) in view.peers() {
-            let state = peer_state(belief);
+            let state = peer_state(node, name, belief);
             if let Some(entry) = by_state.iter_mut().find(|(labels, _)| labels[0].1 == state) {
                 entry.1 += 1.0;
             }

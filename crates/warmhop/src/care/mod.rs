@@ -5,5 +5,6 @@ pub(crate) mod gauges;
 pub(crate) mod repair;
 pub(crate) mod report;
 pub(crate) mod skew;
+pub(crate) mod unlinked;
 pub(crate) mod upkeep;
 pub(crate) mod ways;

@@ -9,7 +9,7 @@ use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, SessionKey};
 use warmhop_core::view::{Liveness, PeerBelief, View};
 
 use crate::app::slot::Slot;
-use crate::care::skew;
+use crate::care::{skew, unlinked};
 use crate::links::net::Net;
 use crate::observe::history::Totals;
 use crate::observe::status::{
@@ -124,7 +124,8 @@ fn other(node: &Node, name: &PeerId, belief: &PeerBelief, now: Now) -> OtherPeer
         incarnation: belief.news.incarnation.to_string(),
         alive: belief.alive == Liveness::Alive,
         draining: belief.news.draining,
-        state: peer_state(belief).into(),
+        state: peer_state(node, name, belief).into(),
+        unlinked: unlinked::why(node, name, belief),
         rtt_us: rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
         clock_ahead_ms: node.clock.ahead_of_own_ms(name),
         zone: belief.news.zone.clone(),
@@ -172,11 +173,12 @@ fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-pub(super) fn peer_state(belief: &PeerBelief) -> &'static str {
+pub(super) fn peer_state(node: &Node, name: &PeerId, belief: &PeerBelief) -> &'static str {
     match belief.alive {
         Liveness::Dead => "gone",
         Liveness::Suspect => "suspect",
         Liveness::Alive if belief.news.draining => "draining",
+        Liveness::Alive if unlinked::why(node, name, belief).is_some() => "unlinked",
         Liveness::Alive => "alive",
     }
 }

@@ -10,7 +10,7 @@ use warmhop_core::scale::{LOOK_EVERY, SURPLUS_AFTER, copies_wanted, is_surplus};
 use warmhop_core::view::{AppState, Liveness};
 
 use crate::care::repair::Repair;
-use crate::care::{alone, report, skew};
+use crate::care::{alone, report, skew, unlinked};
 use crate::observe::history;
 use crate::request::node::{FORGET_DEAD_AFTER, Node};
 
@@ -28,6 +28,7 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
     let mut repair = Repair::default();
     let mut skew = skew::Watch::default();
     let mut alone = alone::Watch::default();
+    let mut unlinked = unlinked::Watch::default();
     loop {
         changes.mark_unchanged();
         let busy = repair.sweep(&node);
@@ -46,6 +47,7 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
         }
         skew.look(&node);
         alone.look(&node);
+        unlinked.look(&node);
         node.count_peers();
         let now = node.clock.now();
         for peer in node.view().unheard(now).filter(|peer| node.net.rtt(peer).is_none()) {

@@ -12,6 +12,7 @@ use warmhop_core::ids::{Incarnation, PeerId};
 use warmhop_core::view::PeerNews;
 
 use crate::links::link::Link;
+use crate::links::seeds::Trouble;
 use crate::links::table::Links;
 
 /// The most peers that are known at once. Peers beyond them get no link.
@@ -45,6 +46,15 @@ pub(super) struct KnownState {
     pub(super) departed: bool,
     /// A task keeps a link to it.
     pub(super) kept: bool,
+    /// That task has no link to keep.
+    pub(super) missing: Option<Missing>,
+}
+
+/// A link that is missing.
+pub(super) struct Missing {
+    since: Instant,
+    /// Why the last attempt to make one failed.
+    trouble: Option<Trouble>,
 }
 
 /// Why there is no link to a peer.
@@ -160,6 +170,31 @@ impl Book {
         }
     }
 
+    /// Others hear a peer anew: it has been without a link only from now on.
+    pub(crate) fn is_back(&self, peer: &PeerId) {
+        if let Some(known) = self.lock().get(peer)
+            && let Some(missing) = &mut known.lock().missing
+        {
+            missing.since = Instant::now();
+        }
+    }
+
+    /// Why no link could be made to a peer that has been without one for longer than `after`.
+    pub(crate) fn why_unlinked(
+        &self,
+        links: &Links,
+        peer: &PeerId,
+        after: Duration,
+    ) -> Option<String> {
+        if links.to(peer).is_some() {
+            return None;
+        }
+        let known = self.lock().get(peer).cloned()?;
+        let state = known.lock();
+        let missing = state.missing.as_ref().filter(|it| it.since.elapsed() > after)?;
+        missing.trouble.as_ref().map(|trouble| trouble.why().to_owned())
+    }
+
     /// Forgets peers without a link that have left, or that nobody has mentioned for long.
     pub(crate) fn sweep(&self, links: &Links, forget_after: Duration) {
         self.lock().retain(|peer, known| {
@@ -210,7 +245,8 @@ impl Book {
 
 impl Known {
     pub(super) fn new(news: PeerNews) -> Self {
-        let state = KnownState { news, heard: Instant::now(), departed: false, kept: false };
+        let heard = Instant::now();
+        let state = KnownState { news, heard, departed: false, kept: false, missing: None };
         Self { state: Mutex::new(state), wanted: Notify::new(), failures: watch::Sender::new(0) }
     }
 
@@ -220,6 +256,18 @@ impl Known {
 }
 
 impl KnownState {
+    /// There is no link to it.
+    pub(super) fn misses_link(&mut self) {
+        self.missing.get_or_insert_with(|| Missing { since: Instant::now(), trouble: None });
+    }
+
+    /// An attempt to make a link to it failed.
+    pub(super) fn failed(&mut self, trouble: Trouble) {
+        if let Some(missing) = &mut self.missing {
+            missing.trouble = Some(trouble);
+        }
+    }
+
     pub(super) fn renew(&mut self, news: PeerNews) {
         self.departed &= self.news.incarnation == news.incarnation;
         self.news = news;

@@ -78,6 +78,7 @@ async fn keep(shared: Arc<Shared>, known: Arc<Known>) {
         loop {
             if let Some(link) = shared.links.to(&peer) {
                 backoff = Backoff::default();
+                known.lock().missing = None;
                 renew_when_old(&shared, &link).await;
                 continue;
             }
@@ -89,18 +90,27 @@ async fn keep(shared: Arc<Shared>, known: Arc<Known>) {
                     || state.heard.elapsed() > shared.tuning.forget_after
                 {
                     state.kept = false;
+                    state.missing = None;
                     return;
                 }
+                state.misses_link();
                 state.news.mesh
             };
             let met = dial(&shared, addr).await;
             if shared.links.to(&peer).is_some() {
                 continue;
             }
-            match met {
-                Ok(met) => debug!(%peer, %addr, ?met, "the address leads to another"),
-                Err(error) => debug!(%peer, %addr, %error, "dialing failed"),
-            }
+            let trouble = match met {
+                Ok(met) => {
+                    debug!(%peer, %addr, ?met, "the address leads to another");
+                    Trouble::leads_elsewhere(addr)
+                }
+                Err(error) => {
+                    debug!(%peer, %addr, %error, "dialing failed");
+                    Trouble::of_dial(addr, &error)
+                }
+            };
+            known.lock().failed(trouble);
             known.failures.send_modify(|count| *count += 1);
             let mut links = shared.links.changes();
             tokio::select! {

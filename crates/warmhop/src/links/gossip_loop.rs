@@ -339,6 +339,9 @@ fn hear(shared: &Arc<Shared>, before: Option<Seen>, node: Changed) -> Seen {
                 (_, true) => Heard::Alive,
                 (_, false) => Heard::Suspect,
             };
+            if heard == Heard::Alive {
+                shared.book.is_back(&peer.peer);
+            }
             if !shared.book.has_departed(&peer) {
                 shared.handler.on_liveness(&peer.peer, peer.incarnation, heard);
             }

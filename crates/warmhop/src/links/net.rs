@@ -387,6 +387,17 @@ impl Net {
         self.parts.links.to(peer).map(|link| link.conn.rtt())
     }
 
+    /// Why no link could be made to a peer that has been without one for a while.
+    pub(crate) fn why_unlinked(&self, peer: &PeerId) -> Option<String> {
+        let after = self.parts.tuning.unlinked_after;
+        self.parts.book.why_unlinked(&self.parts.links, peer, after)
+    }
+
+    /// Why there is no link to a peer, if one could not be made.
+    pub(crate) fn why_no_link(&self, peer: &PeerId) -> Option<String> {
+        self.parts.book.why_unlinked(&self.parts.links, peer, Duration::ZERO)
+    }
+
     #[cfg(test)]
     /// The peers that there is a link to, in order of their names.
     pub(crate) fn connected(&self) -> Vec<PeerId> {

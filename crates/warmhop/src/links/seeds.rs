@@ -110,6 +110,16 @@ impl Trouble {
         }
     }
 
+    /// Another peer than the one that is looked for answers at `addr`.
+    pub(crate) fn leads_elsewhere(addr: SocketAddr) -> Self {
+        Self::lasting(format!("another peer answers at {addr}"))
+    }
+
+    /// The reason, for people.
+    pub(crate) fn why(&self) -> &str {
+        &self.why
+    }
+
     /// The same, for display beside the seed's name, which is not repeated if it is the address.
     fn beside(mut self, name: &str) -> Self {
         if let Some(rest) = self.why.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")) {

@@ -33,6 +33,8 @@ pub(crate) struct NetTuning {
     pub(crate) seeds_within: Duration,
     /// A peer without a link is forgotten once no other peer has mentioned it for this long.
     pub(crate) forget_after: Duration,
+    /// A peer that others hear and to which there is no link counts as unlinked after this long.
+    pub(crate) unlinked_after: Duration,
     /// Whether news is pushed over links at once. Without it gossip alone carries it.
     pub(crate) push_news: bool,
 }
@@ -54,6 +56,7 @@ impl Default for NetTuning {
             hops_max: 16 * 1024,
             seeds_within: Duration::from_millis(250),
             forget_after: Duration::from_secs(120),
+            unlinked_after: Duration::from_secs(5),
             push_news: true,
         }
     }

@@ -83,6 +83,45 @@ fn believed(mesh: &Mesh, other: &Mesh) -> Option<AppNews> {
     Some(view.peer(&other.0.node.me)?.apps.get(&shop())?.news.clone())
 }
 
+/// Two peers that both reach a third, and each of which advertises an address where nobody answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_others_hear_and_that_cannot_be_reached_is_named_wherever_one_looks() {
+    let authority = Authority::generate("test").unwrap();
+    let hub = Mesh::builder(authority.issue(&PeerId::new("hub").unwrap()).unwrap());
+    let hub = hub.start().await.unwrap();
+    let mut silent = Vec::new();
+    let mut astray = async |name: &str, start: StartMode| {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let addr = socket.local_addr().unwrap();
+        silent.push(socket);
+        let builder = Mesh::builder(authority.issue(&PeerId::new(name).unwrap()).unwrap())
+            .app(spec("1.10", SessionMode::None, start), says("1.10"))
+            .seed(hub.mesh_addr().to_string())
+            .advertise(addr);
+        (builder.start().await.unwrap(), addr)
+    };
+    let (far, addr) = astray("far", StartMode::AtBoot).await;
+    let (near, _) = astray("near", StartMode::Never).await;
+    let told = || near.status().peers.into_iter().find(|it| it.name == "far");
+    eventually("it is unlinked", || told().is_some_and(|it| it.state == "unlinked")).await;
+    let told = told().unwrap();
+    let why = format!("nobody answers at {addr}");
+    assert!(told.alive && told.unlinked.as_ref().is_some_and(|it| it.contains(&why)), "{told:?}");
+    let metrics = near.metrics();
+    assert!(metrics.contains("warmhop_peers{state=\"unlinked\"} 1"), "{metrics}");
+    let linked = near.status().peers.into_iter().find(|it| it.name == "hub").unwrap();
+    assert_eq!((linked.state.as_str(), linked.unlinked), ("alive", None));
+
+    let ready = |it: AppNews| it.state == warmhop_core::view::AppState::Ready;
+    eventually("it seems ready there", || believed(&near, &far).is_some_and(ready)).await;
+    let request = Request::get("/").header("host", "shop.test").body(Body::empty()).unwrap();
+    let response = near.service().oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 503);
+    let trace = near.recent(1).remove(0);
+    let named = |why: &str| why.contains("no link to far: nobody answers at");
+    assert!(trace.steps.iter().any(|step| named(&step.why)), "{trace:#?}");
+}
+
 async fn turned_away(session: SessionMode) {
     let authority = Authority::generate("test").unwrap();
     let boot = || spec("1.10", session, StartMode::AtBoot);

@@ -174,8 +174,11 @@ pub struct OtherPeer {
     pub alive: bool,
     /// Whether it is draining.
     pub draining: bool,
-    /// `alive`, `suspect` (its link or heartbeat is silent), `draining` or `gone`.
+    /// `alive`, `unlinked` (alive, as others report, and no link can be made to it), `suspect` (its
+    /// link or heartbeat is silent), `draining` or `gone`.
     pub state: String,
+    /// Why no link can be made to it, if others hear it; absent with a link.
+    pub unlinked: Option<String>,
     /// The round-trip time of the link to it in microseconds; absent without a link.
     pub rtt_us: Option<u64>,
     /// How far its clock is ahead of this peer's machine's, in milliseconds; absent until it was

@@ -367,7 +367,8 @@ impl Node {
                 Action::Serve => return Ok(Place::Here),
                 Action::Hop { to } => return Ok(Place::There(to)),
                 Action::Refuse(refusal) => {
-                    return Err(refused(&refusal, &decision.reason.to_string()));
+                    let problem = refused(&refusal, &decision.reason.to_string());
+                    return Err(self.naming(&refusal, placing.tried, problem));
                 }
                 Action::Wait { at_most } => {
                     if waiting.is_none() {
@@ -393,6 +394,19 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// Adds to a refusal which peers did not take the request, and why there is no link to them: for
+    /// the log, not for clients.
+    fn naming(&self, refusal: &Refusal, tried: &[PeerId], problem: Problem) -> Problem {
+        if !matches!(refusal, Refusal::NobodyAnswered { .. }) {
+            return problem;
+        }
+        let why = |peer: &PeerId| match self.net.why_no_link(peer) {
+            Some(why) => format!("no link to {peer}: {why}"),
+            None => format!("{peer} did not take it"),
+        };
+        problem.because(tried.iter().map(why).collect::<Vec<_>>().join("; "))
     }
 
     /// The starting page for a browser that navigates while the app is ready nowhere; the start

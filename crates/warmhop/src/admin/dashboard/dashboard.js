@@ -13,7 +13,7 @@ const SVG_POINTS = { width: 120, height: 28 };
 const KINDS = {
   ready: "good", serving: "good", alive: "good",
   starting: "busy", stopping: "busy", draining: "busy", drained: "busy", suspect: "busy",
-  failed: "bad", gone: "bad", "cold, failed": "bad", "no answer": "bad",
+  failed: "bad", gone: "bad", unlinked: "bad", "cold, failed": "bad", "no answer": "bad",
 };
 const WORDS = { serve: "served", hop: "hopped", forward: "forwarded", wait: "waited", refuse: "refused", page: "shown a page", problem: "problem" };
 const WHAT_KINDS = { serve: "good", hop: "hop", forward: "hop", wait: "busy", page: "busy", refuse: "bad", problem: "bad" };

@@ -107,6 +107,7 @@ impl Peer for Fake {
                 alive: true,
                 draining: false,
                 state: "alive".into(),
+                unlinked: Some("nobody answers at 127.0.0.1:7002".into()),
                 rtt_us: None,
                 clock_ahead_ms: None,
                 zone: None,
@@ -236,7 +237,8 @@ async fn every_route_answers_as_the_contract_says() {
         (
             "/readyz?verbose",
             "text/plain; charset=utf-8",
-            "ready\npeers: 1 of 1 alive\nseeds: 0 of 1",
+            "ready\npeers: 1 of 1 alive, 1 without a link (peer-2: nobody answers at 127.0.0.1:7002)\n\
+             seeds: 0 of 1",
         ),
         ("/metrics", "text/plain; version=0.0.4; charset=utf-8", "# HELP warmhop_hops_total"),
         ("/v1/status", "application/json", "{\"peer\":{\"name\":\"peer-1\""),

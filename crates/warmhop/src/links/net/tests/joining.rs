@@ -107,6 +107,37 @@ async fn ones_own_address_among_the_seeds_does_no_harm() {
 }
 
 #[tokio::test]
+async fn a_peer_at_a_wrong_address_is_told_of_with_the_reason_until_there_is_a_link() {
+    let authority = Authority::generate("demo").unwrap();
+    let a = Peer::start(config(&authority, "a", &[])).await;
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let wrong = silent.local_addr().unwrap();
+    // Both reach the first peer, which reports the one to the other.
+    let joined = async |name: &str, advertise: Option<SocketAddr>| {
+        let mut config = config(&authority, name, &[a.addr()]);
+        config.advertise = advertise;
+        config.tuning.unlinked_after = Duration::ZERO;
+        Peer::start(config).await
+    };
+    let c = joined("c", Some(wrong)).await;
+    a.links_to(&[&c]).await;
+    let other = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let b = joined("b", Some(other.local_addr().unwrap())).await;
+    a.links_to(&[&b]).await;
+    let says = format!("nobody answers at {wrong}");
+    eventually("it says why there is no link", || {
+        b.net.why_unlinked(&id("c")).is_some_and(|why| why.contains(&says))
+    })
+    .await;
+    assert_eq!(b.net.why_unlinked(&id("a")), None);
+    assert_eq!(a.net.why_unlinked(&id("c")), None);
+    dial::dial(&b.shared(), c.addr()).await.unwrap();
+    b.links_to(&[&c]).await;
+    assert_eq!(b.net.why_unlinked(&id("c")), None);
+    close_all(vec![a, b, c]).await;
+}
+
+#[tokio::test]
 async fn seeds_may_be_names() {
     let authority = Authority::generate("demo").unwrap();
     let a = Peer::start(config(&authority, "a", &[])).await;
