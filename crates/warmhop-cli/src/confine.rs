@@ -145,31 +145,25 @@ impl Confine {
             nix::sys::prctl::set_no_new_privs()
                 .map_err(|error| format!("cannot set no_new_privs: {error}"))?;
         }
-        #[cfg(not(target_os = "linux"))]
-        if let Some(bytes) = self.memory {
-            nix::sys::resource::setrlimit(Resource::RLIMIT_DATA, bytes, bytes)
-                .map_err(|error| format!("cannot limit its memory: {error}"))?;
-        }
         Ok(())
     }
 
-    /// Limits the memory of the app, which has just started, and of everything that it starts. The
-    /// guard itself would not fit into a small limit: its allocator reserves address space in
-    /// advance.
+    /// Whether its memory is limited.
+    pub(crate) fn limits_memory(&self) -> bool {
+        self.memory.is_some()
+    }
+
+    /// Limits the memory of this process and of what it starts or becomes. The guard itself would not
+    /// fit into a small limit, since its allocator reserves address space in advance, and it cannot
+    /// limit a process that has another user already without a capability that containers take from
+    /// root: so the process that becomes the app does it.
     ///
     /// # Errors
     /// Why it cannot be limited. The app must not run without it.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn limit_memory(&self, app: nix::unistd::Pid) -> Result<(), String> {
-        use rustix::process::{Pid, Resource, Rlimit, prlimit};
-
+    pub(crate) fn limit_memory(&self) -> Result<(), String> {
         let Some(bytes) = self.memory else { return Ok(()) };
-        let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
-        match prlimit(Pid::from_raw(app.as_raw()), Resource::Data, limit) {
-            // It has ended already.
-            Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(format!("cannot limit its memory: {error}")),
-        }
+        setrlimit(Resource::RLIMIT_DATA, bytes, bytes)
+            .map_err(|error| format!("cannot limit its memory: {error}"))
     }
 
     /// Makes `command` run as the user and the group. If the user changes, supplementary groups are

@@ -20,7 +20,7 @@
 
 use std::ffi::OsString;
 use std::io::Read;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -36,6 +36,9 @@ use crate::confine::Confine;
 
 /// The hidden first argument.
 const ARGUMENT: &str = "__guard";
+
+/// The hidden first argument of a process that limits its own memory and then becomes the app.
+const LIMITED: &str = "__limited";
 
 /// The exit status if the app could not be executed, as in shells.
 const CANNOT_EXECUTE: u8 = 126;
@@ -65,7 +68,8 @@ pub(crate) fn arguments(confine: &Confine, run: &[String]) -> impl Iterator<Item
 #[must_use]
 pub fn run_if_asked(mut args: impl Iterator<Item = OsString>) -> Option<ExitCode> {
     args.next();
-    if args.next()? != ARGUMENT {
+    let role = args.next()?;
+    if role != ARGUMENT && role != LIMITED {
         return None;
     }
     let Some(confine) = args.next().and_then(|told| Confine::from_argument(told.to_str()?)) else {
@@ -73,7 +77,32 @@ pub fn run_if_asked(mut args: impl Iterator<Item = OsString>) -> Option<ExitCode
         return Some(ExitCode::from(CANNOT_EXECUTE));
     };
     let run: Vec<OsString> = args.collect();
-    Some(ExitCode::from(guard(&confine, &run)))
+    let status =
+        if role == LIMITED { become_limited(&confine, &run) } else { guard(&confine, &run) };
+    Some(ExitCode::from(status))
+}
+
+/// The app's command, in its user's name.
+fn command(confine: &Confine, program: &OsString, arguments: &[OsString]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    confine.become_user(&mut command);
+    command
+}
+
+/// Becomes `run` once the memory is limited; returns only if that failed.
+fn become_limited(confine: &Confine, run: &[OsString]) -> u8 {
+    let Some((program, arguments)) = run.split_first() else {
+        return CANNOT_EXECUTE;
+    };
+    let mut command = command(confine, program, arguments);
+    if let Err(what) = confine.limit_memory() {
+        report(&what);
+        return CANNOT_EXECUTE;
+    }
+    let error = command.exec();
+    report(&format!("cannot run {}: {error}", program.display()));
+    CANNOT_EXECUTE
 }
 
 /// Starts `run`, waits until it and its descendants are gone, returns the exit status.
@@ -99,9 +128,13 @@ fn guard(confine: &Confine, run: &[OsString]) -> u8 {
         report(&what);
         return CANNOT_EXECUTE;
     }
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null());
-    confine.become_user(&mut command);
+    let mut command = if confine.limits_memory() {
+        let mut command = Command::new(executable());
+        command.args([OsString::from(LIMITED), confine.argument()]).args(run).stdin(Stdio::null());
+        command
+    } else {
+        command(confine, program, arguments)
+    };
     let app = match command.spawn() {
         Ok(app) => Pid::from_raw(app.id().cast_signed()),
         Err(error) => {
@@ -109,12 +142,6 @@ fn guard(confine: &Confine, run: &[OsString]) -> u8 {
             return CANNOT_EXECUTE;
         }
     };
-    #[cfg(target_os = "linux")]
-    if let Err(what) = confine.limit_memory(app) {
-        report(&what);
-        kill_descendants();
-        return CANNOT_EXECUTE;
-    }
     std::thread::spawn(|| {
         wait_for_the_peers_end();
         kill_descendants();

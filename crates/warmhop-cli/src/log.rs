@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 use clap::ValueEnum;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -23,6 +24,9 @@ pub enum Format {
 /// The filter if `RUST_LOG` is not set: the events of this peer and its apps' output, and from the
 /// libraries below only what needs attention.
 const DEFAULT_FILTER: &str = "warn,warmhop=info,warmhop_cli=info,warmhop_core=info";
+
+/// The targets of this program itself, each of which may stand alone in a filter.
+const OWN_TARGETS: [&str; 3] = ["warmhop", "warmhop_cli", "warmhop_core"];
 
 /// The log's filter, which may change while the peer runs.
 #[derive(Debug, Clone, Default)]
@@ -45,7 +49,31 @@ impl Level {
 pub fn check_level(text: &str) -> Result<(), String> {
     let is_empty = text.trim().is_empty();
     let wrong = || "expected a level such as \"info\", or several: \"warn,warmhop=debug\"".into();
-    if is_empty { Err(wrong()) } else { EnvFilter::try_new(text).map(drop).map_err(|_| wrong()) }
+    if is_empty {
+        return Err(wrong());
+    }
+    filter(text).map(drop).map_err(|why| format!("{}; {why}", wrong()))
+}
+
+/// The filter that `text` means.
+///
+/// # Errors
+/// What is wrong with it. A lone word that is no level would be taken for the name of a target, of which
+/// everything is logged, and of all else nothing: a misspelt level would silence the log.
+fn filter(text: &str) -> Result<EnvFilter, String> {
+    let is_fine = |word: &str| {
+        word.contains(['=', '['])
+            || word.parse::<LevelFilter>().is_ok()
+            || OWN_TARGETS.contains(&word.split("::").next().unwrap_or_default())
+    };
+    // Values of a span's fields may have commas between them.
+    let words = text.split(',').map(str::trim).filter(|_| !text.contains('{'));
+    if let Some(stray) = words.filter(|word| !word.is_empty()).find(|word| !is_fine(word)) {
+        return Err(format!(
+            "{stray} is not one of off, error, warn, info, debug and trace; for a target, write {stray}=trace"
+        ));
+    }
+    EnvFilter::try_new(text).map_err(|error| error.to_string())
 }
 
 /// Sends the program's events to standard error from now on, and keeps the newest. `RUST_LOG` is
@@ -60,7 +88,7 @@ pub fn start(
 ) -> Result<(Journal, Level), String> {
     let set = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
     let filter = match &set {
-        Some(text) => EnvFilter::try_new(text).map_err(|error| {
+        Some(text) => filter(text).map_err(|error| {
             format!("RUST_LOG={text:?} is not a log filter ({error}); try RUST_LOG=info")
         })?,
         None => EnvFilter::new(level.unwrap_or(DEFAULT_FILTER)),
@@ -95,12 +123,23 @@ mod tests {
 
     #[test]
     fn a_level_is_taken_in_the_form_of_rust_log_and_no_other() {
-        for level in ["info", "warn,warmhop=debug", "off"] {
+        for level in [
+            "info",
+            "WARN",
+            "warn,warmhop=debug",
+            "off",
+            "3",
+            "warmhop::links",
+            "[request{id}]=info",
+        ] {
             assert!(check_level(level).is_ok(), "{level}");
         }
-        for level in ["", " ", "warmhop=loud"] {
+        for level in ["", " ", "warmhop=loud", "warning", "inof", "warn,hyper"] {
             assert!(check_level(level).unwrap_err().contains("expected a level"), "{level}");
         }
+        assert!(
+            filter("warning").unwrap_err().starts_with("warning is not one of off, error, warn,")
+        );
         assert!(!Level::default().set(Some("debug")), "RUST_LOG says it");
     }
 }

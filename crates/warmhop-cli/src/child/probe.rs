@@ -16,6 +16,9 @@ use super::service::ChildService;
 /// An app that starts may have so many open probes: the first may be the one that it answers,
 /// however slowly.
 const OPEN_MAX: usize = 4;
+/// For how many times of [`Probe::timeout`] a later one stays open. It then gives its place to
+/// another: what the app accepted while it was stuck it may never answer.
+const LATER_STAYS: u32 = 3;
 /// Readiness is probed this often at first, then ever more rarely …
 const INTERVAL_FIRST: Duration = Duration::from_millis(10);
 
@@ -43,7 +46,7 @@ impl Probe {
     }
 
     /// Probes until there is a good answer, every `every` once the first moments are over. A slow
-    /// answer counts, too. `last` gets the latest outcome.
+    /// answer counts, too: the first probe waits for it to the end. `last` gets the latest outcome.
     pub(super) async fn until_ready(
         &self,
         service: &ChildService,
@@ -53,25 +56,29 @@ impl Probe {
         let mut open = FuturesUnordered::new();
         let mut interval = INTERVAL_FIRST.min(every);
         let mut pause = Duration::ZERO;
+        let mut stays = Duration::MAX;
         loop {
             if open.len() < OPEN_MAX {
-                let after = pause;
+                let (after, stays) = (pause, std::mem::replace(&mut stays, self.later_stays()));
                 open.push(async move {
                     sleep(after).await;
-                    self.answer(service).await
+                    let answer = timeout(stays, self.answer(service)).await;
+                    answer.unwrap_or_else(|_| Answer::Silent(self.no_answer()))
                 });
             }
             match timeout(pause + self.timeout, open.next()).await {
                 Ok(Some(Answer::Well)) => return,
                 Ok(Some(Answer::Unwell(came) | Answer::Silent(came))) => *last = Some(came),
                 Ok(_) => {}
-                Err(_) => {
-                    last.get_or_insert_with(|| self.no_answer());
-                }
+                Err(_) => *last = Some(self.no_answer()),
             }
             pause = interval;
             interval = (interval * 3 / 2).min(every);
         }
+    }
+
+    fn later_stays(&self) -> Duration {
+        self.timeout.saturating_mul(LATER_STAYS)
     }
 
     async fn answer(&self, service: &ChildService) -> Answer {
@@ -174,6 +181,37 @@ mod tests {
         let (path, timeout) = (Some("/healthz".to_owned()), Duration::from_secs(20));
         let probe = Probe { port, path, host: None, status: Vec::new(), timeout };
         probe.ask(&ChildService::new(port, Protocol::Http1)).await
+    }
+
+    /// An app that accepts its first probes and leaves them without an answer, for ever.
+    #[tokio::test]
+    async fn an_app_that_forgets_its_first_probes_is_asked_again() {
+        const FORGOTTEN: usize = 7;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let mut forgotten = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                if forgotten.len() < FORGOTTEN {
+                    forgotten.push(stream);
+                    continue;
+                }
+                tokio::spawn(async move {
+                    let mut head = [0; 1024];
+                    let _ = stream.read(&mut head).await;
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+                    // It waits for the other end, which may read the answer first.
+                    let _ = stream.read(&mut head).await;
+                });
+            }
+        });
+        let (path, short) = (Some("/".to_owned()), Duration::from_millis(50));
+        let probe = Probe { port, path, host: None, status: Vec::new(), timeout: short };
+        let service = ChildService::new(port, Protocol::Http1);
+        let mut last = Some("it refuses connections".to_owned());
+        let asking = probe.until_ready(&service, short, &mut last);
+        timeout(Duration::from_secs(60), asking).await.expect("it would answer another probe");
+        assert!(last.unwrap().contains("was not answered"), "what came last is told");
     }
 
     #[tokio::test]

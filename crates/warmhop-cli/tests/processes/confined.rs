@@ -56,10 +56,15 @@ async fn an_app_inherits_what_the_configuration_took_from_the_environment_only_b
 
 #[tokio::test]
 async fn an_app_stays_within_its_limits_or_does_not_start() {
-    let limits = Wanted { memory: Some(64 << 20), cpu: Some(1), ..Wanted::default() };
+    // A user of its own beside a limit of memory needs what containers do not leave to root.
+    let user = Uid::effective().is_root().then(|| "nobody".to_owned());
+    let limits = Wanted { user, memory: Some(64 << 20), cpu: Some(1), ..Wanted::default() };
     let confine = limits.here(None).unwrap();
-    // Its memory is limited as soon as it runs.
-    let script = "while [ $(ulimit -d) = unlimited ]; do :; done; ulimit -d; nproc; exit 3";
-    let told = words(ChildApp { confine, ..sh(script) }).await;
+    let told = words(ChildApp { confine, ..sh("ulimit -d; nproc; exit 3") }).await;
     assert_eq!(told, ["65536", "1"]);
+
+    let missing = Wanted { memory: Some(64 << 20), ..Wanted::default() }.here(None).unwrap();
+    let run = vec!["/nowhere/at/all".into()];
+    let told = words(ChildApp { confine: missing, run, ..sh("") }).await;
+    assert!(told.concat().contains("cannot run /nowhere/at/all"), "{told:?}");
 }

@@ -116,6 +116,7 @@ pub(crate) struct Metrics {
     pub(crate) copies_refused: Counter,
     /// Carried sessions that were too large to be set, or for the app's server.
     pub(crate) session_too_large: Family<ByReason, Counter>,
+    pub(crate) session_malformed: Counter,
     /// Sessions owned here.
     pub(crate) sessions_owned: Gauge,
     /// Sessions held here.
@@ -157,6 +158,7 @@ impl Metrics {
             session_refusals: Family::default(),
             copies_refused: Counter::default(),
             session_too_large: Family::default(),
+            session_malformed: Counter::default(),
             sessions_owned: Gauge::default(),
             sessions_held: Gauge::default(),
         }
@@ -240,6 +242,11 @@ impl Metrics {
             "session_too_large",
             "Carried sessions too large to be set, or for the app's server to take",
             self.session_too_large.clone(),
+        );
+        r.register(
+            "session_malformed",
+            "Answers of apps with a malformed Warmhop-Session field",
+            self.session_malformed.clone(),
         );
         r.register("sessions_owned", "Sessions owned here", self.sessions_owned.clone());
         r.register("sessions_held", "Sessions held here", self.sessions_held.clone());

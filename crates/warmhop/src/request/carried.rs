@@ -138,9 +138,7 @@ impl Node {
         session: &Session,
         field: Result<Carried, &'static str>,
     ) -> Result<(), LocalError> {
-        let carried = field.map_err(|why| {
-            LocalError::Failed(format!("its Warmhop-Session field (RFC 9651) is wrong: {why}"))
-        })?;
+        let carried = field.map_err(|why| self.malformed(slot, why))?;
         let bytes = carried.state.len();
         let set = match carried.state.is_empty() {
             true => session.clear(),
@@ -155,6 +153,17 @@ impl Node {
              state_bytes_max), and it stays as it was; {WAY_OUT}"
         );
         Err(LocalError::Problem(Box::new(Problem::new(ProblemKind::SessionTooLarge, detail))))
+    }
+
+    /// The error for a field that says nothing this peer understands; the session stays as it was.
+    fn malformed(&self, slot: &Slot, why: &'static str) -> LocalError {
+        tracing::warn!(app = %slot.name(), why, "the app's Warmhop-Session field (RFC 9651) is malformed; its session stays as it was");
+        self.metrics.session_malformed.inc();
+        let detail = format!(
+            "the app answered with a malformed Warmhop-Session field (RFC 9651), and its session stays \
+             as it was: {why}"
+        );
+        LocalError::Problem(Box::new(Problem::new(ProblemKind::AppFailed, detail)))
     }
 
     /// The problem for the client if the app's server refused a request because our field made it

@@ -14,7 +14,17 @@ pub(super) fn read(root: &mut Table<'_>) -> Log {
                 field.report_found("\"stderr\" or a file, such as \"access.log\"");
                 None
             }
-            _ => field.path().map(AccessTo::File),
+            _ => {
+                let file = field.path();
+                let dir = file.as_ref().and_then(|file| file.parent());
+                if let Some(missing) = dir.filter(|dir| !dir.exists()) {
+                    field.warn(
+                        format!("there is no folder {}", missing.display()),
+                        "make it before the peer runs",
+                    );
+                }
+                file.map(AccessTo::File)
+            }
         };
     }
     table.set_enum("access_format", &["text", "json"], &mut log.access_format);

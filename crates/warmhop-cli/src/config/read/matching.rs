@@ -52,7 +52,15 @@ fn one(mut table: Table<'_>) -> Match {
             wanted.hosts = pattern(&field).into_iter().collect();
         }
     }
-    if let Some(path) = table.take("path").and_then(|field| field.checked(url_path)) {
+    if let Some(field) = table.take("path")
+        && let Some(path) = field.checked(url_path)
+    {
+        if path.contains('*') {
+            field.warn(
+                "a path matches all that lies below it, and a * is only itself",
+                "leave the * out: \"/shop\" is /shop and all of /shop/…",
+            );
+        }
         wanted.path = path;
     }
     table.finish();
