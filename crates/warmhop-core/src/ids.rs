@@ -5,10 +5,12 @@
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use core::fmt;
+use core::marker::PhantomData;
 use core::str::FromStr;
 use core::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Why a text is not a valid identifier.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +40,49 @@ impl fmt::Display for InvalidId {
 
 impl core::error::Error for InvalidId {}
 
+/// Gives a type made of checked text its serialized form: the text, borrowed on both ways.
+macro_rules! serialized_as_text {
+    ($name:ident) => {
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_str(Text(PhantomData))
+            }
+        }
+
+        impl Checked for $name {
+            fn checked(text: &str) -> Result<Self, InvalidId> {
+                Self::new(text)
+            }
+        }
+    };
+}
+
+/// Is made of a text whose form is checked.
+trait Checked: Sized {
+    fn checked(text: &str) -> Result<Self, InvalidId>;
+}
+
+/// Reads a text of the form that `T` demands.
+struct Text<T>(PhantomData<T>);
+
+impl<T: Checked> Visitor<'_> for Text<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        T::checked(text).map_err(E::custom)
+    }
+}
+
 fn name_checked(
     text: &str,
     kind: &'static str,
@@ -55,9 +100,10 @@ fn name_checked(
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $expected:literal, $len_max:literal) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(Arc<str>);
+
+        serialized_as_text!($name);
 
         impl $name {
             /// Checks the form of `text`: see [`InvalidId::expected`] of the error.
@@ -246,9 +292,10 @@ impl FromStr for SessionKey {
 }
 
 /// A request as people see it: in `Warmhop-Request-Id`, in logs, in `warmhop why`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(Arc<str>);
+
+serialized_as_text!(RequestId);
 
 impl RequestId {
     /// Accepts 1 to 128 characters of the unreserved set of RFC 3986 section 2.3 and

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use bytes::BytesMut;
 use quinn::{RecvStream, SendStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -30,7 +31,7 @@ use crate::links::news::{CopyNews, OwnNews, Witness};
 use crate::links::seeds::Seeds;
 use crate::links::table::Links;
 use crate::links::tuning::NetTuning;
-use crate::links::wire::{self, SessionFrame};
+use crate::links::wire::{self, SESSION_FRAME_BYTES_MAX, SessionFrame};
 use crate::links::{accept, dial, gossip_loop};
 use crate::observe::clock::{self, Clock};
 use crate::observe::status::SeedStatus;
@@ -359,6 +360,33 @@ impl Net {
             Ok(false) => {}
             Ok(true) => self.parts.counters.session_frame_sent(),
             Err(dropped) => self.parts.counters.drop_counted("session", dropped.label()),
+        }
+    }
+
+    /// As [`Net::send_session`], to its addressee and to `others`. It is encoded once.
+    pub(crate) fn send_session_to_all(&self, others: &[Incarnation], frame: SessionFrame) {
+        let to_me = |to: &Incarnation| *to == self.parts.incarnation;
+        let to_all = || [frame.to].into_iter().chain(others.iter().copied());
+        let is_alone = others.is_empty() || frame.message.may_be_gathered();
+        if is_alone || to_all().any(|to| to_me(&to)) {
+            for to in others.iter().copied() {
+                self.send_session(to, SessionFrame { to, ..frame.clone() });
+            }
+            return self.send_session(frame.to, frame);
+        }
+        let mut first = BytesMut::new();
+        let encoded = wire::put_frame(&mut first, &frame, SESSION_FRAME_BYTES_MAX);
+        let table = self.parts.links.table();
+        for to in to_all() {
+            let sent = encoded.as_ref().map_err(|_| Dropped::TooLarge).and_then(|()| {
+                let mut bytes = first.clone();
+                wire::readdress(&mut bytes, &frame.key, to);
+                table.send_encoded(to, bytes.freeze())
+            });
+            match sent {
+                Ok(()) => self.parts.counters.session_frame_sent(),
+                Err(dropped) => self.parts.counters.drop_counted("session", dropped.label()),
+            }
         }
     }
 

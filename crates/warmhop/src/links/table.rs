@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::watch;
 use warmhop_core::ids::{Incarnation, PeerId};
 
@@ -98,6 +98,11 @@ impl Table {
     ) -> Result<bool, Dropped> {
         let link = self.by_incarnation.get(&to).ok_or(Dropped::NoLink)?;
         link.lane.take(frame)
+    }
+
+    /// As [`Table::send_session`], for a frame that is encoded already.
+    pub(crate) fn send_encoded(&self, to: Incarnation, frame: Bytes) -> Result<(), Dropped> {
+        self.by_incarnation.get(&to).ok_or(Dropped::NoLink)?.lane.send(frame)
     }
 
     /// Sends gossip to the peer that is reached at `to`, without waiting.

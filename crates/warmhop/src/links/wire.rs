@@ -17,10 +17,12 @@
 //! since dropping a stream that was not read to its end sends a `STOP_SENDING` and costs two
 //! packets a side.
 
+use std::cell::Cell;
+
 use bincode::config::standard;
 use bincode::enc::write::Writer;
 use bincode::error::EncodeError as BincodeError;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use quinn::{ReadError, RecvStream};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -76,6 +78,12 @@ pub(crate) const HTTP_BYTES_MAX: usize = 128;
 /// leaves room above for a life that must outrank it.
 pub(crate) const GENERATION_MAX: u64 = 1 << 53;
 
+/// The length before a frame.
+const FRAME_HEADER_BYTES: usize = 4;
+
+/// How much memory a thread keeps for encoding its next value.
+const SCRATCH_BYTES_MAX: usize = 64 * 1024;
+
 /// A length that a peer claims is trusted with this much memory before its bytes arrive.
 const UNPROVEN_BYTES_MAX: usize = 64 * 1024;
 
@@ -106,9 +114,26 @@ pub(crate) enum DecodeError {
 
 /// Encodes `value` into at most `max` bytes.
 pub(crate) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Bytes, EncodeError> {
-    let mut sink = BoundedSink { bytes: BytesMut::with_capacity(128), max };
-    sink.put(value)?;
-    Ok(sink.bytes.freeze())
+    encoded(value, max, |bytes| match bytes.len() {
+        // Not worth a copy: the thread does not keep so much memory.
+        0..=SCRATCH_BYTES_MAX => Bytes::copy_from_slice(bytes),
+        _ => Bytes::from(std::mem::take(bytes)),
+    })
+}
+
+/// The result of `take` for `value`, encoded into at most `max` bytes.
+fn encoded<T: Serialize, R>(
+    value: &T,
+    max: usize,
+    take: impl FnOnce(&mut Vec<u8>) -> R,
+) -> Result<R, EncodeError> {
+    let mut sink = BoundedSink { bytes: SCRATCH.take(), max };
+    let result = sink.put(value).map(|()| take(&mut sink.bytes));
+    sink.bytes.clear();
+    if sink.bytes.capacity() <= SCRATCH_BYTES_MAX {
+        SCRATCH.set(sink.bytes);
+    }
+    result
 }
 
 /// Appends a frame to `buffer`: the length of `value`, then `value` in at most `max` bytes.
@@ -118,27 +143,19 @@ pub(crate) fn put_frame<T: Serialize>(
     value: &T,
     max: usize,
 ) -> Result<(), EncodeError> {
-    let start = buffer.len();
-    let body = start + 4;
-    let mut sink = BoundedSink { bytes: std::mem::take(buffer), max: body.saturating_add(max) };
-    sink.bytes.extend_from_slice(&[0; 4]);
-    let result = sink.put(value);
-    *buffer = sink.bytes;
-    match result {
-        Ok(()) => {
-            let len =
-                u32::try_from(buffer.len() - body).expect("frames are bounded far below 4 GiB");
-            buffer[start..body].copy_from_slice(&len.to_be_bytes());
-            Ok(())
-        }
-        Err(error) => {
-            buffer.truncate(start);
-            Err(match error {
-                EncodeError::TooLarge { .. } => EncodeError::TooLarge { max },
-                other => other,
-            })
-        }
-    }
+    encoded(value, max, |bytes| {
+        let len = u32::try_from(bytes.len()).expect("frames are bounded far below 4 GiB");
+        buffer.reserve(FRAME_HEADER_BYTES + bytes.len());
+        buffer.put_u32(len);
+        buffer.extend_from_slice(bytes);
+    })
+}
+
+/// Addresses a frame of a session that was put to another peer. Nothing else of it depends on that.
+pub(crate) fn readdress(frame: &mut [u8], key: &SessionKey, to: Incarnation) {
+    // The name's length fits one byte.
+    let at = FRAME_HEADER_BYTES + 1 + key.app.as_str().len() + key.sid.0.len();
+    frame[at..at + to.0.len()].copy_from_slice(&to.0);
 }
 
 /// Decodes a `T` that takes up all of `bytes`, without allocating more than `MAX` bytes.
@@ -167,9 +184,15 @@ pub(crate) fn decode_borrowed<'a, T: serde::Deserialize<'a>, const MAX: usize>(
     }
 }
 
+thread_local! {
+    /// Where values are encoded. They are copied from here, so that they take as much memory as they
+    /// need and no more.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 /// The limit of bincode's configuration does not hold when encoding, so this one does.
 struct BoundedSink {
-    bytes: BytesMut,
+    bytes: Vec<u8>,
     max: usize,
 }
 
@@ -186,11 +209,16 @@ impl BoundedSink {
 }
 
 impl Writer for &mut BoundedSink {
+    #[inline]
     fn write(&mut self, bytes: &[u8]) -> Result<(), BincodeError> {
         if bytes.len() > self.max - self.bytes.len().min(self.max) {
             return Err(BincodeError::UnexpectedEnd);
         }
-        self.bytes.extend_from_slice(bytes);
+        match bytes {
+            // Identifiers are encoded byte by byte.
+            [byte] => self.bytes.push(*byte),
+            bytes => self.bytes.extend_from_slice(bytes),
+        }
         Ok(())
     }
 }

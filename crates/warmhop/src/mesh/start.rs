@@ -93,7 +93,7 @@ impl Builder {
             std::mem::take(&mut self.sessions),
             maker.clock.clone(),
             Arc::clone(&maker.metrics),
-            Box::new(move |to, frame| net.send_session(to, frame)),
+            Box::new(move |others, frame| net.send_session_to_all(others, frame)),
         );
         let apps = std::mem::take(&mut self.apps).into_iter();
         let slots: Vec<_> = apps.map(|(spec, app)| maker.slot(spec, app)).collect();

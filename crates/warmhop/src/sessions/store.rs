@@ -50,8 +50,8 @@ const TO_LOOK_AT_MAX: usize = 16 * 1024;
 /// request asks the other members whether they know more.
 const EMPTY_KEPT_FOR: Duration = Duration::from_secs(60);
 
-/// Carries a frame to another peer, best effort.
-pub(crate) type SendFrame = Box<dyn Fn(Incarnation, SessionFrame) + Send + Sync>;
+/// Carries a frame to its addressee and to others, best effort.
+pub(crate) type SendFrame = Box<dyn Fn(&[Incarnation], SessionFrame) + Send + Sync>;
 
 pub(crate) struct Store {
     me: Incarnation,
@@ -252,15 +252,23 @@ impl Store {
     }
 
     fn deliver(&self, key: &SessionKey, outgoing: Vec<(Incarnation, Message)>) {
-        for (to, message) in outgoing {
+        let mut outgoing = outgoing.into_iter().peekable();
+        while let Some((to, message)) = outgoing.next() {
             // Processes that are gone do not answer messages: this answers for them.
             if is_question(&message) && self.is_dead(&to) {
                 self.with(key, false, |machine, ctx, out| {
                     machine.on_message(ctx, to, dead_letter(), out);
                 });
-            } else {
-                (self.send)(to, SessionFrame { key: key.clone(), to, message });
+                continue;
             }
+            let mut others = Vec::new();
+            let is_alike = |(to, it): &(Incarnation, Message)| {
+                is_same_offer(it, &message) && !self.is_dead(to)
+            };
+            while let Some((other, _)) = outgoing.next_if(is_alike) {
+                others.push(other);
+            }
+            (self.send)(&others, SessionFrame { key: key.clone(), to, message });
         }
     }
 
@@ -424,7 +432,7 @@ impl Store {
         let SessionFrame { key, to, message } = frame;
         if to != self.me {
             if is_question(&message) {
-                (self.send)(from, SessionFrame { key, to: from, message: dead_letter() });
+                (self.send)(&[], SessionFrame { key, to: from, message: dead_letter() });
             }
             return;
         }
@@ -434,7 +442,7 @@ impl Store {
             let held = self.read(&key, Session::bytes_held);
             if !self.memory.has_room(body.bytes(), held.unwrap_or_default()) {
                 self.metrics.copies_refused.inc();
-                (self.send)(from, SessionFrame { key, to: from, message: no_room() });
+                (self.send)(&[], SessionFrame { key, to: from, message: no_room() });
                 return;
             }
         }
@@ -689,6 +697,17 @@ fn is_question(message: &Message) -> bool {
             | Message::Locate { .. }
             | Message::Begin { .. }
     )
+}
+
+/// Whether both offer the same record, and as much of it.
+fn is_same_offer(one: &Message, other: &Message) -> bool {
+    match (one, other) {
+        (
+            Message::Accept { p, cfg, body: BodyRef::Full(body) },
+            Message::Accept { p: at, cfg: other_cfg, body: BodyRef::Full(other) },
+        ) => p == at && Arc::ptr_eq(cfg, other_cfg) && Arc::ptr_eq(body, other),
+        _ => false,
+    }
 }
 
 fn no_room() -> Message {

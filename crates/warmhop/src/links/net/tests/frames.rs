@@ -87,6 +87,26 @@ async fn session_frames_arrive_in_order_large_ones_and_ones_own_included() {
 }
 
 #[tokio::test]
+async fn a_frame_for_several_arrives_at_each_with_its_own_address() {
+    let authority = Authority::generate("demo").unwrap();
+    let peers = mesh(&authority, &["a", "b", "c"]).await;
+    let [me, b, c] = [0, 1, 2].map(|at: usize| peers[at].net.incarnation());
+    let frame = session_frame(b, b"state");
+    peers[0].net.send_session_to_all(&[c, me], frame.clone());
+    peers[0].net.send_session_to_all(&[c], frame.clone());
+    for (peer, to) in [(&peers[1], b), (&peers[2], c)] {
+        let wanted = Event::Session(me, SessionFrame { to, ..frame.clone() });
+        let arrived = |events: &[Event]| {
+            let frames: Vec<_> =
+                events.iter().filter(|it| matches!(it, Event::Session(..))).collect();
+            (frames.len() == 2).then(|| frames.iter().all(|it| **it == wanted))
+        };
+        assert!(peer.seen.until("both frames", |events| arrived(events)).await);
+    }
+    close_all(peers).await;
+}
+
+#[tokio::test]
 async fn session_frames_that_cannot_leave_are_counted() {
     let authority = Authority::generate("demo").unwrap();
     let peers = mesh(&authority, &["a", "b"]).await;
