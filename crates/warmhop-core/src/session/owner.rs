@@ -7,6 +7,7 @@
 
 mod confirm;
 mod full;
+mod held;
 mod settle;
 mod turns;
 
@@ -16,12 +17,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use arrayvec::ArrayVec;
-
 use self::full::Full;
 use super::joining::Joining;
 use super::message::{
-    AcceptedInfo, Body, BodyRef, Config, MEMBERS_MAX, Members, Message, NackReason, Record,
+    AcceptedInfo, BodyRef, Config, MEMBERS_MAX, Members, Message, NackReason, Record,
 };
 use super::{
     Ctx, Effect, Effects, Empty, FENCED, Failure, Resend, Role, Seldom, Session, Shut, Submit,
@@ -734,26 +733,6 @@ fn send_asks(ctx: &Ctx<'_>, owner: &Owner, nonce: u64, out: &mut Effects) {
             into: None,
         };
         out.push(Effect::Send { to, message });
-    }
-}
-
-impl Session {
-    /// How many bytes it holds in memory, approximately, each body once: the copy's, and the
-    /// owner's chosen and proposed ones.
-    #[must_use]
-    pub fn bytes_held(&self) -> usize {
-        let mut bodies: ArrayVec<&Arc<Body>, 3> = ArrayVec::new();
-        let (mut chosen, mut proposed) = (None, None);
-        if let Role::Owner(owner) = &self.role {
-            chosen = owner.chosen.as_ref();
-            proposed = owner.work.proposal.as_ref().map(|proposal| &proposal.record);
-        }
-        for record in self.copy.accepted.iter().chain(chosen).chain(proposed) {
-            if !bodies.iter().any(|body| Arc::ptr_eq(body, &record.body)) {
-                bodies.push(&record.body);
-            }
-        }
-        bodies.into_iter().map(|body| body.bytes()).sum()
     }
 }
 

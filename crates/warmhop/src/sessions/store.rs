@@ -241,10 +241,14 @@ impl Store {
                 dice: rand::random(),
             };
             let before = failpoint::Before::of(&entry.machine);
+            let held = entry.machine.held_at();
             let result = work(&mut entry.machine, &mut ctx, &mut effects);
             self.stamp_heard.fetch_max(stripe.process.stamp_heard, Ordering::Relaxed);
             before.passed(&entry.machine, &effects);
             self.carry_out(key, entry, effects, &mut outgoing);
+            if entry.counted == 0 || entry.machine.held_at() != held {
+                self.memory.counts(&mut entry.counted, Some(&entry.machine));
+            }
             self.settle(key, stripe, at);
             result
         };
@@ -371,7 +375,6 @@ impl Store {
     /// Files the machine's next wake, or drops a machine that has nothing left to remember.
     fn settle(&self, key: &SessionKey, stripe: &mut Stripe, (now, wall): (Now, WallTime)) {
         let Some(entry) = stripe.sessions.get_mut(key) else { return };
-        self.memory.counts(&mut entry.counted, Some(&entry.machine));
         let owns = entry.machine.is_owner();
         if owns != entry.was_owner {
             entry.was_owner = owns;

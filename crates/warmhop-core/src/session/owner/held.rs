@@ -1,0 +1,41 @@
+//! The records that a session holds here, and their size.
+
+use alloc::sync::Arc;
+
+use arrayvec::ArrayVec;
+
+use crate::ids::Position;
+use crate::session::message::{Body, Record};
+use crate::session::{Role, Session};
+
+impl Session {
+    /// The positions of the records that it holds: as long as they are the same, so are the records
+    /// (I1).
+    #[must_use]
+    pub fn held_at(&self) -> [Option<Position>; 3] {
+        let (chosen, proposed) = match &self.role {
+            Role::Owner(owner) => (owner.chosen.as_ref(), owner.work.proposal.as_ref()),
+            Role::None | Role::Preparing(_) => (None, None),
+        };
+        let p = |record: &Record| record.p;
+        [self.copy.accepted.as_ref().map(p), chosen.map(p), proposed.map(|it| it.record.p)]
+    }
+
+    /// How many bytes it holds in memory, approximately, each body once: the copy's, and the
+    /// owner's chosen and proposed ones.
+    #[must_use]
+    pub fn bytes_held(&self) -> usize {
+        let mut bodies: ArrayVec<&Arc<Body>, 3> = ArrayVec::new();
+        let (mut chosen, mut proposed) = (None, None);
+        if let Role::Owner(owner) = &self.role {
+            chosen = owner.chosen.as_ref();
+            proposed = owner.work.proposal.as_ref().map(|proposal| &proposal.record);
+        }
+        for record in self.copy.accepted.iter().chain(chosen).chain(proposed) {
+            if !bodies.iter().any(|body| Arc::ptr_eq(body, &record.body)) {
+                bodies.push(&record.body);
+            }
+        }
+        bodies.into_iter().map(|body| body.bytes()).sum()
+    }
+}
