@@ -24,7 +24,7 @@ impl Node {
         &self,
         line: &mut InLine,
         operation: &[u8],
-    ) -> Result<Option<Response<Body>>, LocalError> {
+    ) -> Result<Option<Answer>, LocalError> {
         let failed = |error: BoxError| LocalError::Failed(error_chain(&*error));
         let operation = wire::decode_borrowed::<Operation<'_>, FRAME_BYTES_MAX>(operation)
             .map_err(|error| failed(error.into()))?;
@@ -35,10 +35,7 @@ impl Node {
                     Err(error) => (Outcome::Failed, Err(error)),
                 }
             });
-        let Some(answer) = executed.transpose().map_err(failed)?.flatten() else { return Ok(None) };
-        let mut response = Response::new(Body::empty());
-        response.extensions_mut().insert(answer);
-        Ok(Some(response))
+        Ok(executed.transpose().map_err(failed)?.flatten())
     }
 }
 
@@ -71,8 +68,11 @@ fn operated(
 }
 
 /// A response in the form for another peer: the answer to an operation becomes its body.
-pub(crate) fn as_sent(mut response: Response<Body>) -> Result<Response<Body>, BoxError> {
-    if let Some(answer) = response.extensions_mut().remove::<Answer>() {
+pub(crate) fn as_sent(
+    mut response: Response<Body>,
+    answer: Option<Answer>,
+) -> Result<Response<Body>, BoxError> {
+    if let Some(answer) = answer {
         let bytes = wire::encode(&answer, 2 * FRAME_BYTES_MAX)?;
         *response.body_mut() = Body::from(bytes);
     }

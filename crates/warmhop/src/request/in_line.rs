@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join;
+use http::Response;
 use warmhop_core::ids::{Incarnation, PeerId, SessionKey, WallTime};
 use warmhop_core::problem::ProblemKind;
 use warmhop_core::session::entry::{Enter, Rerun, Reruns};
@@ -228,9 +229,12 @@ impl Node {
     ) -> Result<(), LocalError> {
         let CallBody::Whole(operation) = &call.body else { return Err(LocalError::BodyGone) };
         match self.operate(&mut standing.line, operation)? {
-            Some(response) => {
+            Some(answer) => {
                 tracing.served_by(&self.me);
-                standing.held = Some(Served::here(self, response));
+                let mut served =
+                    Served::here(self, Response::new(crate::http::body::Body::empty()));
+                served.answer = Some(answer);
+                standing.held = Some(served);
             }
             None => standing.reruns.came_to_nothing(),
         }

@@ -358,8 +358,8 @@ impl Node {
         load: hop::Load,
         tunnel: Option<HopBodyReader>,
     ) -> Result<(), crate::http::body::BoxError> {
-        let Served { response, served_by, upgrade, .. } = served;
-        let response = as_sent(response)?;
+        let Served { response, answer, served_by, upgrade, .. } = served;
+        let response = as_sent(response, answer)?;
         let head = hop::response_head(&response, session, served_by.as_str().to_owned(), load);
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let (Some(reader), true) = (tunnel, switching) else {

@@ -528,9 +528,8 @@ impl Registers {
     }
 
     fn call(&self, method: Method, body: Bytes) -> Call {
-        let id = format!("{:032x}", rand::random::<u128>());
         Call {
-            id: RequestId::new(&id).expect("32 hexadecimal digits make an id"),
+            id: random_id(),
             method,
             target: PathAndQuery::from_static("/"),
             fields: HeaderMap::new(),
@@ -568,6 +567,18 @@ impl From<Held> for Value {
     }
 }
 
+/// A request's id of 32 hexadecimal digits.
+fn random_id() -> RequestId {
+    let random: [u8; 16] = rand::random();
+    let mut digits = [0; 32];
+    for (two, byte) in digits.chunks_exact_mut(2).zip(random) {
+        let digit = |half: u8| b"0123456789abcdef"[usize::from(half)];
+        two.copy_from_slice(&[digit(byte >> 4), digit(byte & 0xf)]);
+    }
+    let text = std::str::from_utf8(&digits).expect("digits are text");
+    RequestId::new(text).expect("32 hexadecimal digits make an id")
+}
+
 fn ending(expires: Expires, now: WallTime) -> Ending {
     match expires {
         Expires::Default => Ending::Idle,
@@ -597,11 +608,11 @@ async fn answer_in(served: Served) -> Result<Answer, RegisterError> {
         let said = format!("its owner answered {}", served.response.status());
         return Err(RegisterError::Unavailable(said));
     }
-    let (mut parts, body) = served.response.into_parts();
-    if let Some(answer) = parts.extensions.remove::<Answer>() {
+    if let Some(answer) = served.answer {
         return Ok(answer);
     }
-    let body = collected(body).await.map_err(RegisterError::OutcomeUnknown)?;
+    let body =
+        collected(served.response.into_body()).await.map_err(RegisterError::OutcomeUnknown)?;
     decode(&body)
 }
 

@@ -39,6 +39,7 @@ use crate::request::failed_at::FailedAt;
 use crate::request::local_error::{LocalError, app_failed, error_chain};
 use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::{Problem, gave_up, outcome_unknown, too_slow};
+use crate::request::registers::operation::Answer;
 use crate::request::whose::{name_client, note_refusal, sharer};
 
 /// How often a request may be placed again before it is refused.
@@ -72,6 +73,8 @@ impl ServedBy {
 /// A response and its origin.
 pub(crate) struct Served {
     pub(crate) response: Response<Body>,
+    /// The answer to an operation on a register that was executed here.
+    pub(crate) answer: Option<Answer>,
     /// The peer that ran the app.
     pub(crate) served_by: ServedBy,
     /// The peer that the request was sent to, if it was.
@@ -95,6 +98,7 @@ impl Served {
     pub(crate) fn here(node: &Node, response: Response<Body>) -> Self {
         Self {
             response,
+            answer: None,
             served_by: ServedBy::Here(node.me.clone()),
             next_hop: None,
             upgrade: None,
