@@ -6,61 +6,49 @@
 //! more is read from it: none of its commands begins before there is room for the largest reply
 //! that it may get.
 
-use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use futures_util::stream::{FuturesOrdered, StreamExt};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::about::{Introduced, refuse_user};
 use super::arguments::{checked_channel, checked_key, word, wrong_count};
-use super::cmd::{AT_ONCE, LONG, Run, find};
+use super::cmd::{AT_ONCE, Run, find};
 use super::engine::{Database, Request, Watched};
-use super::frame::{Oversized, ProtocolError, Reply, VALUE_BYTES_MAX, is_complete, take_request};
+use super::frame::{Oversized, ProtocolError, Reply, is_complete, take_request};
 use super::info::CONNECTED;
 use super::pubsub::Published;
 use super::pubsub::{Subscriber, What};
 use super::refusals::{full_name, is_not_offered, unknown_command};
 use super::transaction::{QUEUED_MAX, Queued, Transaction, refused_beside_watched};
+use super::under_way::{UnderWay, confine};
 use super::{listeners, loud};
 
-/// How many commands of one batch are under way at once.
-const UNDER_WAY_MAX: usize = 64;
 /// A batch ends when its replies take so much, in bytes.
-const BATCH_BYTES_MAX: usize = 1024 * 1024;
+pub(super) const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// How much is read at once, in bytes.
 const READ_BYTES: usize = 16 * 1024;
 /// How long a request may take from its first byte to its last.
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 /// How long a client may leave replies unread.
-const REPLY_WITHIN: Duration = Duration::from_secs(30);
-/// How often the endpoint checks whether a client has left whose command waits and that has sent
-/// more already.
-const LEFT_ASKED_EVERY: Duration = Duration::from_millis(100);
+pub(super) const REPLY_WITHIN: Duration = Duration::from_secs(30);
 /// How long, and up to how many bytes, the endpoint goes on reading from a client that got an error
 /// and is disconnected: if bytes were left unread at the close, the system would discard the error.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
 const LAST_WORDS_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How long a client may take to read the last replies before the peer leaves.
 const LAST_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
-/// A bound in bytes on the replies to one client's commands under way, together with those that
-/// wait to be written. A command about many keys is under way alone, and has another bound.
-const REPLIES_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// The size of a reply that contains nothing that a key holds.
-const SHORT_REPLY_BYTES: usize = 128;
 /// What an argument takes beside its bytes.
 const ARGUMENT_BYTES: usize = 32;
 /// How many bytes of requests are under way at once, and held back by a transaction, at most.
-const HELD_BYTES_MAX: usize = 8 * 1024 * 1024;
+pub(super) const HELD_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How many keys one client watches at most.
 const WATCHED_MAX: usize = 1024;
 
@@ -213,21 +201,6 @@ async fn read(
     }
 }
 
-/// Waits until the client has closed its end, whatever it has sent before.
-async fn has_left(stream: &TcpStream) -> io::Error {
-    loop {
-        match stream.ready(Interest::READABLE).await {
-            Ok(ready) if ready.is_read_closed() => {
-                let why = "the client left while its command waited";
-                return io::Error::new(io::ErrorKind::UnexpectedEof, why);
-            }
-            // Requests wait to be read: only another poll shows whether more has come.
-            Ok(_) => tokio::time::sleep(LEFT_ASKED_EVERY).await,
-            Err(error) => return error,
-        }
-    }
-}
-
 /// How a batch ended.
 enum BatchEnd {
     /// All that has arrived is done.
@@ -251,152 +224,6 @@ struct Client {
     subscriber: Option<Subscriber>,
 }
 
-/// The commands under way, and the keys that they are about.
-#[derive(Default)]
-struct UnderWay {
-    replies: FuturesOrdered<BoxFuture<'static, Reply>>,
-    /// Replies that came while others were being written.
-    ready: VecDeque<Reply>,
-    /// What is known about each command, in their order.
-    begun: VecDeque<Begun>,
-    keys: HashSet<Bytes>,
-    /// How many bytes their requests take.
-    bytes: usize,
-    /// How many bytes their replies may take, or take once they are there.
-    reply_bytes: Arc<AtomicUsize>,
-}
-
-struct Begun {
-    /// The key that it is about, if it is about one.
-    key: Option<Bytes>,
-    /// It may wait for others, for as long as its client likes.
-    waits: bool,
-    bytes: usize,
-    /// Its part of [`UnderWay::reply_bytes`].
-    reply_bytes: Arc<AtomicUsize>,
-}
-
-impl UnderWay {
-    /// Whether the first command under way has to end before this one may begin: because both are
-    /// about one key, or because one is about many keys and may get a large reply.
-    fn meets(&self, data: &Request, bytes: usize) -> bool {
-        let key = one_key(data);
-        let alone = key.is_none() || self.begun.front().is_some_and(|first| first.key.is_none());
-        let reply_bytes = self.reply_bytes.load(Ordering::Relaxed) + reply_bytes_max(data);
-        (alone && !self.begun.is_empty())
-            || self.begun.len() >= UNDER_WAY_MAX
-            || (self.bytes + bytes > HELD_BYTES_MAX && !self.begun.is_empty())
-            || (reply_bytes > REPLIES_BYTES_MAX && !self.begun.is_empty())
-            || key.is_some_and(|key| self.keys.contains(&key))
-    }
-
-    fn begin(&mut self, database: &Database, data: Request, bytes: usize) {
-        let key = one_key(&data);
-        self.keys.extend(key.clone());
-        self.bytes += bytes;
-        let expected = reply_bytes_max(&data);
-        let (all, own) = (Arc::clone(&self.reply_bytes), Arc::new(AtomicUsize::new(expected)));
-        all.fetch_add(expected, Ordering::Relaxed);
-        let waits = matches!(data.spec.run, Run::Blocking(_));
-        self.begun.push_back(Begun { key, waits, bytes, reply_bytes: Arc::clone(&own) });
-        let database = database.clone();
-        self.replies.push_back(Box::pin(async move {
-            // Outside of a transaction nothing is watched.
-            let spec = data.spec;
-            let reply = database.execute(data).await.unwrap_or(Reply::Null);
-            spec.counts.add(&reply);
-            let takes = reply.size().min(expected);
-            own.store(takes, Ordering::Relaxed);
-            all.fetch_sub(expected - takes, Ordering::Relaxed);
-            reply
-        }));
-    }
-
-    /// Waits for the first of them; false if there is none. Writes long replies on the way.
-    async fn end_one(
-        &mut self,
-        version: u8,
-        stream: &mut TcpStream,
-        outgoing: &mut BytesMut,
-    ) -> io::Result<bool> {
-        let waits = self.begun.front().is_some_and(|first| first.waits);
-        if waits {
-            // Replies to earlier commands are not to wait for this one.
-            self.write(stream, outgoing).await?;
-        }
-        let reply = match self.ready.pop_front() {
-            Some(reply) => Some(reply),
-            None if waits => tokio::select! {
-                // First: a client that has left is not to take what others wait for.
-                biased;
-                left = has_left(stream) => return Err(left),
-                reply = self.replies.next() => reply,
-            },
-            None => self.replies.next().await,
-        };
-        let (Some(reply), Some(begun)) = (reply, self.begun.pop_front()) else { return Ok(false) };
-        reply.put(version, outgoing);
-        self.bytes -= begun.bytes;
-        self.reply_bytes.fetch_sub(begun.reply_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
-        if let Some(key) = &begun.key {
-            self.keys.remove(key);
-        }
-        if outgoing.len() > BATCH_BYTES_MAX {
-            self.write(stream, outgoing).await?;
-        }
-        Ok(true)
-    }
-
-    /// Waits for all of them.
-    async fn finish(
-        &mut self,
-        version: u8,
-        stream: &mut TcpStream,
-        outgoing: &mut BytesMut,
-    ) -> io::Result<()> {
-        while self.end_one(version, stream, outgoing).await? {}
-        Ok(())
-    }
-
-    /// Writes what is ready. Meanwhile commands under way make progress: others may wait for what
-    /// they hold.
-    async fn write(&mut self, stream: &mut TcpStream, outgoing: &mut BytesMut) -> io::Result<()> {
-        if outgoing.is_empty() {
-            return Ok(());
-        }
-        let bytes = outgoing.split();
-        let mut writing = std::pin::pin!(timeout(REPLY_WITHIN, stream.write_all(&bytes)));
-        loop {
-            tokio::select! {
-                biased;
-                written = &mut writing => {
-                    let late = |_| {
-                        io::Error::new(io::ErrorKind::TimedOut, "it does not read its replies")
-                    };
-                    return written.map_err(late)?;
-                }
-                Some(reply) = self.replies.next() => self.ready.push_back(reply),
-            }
-        }
-    }
-}
-
-/// The key of a command, if it is about exactly one and does not wait.
-fn one_key(request: &Request) -> Option<Bytes> {
-    match (request.spec.run, &request.keys()[..]) {
-        (Run::Script | Run::Blocking(_), _) => None,
-        (_, [key]) => {
-            Some(super::room::tag(key).map_or_else(|| key.clone(), |tag| key.slice_ref(tag)))
-        }
-        _ => None,
-    }
-}
-
-/// How many bytes the reply to a command about one key has at most, about.
-fn reply_bytes_max(request: &Request) -> usize {
-    if request.spec.has(LONG) { VALUE_BYTES_MAX } else { SHORT_REPLY_BYTES }
-}
-
 /// Reads a command.
 ///
 /// # Errors
@@ -407,7 +234,7 @@ fn parse(args: Vec<Bytes>) -> Result<Request, Reply> {
     if !spec.is_count_right(args.len()) {
         return Err(wrong_count(spec.name));
     }
-    Ok(Request { spec, args })
+    Ok(Request::new(spec, args))
 }
 
 impl Client {
@@ -454,7 +281,7 @@ impl Client {
             };
             let bytes = arguments.iter().map(|argument| argument.len() + ARGUMENT_BYTES).sum();
             let name = arguments[0].clone();
-            let request = match parse(arguments) {
+            let mut request = match parse(arguments) {
                 Ok(request) => request,
                 Err(refused) => {
                     under_way.finish(version, stream, outgoing).await?;
@@ -464,10 +291,14 @@ impl Client {
             };
             let is_data = !matches!(request.spec.run, Run::Connection);
             if is_data && self.transaction.is_none() && !self.only_listens() {
-                while under_way.meets(&request, bytes) {
-                    under_way.end_one(version, stream, outgoing).await?;
+                confine(&mut request);
+                let mut next = Some(request);
+                while let Some(request) = next.take() {
+                    while under_way.meets(&request, bytes) {
+                        under_way.end_one(version, stream, outgoing).await?;
+                    }
+                    next = under_way.begin(&self.database, request, bytes);
                 }
-                under_way.begin(&self.database, request, bytes);
                 continue;
             }
             under_way.finish(version, stream, outgoing).await?;

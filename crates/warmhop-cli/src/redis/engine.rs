@@ -14,6 +14,7 @@ use super::arguments::{WORD_TOLD_MAX, checked_key, word};
 use super::cmd::{Handler, Run, Spec, WRITES};
 use super::frame::{Reply, VALUE_BYTES_MAX};
 use super::room::{self, Kept, Room};
+use super::scripts::Confined;
 use super::shared::Shared;
 use super::turns::{Place, Turn, Turns};
 use super::value::TooLarge;
@@ -29,11 +30,31 @@ pub(super) struct Request {
     pub(super) spec: &'static Spec,
     /// They begin with its name.
     pub(super) args: Vec<Bytes>,
+    /// It is a script that runs beside other commands.
+    pub(super) confined: Option<Arc<Confined>>,
 }
 
 impl Request {
     pub(super) fn keys(&self) -> Vec<Bytes> {
         self.spec.keys_of(&self.args)
+    }
+
+    pub(super) fn new(spec: &'static Spec, args: Vec<Bytes>) -> Self {
+        Self { spec, args, confined: None }
+    }
+
+    /// The same, to be run when no other command of its client is.
+    pub(super) fn unconfined(&self) -> Self {
+        Self { confined: None, ..self.clone() }
+    }
+
+    /// Its key, if it has exactly one.
+    pub(super) fn only_key(&self) -> Option<Bytes> {
+        let key = self.spec.only_key(&self.args).cloned();
+        key.or_else(|| match &self.keys()[..] {
+            [key] => Some(key.clone()),
+            _ => None,
+        })
     }
 
     pub(super) fn writes(&self) -> bool {
@@ -317,6 +338,12 @@ impl Database {
     }
 
     async fn run(&self, request: &Request) -> Result<Reply, Stop> {
+        if let Run::Room(handler) | Run::Split(handler, _) = request.spec.run
+            && let Some(key) = request.spec.only_key(&request.args)
+        {
+            checked_key(key)?;
+            return self.in_room(&self.name(key), request, handler).await;
+        }
         let keys = request.keys();
         keys.iter().try_for_each(|key| checked_key(key))?;
         match request.spec.run {
@@ -366,7 +393,7 @@ impl Database {
         if self.guard(name).is_none()
             && !self.shared.events.any()
             && let Some(only_key) = room::only_key(name)
-            && request.keys().len() == 1
+            && request.only_key().is_some()
             && let Some(reply) = self.blindly(name, &only_key, request, handler).await?
         {
             return Ok(reply);

@@ -77,7 +77,7 @@ impl Database {
             }
             rooms[at].1.extend_from_slice(part);
         }
-        rooms.into_iter().map(|(_, args)| Request { spec: request.spec, args }).collect()
+        rooms.into_iter().map(|(_, args)| Request::new(request.spec, args)).collect()
     }
 
     async fn get_many(&self, keys: Vec<Bytes>) -> Result<Reply, Stop> {

@@ -41,6 +41,7 @@ mod shared;
 mod tests;
 mod transaction;
 mod turns;
+mod under_way;
 mod value;
 mod waiting;
 

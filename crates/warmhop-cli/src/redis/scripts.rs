@@ -1,6 +1,7 @@
 //! The scripts that clients of a peer have sent.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -14,6 +15,50 @@ const LOADED_BYTES_MAX: usize = 16 * 1024 * 1024;
 const LONG_RUNS: u32 = 100;
 /// How many scripts run at once on other threads; further ones wait.
 const AT_ONCE: usize = 8;
+
+/// How many bytes the reply of a script may take that runs beside other commands of its client.
+pub(super) const CONFINED_REPLY_BYTES_MAX: usize = 4096;
+
+/// The bounds of a script that runs beside commands of its client about other keys: it stays where
+/// the keys live that it names, publishes nothing and has a short reply. One that goes on has done
+/// nothing, and is run anew when it is its turn to be answered.
+#[derive(Default)]
+pub(super) struct Confined {
+    ran: AtomicBool,
+    stopped: AtomicBool,
+    /// All before it have been answered: it has to stay with its keys alone.
+    is_first: bool,
+}
+
+impl Confined {
+    /// The bounds of a new run of a script that was stopped at these; none if nothing came behind it.
+    pub(super) fn anew(&self) -> Option<Self> {
+        self.ran().then(|| Self { ran: true.into(), stopped: false.into(), is_first: true })
+    }
+
+    /// Whether it may publish something, and answer at any length.
+    pub(super) fn is_first(&self) -> bool {
+        self.is_first
+    }
+
+    /// Whether it has run within its bounds. It may have to run anew if another change was faster.
+    pub(super) fn ran(&self) -> bool {
+        self.ran.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn has_run(&self) {
+        self.ran.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was stopped at its bounds, with nothing done.
+    pub(super) fn stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+}
 
 /// The scripts that clients of this peer have sent, by their digests.
 pub(super) struct Scripts {

@@ -3,6 +3,7 @@
 mod attacks;
 mod events;
 mod messages;
+mod pipelines;
 mod probes;
 mod reader;
 mod together;

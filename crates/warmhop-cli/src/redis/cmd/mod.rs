@@ -125,16 +125,21 @@ impl Spec {
         if self.arity < 0 { count >= -self.arity } else { count == self.arity }
     }
 
+    /// Its key, where its form tells that it has one.
+    pub(super) fn only_key<'a>(&self, args: &'a [Bytes]) -> Option<&'a Bytes> {
+        match self.keys {
+            Keys::Range(first, last, _) if last_of(last, args) == first => args.get(first),
+            Keys::Second => args.get(2),
+            Keys::None | Keys::Range(..) | Keys::Counted { .. } => None,
+        }
+    }
+
     /// The keys among its arguments.
     pub(super) fn keys_of(&self, args: &[Bytes]) -> Vec<Bytes> {
         match self.keys {
             Keys::None => Vec::new(),
             Keys::Range(first, last, step) => {
-                let last = match usize::try_from(last) {
-                    Ok(last) => last,
-                    Err(_) => args.len().saturating_sub(last.unsigned_abs()),
-                };
-                let keys = args.iter().take(last + 1).skip(first).step_by(step);
+                let keys = args.iter().take(last_of(last, args) + 1).skip(first).step_by(step);
                 keys.cloned().collect()
             }
             Keys::Counted { at, and_first } => {
@@ -145,6 +150,14 @@ impl Spec {
             }
             Keys::Second => args.get(2).cloned().into_iter().collect(),
         }
+    }
+}
+
+/// The last key's place among the arguments; a negative one counts from their end.
+fn last_of(last: isize, args: &[Bytes]) -> usize {
+    match usize::try_from(last) {
+        Ok(last) => last,
+        Err(_) => args.len().saturating_sub(last.unsigned_abs()),
     }
 }
 

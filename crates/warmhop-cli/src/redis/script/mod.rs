@@ -38,7 +38,7 @@ use super::engine::{Database, Outcome, Request, Stop};
 use super::frame::Reply;
 use super::pubsub::{Hub, Published};
 use super::room::{Origin, Room};
-use super::scripts::{Known, Scripts};
+use super::scripts::{CONFINED_REPLY_BYTES_MAX, Confined, Known, Scripts};
 
 /// The version of Redis that the endpoint claims to be.
 pub(super) const SPEAKS_AS: &str = "7.2.0";
@@ -90,6 +90,19 @@ impl Ended {
             needs: None,
             outgrew: false,
         }
+    }
+
+    /// Whether the script, which stayed with its keys, did what it may not do as long as it is
+    /// `confined`.
+    fn is_beyond(&self, confined: &Confined) -> bool {
+        let is_large = self.reply.size() > CONFINED_REPLY_BYTES_MAX;
+        let is_beyond = !confined.is_first() && (is_large || !self.published.is_empty());
+        if is_beyond {
+            confined.stop();
+        } else {
+            confined.has_run();
+        }
+        is_beyond
     }
 
     fn failed(why: &str) -> Self {
@@ -214,9 +227,22 @@ impl Database {
                     let ended = self.run_script(&input, None).await;
                     (ended.reply, ended.needs, ended.published)
                 }
-                Some(name) => self.script_in(name, &input).await?,
+                Some(name) => self.script_in(name, &input, request.confined.as_ref()).await?,
             };
             let (reply, needs, published) = came_to;
+            if let Some(confined) = &request.confined {
+                // What came behind it may be about the other key, and be done.
+                if needs.is_some() && confined.ran() {
+                    let detail = "nothing was done: others changed the key, and its other keys";
+                    return Err(Reply::error("TRYAGAIN", detail).into());
+                }
+                if needs.is_some() || !published.is_empty() && !confined.is_first() {
+                    confined.stop();
+                }
+                if confined.stopped() {
+                    return Ok(Reply::Null);
+                }
+            }
             match needs {
                 Some(needed) => name = Some(needed),
                 None => {
@@ -236,6 +262,7 @@ impl Database {
         &self,
         name: &Bytes,
         input: &Arc<Input>,
+        confined: Option<&Arc<Confined>>,
     ) -> Result<(Reply, Option<Bytes>, Vec<Published>), Stop> {
         if input.read_only {
             let ended = self.run_script(input, Some(self.look(name).await?)).await;
@@ -245,7 +272,12 @@ impl Database {
         let run = |room: Room| {
             let (last, input, name) = (Arc::clone(&last), Arc::clone(input), name.clone());
             async move {
-                let ended = self.run_script(&input, Some(room)).await;
+                let mut ended = self.run_script(&input, Some(room)).await;
+                if let Some(confined) = confined.filter(|_| ended.needs.is_none())
+                    && ended.is_beyond(confined)
+                {
+                    ended = Ended::refused(Reply::Null);
+                }
                 *last.lock().unwrap_or_else(PoisonError::into_inner) =
                     (ended.needs, ended.published);
                 let room = ended.room.unwrap_or_else(|| Room::empty(&name, input.now));

@@ -1,0 +1,304 @@
+//! The commands of one client that are under way: those about different keys run beside each other,
+//! and their replies leave in the order asked.
+
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
+use futures_util::stream::{FuturesOrdered, StreamExt};
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::cmd::{LONG, Run};
+use super::connection::{BATCH_BYTES_MAX, HELD_BYTES_MAX, REPLY_WITHIN};
+use super::engine::{Database, Request};
+use super::frame::{Reply, VALUE_BYTES_MAX};
+use super::scripts::{CONFINED_REPLY_BYTES_MAX, Confined};
+
+/// How many commands of one batch are under way at once.
+const UNDER_WAY_MAX: usize = 64;
+/// How often the endpoint checks whether a client has left whose command waits and that has sent
+/// more already.
+const LEFT_ASKED_EVERY: Duration = Duration::from_millis(100);
+/// A bound in bytes on the replies to one client's commands under way, together with those that
+/// wait to be written. A command about many keys is under way alone, and has another bound.
+const REPLIES_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// The size of a reply that contains nothing that a key holds.
+const SHORT_REPLY_BYTES: usize = 128;
+
+/// Waits until the client has closed its end, whatever it has sent before.
+async fn has_left(stream: &TcpStream) -> io::Error {
+    loop {
+        match stream.ready(Interest::READABLE).await {
+            Ok(ready) if ready.is_read_closed() => {
+                let why = "the client left while its command waited";
+                return io::Error::new(io::ErrorKind::UnexpectedEof, why);
+            }
+            // Requests wait to be read: only another poll shows whether more has come.
+            Ok(_) => tokio::time::sleep(LEFT_ASKED_EVERY).await,
+            Err(error) => return error,
+        }
+    }
+}
+
+/// How the run of a command ended.
+enum Ran {
+    Done(Reply),
+    /// Nothing was done: it cannot be carried out as long as it is [`Confined`]. This runs it without.
+    Anew(Running),
+}
+
+type Running = BoxFuture<'static, Ran>;
+
+/// The commands under way, and the keys that they are about.
+#[derive(Default)]
+pub(super) struct UnderWay {
+    replies: FuturesOrdered<Running>,
+    /// Replies that came while others were being written.
+    ready: VecDeque<Reply>,
+    /// What is known about each command, in their order.
+    begun: VecDeque<Begun>,
+    keys: HashSet<Bytes>,
+    /// How many bytes their requests take.
+    bytes: usize,
+    /// How many bytes their replies may take, or take once they are there.
+    reply_bytes: Arc<AtomicUsize>,
+}
+
+struct Begun {
+    /// The key that it is about, if it is about one.
+    key: Option<Bytes>,
+    /// It may wait for others, for as long as its client likes.
+    waits: bool,
+    /// It is a script that may turn out to be about other keys.
+    confined: Option<Arc<Confined>>,
+    bytes: usize,
+    /// Its part of [`UnderWay::reply_bytes`].
+    reply_bytes: Arc<AtomicUsize>,
+}
+
+impl UnderWay {
+    /// Whether the first command under way has to end before this one may begin: because both are
+    /// about one key, or because one is about many keys and may get a large reply.
+    pub(super) fn meets(&self, data: &Request, bytes: usize) -> bool {
+        let key = one_key(data);
+        let is_open = |it: &Begun| it.confined.as_ref().is_some_and(|it| !it.ran());
+        let alone = key.is_none()
+            || self.begun.front().is_some_and(|first| first.key.is_none())
+            || self.begun.back().is_some_and(is_open);
+        let reply_bytes = self.reply_bytes.load(Ordering::Relaxed) + reply_bytes_max(data);
+        (alone && !self.begun.is_empty())
+            || self.begun.len() >= UNDER_WAY_MAX
+            || (self.bytes + bytes > HELD_BYTES_MAX && !self.begun.is_empty())
+            || (reply_bytes > REPLIES_BYTES_MAX && !self.begun.is_empty())
+            || key.is_some_and(|key| self.keys.contains(&key))
+    }
+
+    /// Begins a command that meets no other. Returns a script that is about other keys than those
+    /// that it names: it has done nothing, and is to begin when no other command is under way.
+    pub(super) fn begin(
+        &mut self,
+        database: &Database,
+        data: Request,
+        bytes: usize,
+    ) -> Option<Request> {
+        let key = one_key(&data);
+        let waits = matches!(data.spec.run, Run::Blocking(_));
+        let expected = reply_bytes_max(&data);
+        let counted = Counted::new(&self.reply_bytes, expected);
+        let own = Arc::clone(&counted.own);
+        let mut confined = data.confined.clone();
+        let anew = confined.is_some().then(|| data.unconfined());
+        let mut running = run(database.clone(), data, counted);
+        if confined.is_some() {
+            // At once, since it shows here what the commands behind it have to wait for.
+            match (&mut running).now_or_never() {
+                Some(Ran::Done(reply)) => {
+                    running = ready(Ran::Done(reply)).boxed();
+                    confined = None;
+                }
+                Some(Ran::Anew(_)) => {
+                    self.reply_bytes.fetch_sub(expected, Ordering::Relaxed);
+                    return anew;
+                }
+                None => {}
+            }
+        }
+        self.keys.extend(key.clone());
+        self.bytes += bytes;
+        self.begun.push_back(Begun { key, waits, confined, bytes, reply_bytes: own });
+        self.replies.push_back(running);
+        None
+    }
+
+    /// The next reply, in their order.
+    async fn next(&mut self) -> Option<Reply> {
+        loop {
+            match self.replies.next().await? {
+                Ran::Done(reply) => return Some(reply),
+                // All before it have ended.
+                Ran::Anew(running) => self.replies.push_front(running),
+            }
+        }
+    }
+
+    /// Waits for the first of them; false if there is none. Writes long replies on the way.
+    pub(super) async fn end_one(
+        &mut self,
+        version: u8,
+        stream: &mut TcpStream,
+        outgoing: &mut BytesMut,
+    ) -> io::Result<bool> {
+        let waits = self.begun.front().is_some_and(|first| first.waits);
+        if waits {
+            // Replies to earlier commands are not to wait for this one.
+            self.write(stream, outgoing).await?;
+        }
+        let reply = match self.ready.pop_front() {
+            Some(reply) => Some(reply),
+            None if waits => tokio::select! {
+                // First: a client that has left is not to take what others wait for.
+                biased;
+                left = has_left(stream) => return Err(left),
+                reply = self.next() => reply,
+            },
+            None => self.next().await,
+        };
+        let (Some(reply), Some(begun)) = (reply, self.begun.pop_front()) else { return Ok(false) };
+        reply.put(version, outgoing);
+        self.bytes -= begun.bytes;
+        self.reply_bytes.fetch_sub(begun.reply_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+        if let Some(key) = &begun.key {
+            self.keys.remove(key);
+        }
+        if outgoing.len() > BATCH_BYTES_MAX {
+            self.write(stream, outgoing).await?;
+        }
+        Ok(true)
+    }
+
+    /// Waits for all of them.
+    pub(super) async fn finish(
+        &mut self,
+        version: u8,
+        stream: &mut TcpStream,
+        outgoing: &mut BytesMut,
+    ) -> io::Result<()> {
+        while self.end_one(version, stream, outgoing).await? {}
+        Ok(())
+    }
+
+    /// Writes what is ready. Meanwhile commands under way make progress: others may wait for what
+    /// they hold.
+    pub(super) async fn write(
+        &mut self,
+        stream: &mut TcpStream,
+        outgoing: &mut BytesMut,
+    ) -> io::Result<()> {
+        if outgoing.is_empty() {
+            return Ok(());
+        }
+        let bytes = outgoing.split();
+        let mut writing = std::pin::pin!(timeout(REPLY_WITHIN, stream.write_all(&bytes)));
+        loop {
+            tokio::select! {
+                biased;
+                written = &mut writing => {
+                    let late = |_| {
+                        io::Error::new(io::ErrorKind::TimedOut, "it does not read its replies")
+                    };
+                    return written.map_err(late)?;
+                }
+                Some(reply) = self.next() => self.ready.push_back(reply),
+            }
+        }
+    }
+}
+
+/// The bytes that the reply to a command may take, or takes once it is there.
+struct Counted {
+    all: Arc<AtomicUsize>,
+    own: Arc<AtomicUsize>,
+    expected: usize,
+}
+
+impl Counted {
+    fn new(all: &Arc<AtomicUsize>, expected: usize) -> Self {
+        all.fetch_add(expected, Ordering::Relaxed);
+        Self { all: Arc::clone(all), own: Arc::new(AtomicUsize::new(expected)), expected }
+    }
+
+    fn takes(&self, reply: &Reply) {
+        let takes = reply.size().min(self.expected);
+        self.own.store(takes, Ordering::Relaxed);
+        self.all.fetch_sub(self.expected - takes, Ordering::Relaxed);
+    }
+}
+
+/// Carries a command out.
+fn run(database: Database, data: Request, counted: Counted) -> Running {
+    Box::pin(async move {
+        let spec = data.spec;
+        let Some(confined) = data.confined.clone() else {
+            // Outside of a transaction nothing is watched.
+            let reply = database.execute(data).await.unwrap_or(Reply::Null);
+            spec.counts.add(&reply);
+            counted.takes(&reply);
+            return Ran::Done(reply);
+        };
+        let (again, mut anew) = (database.clone(), data.unconfined());
+        let reply = database.execute(data).await.unwrap_or(Reply::Null);
+        if confined.stopped() {
+            anew.confined = confined.anew().map(Arc::new);
+            return Ran::Anew(run(again, anew, counted));
+        }
+        spec.counts.add(&reply);
+        counted.takes(&reply);
+        Ran::Done(reply)
+    })
+}
+
+/// The key of a command, if it is about exactly one and does not wait; the text of the tag, if it
+/// has one, since all keys of a tag are one.
+fn one_key(request: &Request) -> Option<Bytes> {
+    match request.spec.run {
+        Run::Blocking(_) => None,
+        Run::Script => {
+            request.confined.as_ref()?;
+            request.keys().first().map(place_of)
+        }
+        _ => request.only_key().as_ref().map(place_of),
+    }
+}
+
+/// What keys that live together have in common.
+fn place_of(key: &Bytes) -> Bytes {
+    super::room::tag(key).map_or_else(|| key.clone(), |tag| key.slice_ref(tag))
+}
+
+/// Has a script that names keys of one place run beside commands about others.
+pub(super) fn confine(request: &mut Request) {
+    if !matches!(request.spec.run, Run::Script) {
+        return;
+    }
+    let keys = request.keys();
+    if let Some((first, others)) = keys.split_first() {
+        let place = place_of(first);
+        let together = others.iter().all(|key| place_of(key) == place);
+        request.confined = together.then(Arc::default);
+    }
+}
+
+/// How many bytes the reply to a command about one key has at most, about.
+fn reply_bytes_max(request: &Request) -> usize {
+    if request.confined.is_some() {
+        return CONFINED_REPLY_BYTES_MAX;
+    }
+    if request.spec.has(LONG) { VALUE_BYTES_MAX } else { SHORT_REPLY_BYTES }
+}
