@@ -605,3 +605,67 @@ async fn what_only_its_owner_has_room_for_is_not_acknowledged_and_then_not_begun
     assert!(matches!(put, Err(RegisterError::Full(_))), "{put:?}");
     assert!(here.get(b"sess:eve").await.unwrap().is_none(), "nothing was done");
 }
+
+/// A mesh in which only a few hundred small values fit, and what is over is forgotten soon.
+async fn small_mesh(bytes: u64) -> Bed {
+    let policy = SessionPolicy::default().with(|made| {
+        made.memory_bytes_max = bytes;
+        made.forget_grace = Duration::from_secs(1);
+    });
+    mesh_with(&["a", "b", "c"], policy).await
+}
+
+/// Writes `value` once there is room for it. Where there never is, this goes on for ever.
+async fn put_in_time(on: &Registers, key: &str, value: &[u8], expires: Expires) {
+    loop {
+        match on.put(key.as_bytes(), value.to_vec(), expires, When::Absent).await {
+            Ok(change) => break assert!(change.done, "{key} is new"),
+            Err(RegisterError::Full(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(error) => panic!("{key}: {error}"),
+        }
+    }
+}
+
+async fn nothing_is_kept(bed: &Bed) {
+    let kept = || bed.peers.iter().map(|peer| peer.status().sessions.bytes).sum::<u64>();
+    eventually("nothing is kept of what is over", || kept() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_whose_time_is_over_make_room_for_others() {
+    let bed = small_mesh(256 << 10).await;
+    let span = Expires::After(Duration::from_millis(20));
+    // Four times of what there is room for.
+    for at in 0..64 {
+        let on = registers(&bed.peers[at % 3]);
+        put_in_time(&on, &format!("limit:{at}"), &[0; 16 * 1024], span).await;
+    }
+    nothing_is_kept(&bed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_mesh_can_be_emptied_and_filled_again() {
+    let bed = small_mesh(64 << 10).await;
+    for round in 0..2 {
+        let key = |at: usize| format!("sess:{round}:{at}");
+        let mut kept = 0;
+        let on = |at: usize| registers(&bed.peers[at % 3]);
+        put_in_time(&on(0), &key(0), b"1", Expires::Default).await;
+        loop {
+            let at = kept + 1;
+            let put = on(at).put(key(at).as_bytes(), "1", Expires::Default, When::Always).await;
+            match put {
+                Ok(change) => assert!(change.done),
+                Err(RegisterError::Full(_)) => break,
+                Err(error) => panic!("{error}"),
+            }
+            kept = at;
+        }
+        assert!(kept > 100, "{kept} fit");
+        for at in 0..=kept {
+            let gone = on(at).delete(key(at).as_bytes(), When::Always).await.unwrap();
+            assert!(gone.done, "{} is deleted", key(at));
+        }
+        nothing_is_kept(&bed).await;
+    }
+}

@@ -41,7 +41,7 @@ impl Session {
         let mut before = base.clone();
         before.recent.retain(|it| it.rid != begin || !it.response.is_begin_of(attempt));
         let stored = Stored::Applied;
-        let mut done = self.copy.exec_end(ctx.me, &exec, &before, None, stored, None, ctx.policy);
+        let mut done = self.copy.exec_end(ctx, &exec, &before, None, stored, None);
         if let ExecDone::Changed { body, .. } = &mut done {
             Arc::make_mut(body).recent.retain(|it| it.rid != exec.rid);
         }

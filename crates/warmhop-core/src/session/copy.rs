@@ -14,14 +14,17 @@ use super::message::{
     AcceptedInfo, Base, Birth, Body, BodyRef, Config, Exec, ExecDone, NackReason, Record, Stored,
 };
 use super::mutant::{self, Mutant};
-use super::{Empty, Seldom, recent};
-use crate::config::SessionPolicy;
+use super::{Ctx, Empty, Seldom, recent};
 use crate::ids::{Ballot, Incarnation, Position, SessionId, WallTime};
 
 /// How many births of one session are remembered: for each beginner one in each configuration. A
 /// further birth has to wait for the others. Beginners that agree on the members use the same
 /// configuration.
 const BIRTHS_MAX: usize = 32;
+/// How much longer than its owner a member remembers a session that is over. A request that its owner
+/// took at the last moment still finds the members, and one that comes just after that finds them
+/// without it.
+pub(super) const LONGER_THAN_OWNER: Duration = Duration::from_secs(5);
 
 /// The state that a copy keeps of one session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -163,6 +166,22 @@ impl Replica {
         self.forget_at = self.forget_at.max(expiry.after(grace));
     }
 
+    /// Whether the record at `p` is all that is kept: nothing else was promised since.
+    pub(super) fn rests_on(&self, p: Position) -> bool {
+        self.accepted.as_ref().is_some_and(|record| record.p == p)
+            && self.above.is_none()
+            && self.seldom.births.is_empty()
+    }
+
+    /// An owner that is no member keeps its promise for as long as the members may keep what was
+    /// chosen by it, and no longer.
+    pub(super) fn owns_elsewhere(&mut self, b: Ballot, until: WallTime) {
+        let others = self.seldom.births.iter().any(|birth| birth.b > b);
+        if self.accepted.is_none() && self.promised() == Some(b) && !others {
+            self.forget_at = until;
+        }
+    }
+
     /// The configurations in which the session may continue at ballots below `b`, as far as this
     /// copy knows.
     pub(super) fn births(&self, b: Option<Ballot>) -> Vec<Birth> {
@@ -269,13 +288,12 @@ impl Replica {
     /// Phase two.
     pub(super) fn accept(
         &mut self,
-        me: Incarnation,
+        ctx: &Ctx<'_>,
         p: Position,
         cfg: &Arc<Config>,
         body: &BodyRef,
-        grace: Duration,
     ) -> Result<Vote, Shut> {
-        self.check(me, cfg, p.ballot)?;
+        self.check(ctx.me, cfg, p.ballot)?;
         let held = self.accepted.as_ref();
         let body = match (held.map(|record| record.p), body) {
             (Some(at), _) if at == p => None,
@@ -286,19 +304,18 @@ impl Replica {
                 None => return Ok(Vote::NeedFull),
             },
         };
-        self.gate(me, cfg, p.ballot)?;
+        self.gate(ctx.me, cfg, p.ballot)?;
         if let Some(body) = body {
-            self.store(Record { p, cfg: cfg.clone(), body }, grace);
+            self.store(ctx, Record { p, cfg: cfg.clone(), body });
         }
         Ok(Vote::Cast)
     }
 
-    fn store(&mut self, record: Record, grace: Duration) {
+    fn store(&mut self, ctx: &Ctx<'_>, record: Record) {
         assert!(
             self.accepted.as_ref().is_none_or(|held| held.p < record.p),
             "I2: a copy replaces its record by a later one only"
         );
-        self.keep_until(record.body.expiry, grace);
         if self.seldom.ran.is_some_and(|ran| ran <= record.p) {
             self.seldom.ran = None;
             self.seldom.tidy();
@@ -308,8 +325,17 @@ impl Replica {
             self.seldom.births.retain(|birth| birth.b > record.p.ballot);
             self.seldom.tidy();
         }
-        // Accepting includes a promise of the record's ballot.
+        // Accepting includes a promise of the record's ballot. What was promised before is over with
+        // it: the record decides for how long this copy matters. One that holds nothing may be used
+        // again from now on, however long ago it ended.
         self.above = None;
+        let grace = ctx.policy.forget_grace + LONGER_THAN_OWNER;
+        let is_over = record.body.state.is_none();
+        let end = if is_over { record.body.expiry.max(ctx.wall) } else { record.body.expiry };
+        if self.seldom.births.is_empty() {
+            self.forget_at = WallTime::default();
+        }
+        self.keep_until(end, grace);
         self.accepted = Some(record);
     }
 
@@ -374,18 +400,17 @@ impl Replica {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what came of an order, for its one caller")]
     /// Stores the outcome of `exec`, and votes for it if it was asked to and still may.
     pub(super) fn exec_end(
         &mut self,
-        me: Incarnation,
+        ctx: &Ctx<'_>,
         exec: &Exec,
         base: &Body,
         change: Option<Option<Arc<[u8]>>>,
         stored: Stored,
         until: Option<WallTime>,
-        policy: &SessionPolicy,
     ) -> ExecDone {
+        let (me, policy) = (ctx.me, ctx.policy);
         let may_vote = exec.p.filter(|_| exec.vote).filter(|p| self.may_vote(me, exec, *p).is_ok());
         if change.is_none() && !exec.keyed {
             if self.promised().is_none() && self.seldom.fenced.is_none() {
@@ -398,7 +423,7 @@ impl Replica {
         let voted = may_vote.is_some_and(|p| self.gate(me, &exec.cfg, p.ballot).is_ok());
         if let Some(p) = may_vote.filter(|_| voted) {
             let record = Record { p, cfg: exec.cfg.clone(), body: body.clone() };
-            self.store(record, policy.forget_grace);
+            self.store(ctx, record);
         }
         ExecDone::Changed { body, voted }
     }

@@ -249,7 +249,9 @@ impl Session {
     #[must_use]
     pub fn next_wake(&self, now: Now, wall: WallTime) -> Option<Now> {
         // If no grace is known yet this is a little early, and is computed again then.
-        let forget = self.forget_at(Duration::from_secs(1)).map(|at| {
+        let forget =
+            [self.forget_at(Duration::from_secs(1)), self.ends_at()].into_iter().flatten().min();
+        let forget = forget.map(|at| {
             // The wall clock may jump: it is read again within the hour.
             const LOOK_AGAIN: u64 = 3_600_000;
             now.after(Duration::from_millis(at.0.saturating_sub(wall.0).clamp(1, LOOK_AGAIN)))

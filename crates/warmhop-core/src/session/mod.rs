@@ -68,7 +68,7 @@ use core::time::Duration;
 
 use crate::ids::{Ballot, Incarnation, Now, Position, SessionId, WallTime};
 use claim::Question;
-use copy::{Replica, Shut, Vote};
+use copy::{LONGER_THAN_OWNER, Replica, Shut, Vote};
 use message::{
     Body, BodyRef, Config, Ended, Exec, ExecDone, Message, NackReason, Part, Record, Stored,
 };
@@ -376,7 +376,10 @@ impl Session {
                 if let Some(former) = before.filter(|it| *it != b.proposer && *it != ctx.me) {
                     self.nack(former, NackReason::Higher, Some(b), out);
                 }
-                self.copy.keep_until(expiry, ctx.policy.forget_grace);
+                // Where its owner only confirms it, the record decides for how long it is kept.
+                if self.copy.accepted.is_none() || self.copy.is_claimed() {
+                    self.copy.keep_until(expiry, ctx.policy.forget_grace);
+                }
                 self.forget_void_birth();
                 if let Some(into) = into {
                     self.copy.remember(b, &into);
@@ -403,7 +406,7 @@ impl Session {
         body: &BodyRef,
         out: &mut Effects,
     ) {
-        let message = match self.copy.accept(ctx.me, p, cfg, body, ctx.policy.forget_grace) {
+        let message = match self.copy.accept(ctx, p, cfg, body) {
             Ok(Vote::Cast) => Message::Accepted { p },
             Ok(Vote::NeedFull) => Message::NeedFull { p },
             Ok(Vote::Late) | Err(Shut::NotMember) => return,
@@ -452,18 +455,22 @@ impl Session {
             && self.line.queue.is_empty()
             && self.line.flights.is_empty()
         {
+            self.dismiss_witnesses(ctx, out);
             self.forget(ctx);
         }
     }
 
     /// When nothing here matters any more: at the end of the copy's time, or for an owner that is
-    /// no member of the time of its last proposal.
+    /// no member of the time of its last proposal. An owner forgets before its members do.
     fn forget_at(&self, grace: Duration) -> Option<WallTime> {
-        let owned = match &self.role {
-            Role::Owner(owner) => owner.chosen.as_ref().map(|it| it.body.expiry.after(grace)),
-            _ => None,
-        };
-        Some(self.copy.forget_at).filter(|at| *at > WallTime::default()).max(owned)
+        let kept = Some(self.copy.forget_at).filter(|at| *at > WallTime::default());
+        let Role::Owner(owner) = &self.role else { return kept };
+        let Some(chosen) = &owner.chosen else { return kept };
+        if self.copy.rests_on(chosen.p) {
+            let longer = u64::try_from(LONGER_THAN_OWNER.as_millis()).unwrap_or(u64::MAX);
+            return kept.map(|at| WallTime(at.0.saturating_sub(longer)));
+        }
+        kept.max(Some(chosen.body.expiry.after(grace)))
     }
 
     /// Drops everything held of the session, votes included. The watermark keeps every later entry
@@ -540,7 +547,7 @@ impl Session {
         change: Option<Option<Arc<[u8]>>>,
         stored: Stored,
     ) -> ExecDone {
-        self.copy.exec_end(ctx.me, exec, base, change, stored, None, ctx.policy)
+        self.copy.exec_end(ctx, exec, base, change, stored, None)
     }
 
     /// As [`Session::exec_end`], but a changed session expires at `until`, whether that is before
@@ -553,8 +560,10 @@ impl Session {
         change: Option<Option<Arc<[u8]>>>,
         until: WallTime,
     ) -> ExecDone {
-        let until = Some(until);
-        self.copy.exec_end(ctx.me, exec, base, change, Stored::Applied, until, ctx.policy)
+        if let Role::Owner(owner) = &mut self.role {
+            owner.is_timed = true;
+        }
+        self.copy.exec_end(ctx, exec, base, change, Stored::Applied, Some(until))
     }
 
     /// Executor: as [`Session::exec_end`], if the app ended the session's id: a state that it set
@@ -569,8 +578,7 @@ impl Session {
         stored: Stored,
     ) -> ExecDone {
         let exec = Exec { vote: false, ..exec.clone() };
-        let mut done =
-            self.copy.exec_end(ctx.me, &exec, base, Some(state), stored, None, ctx.policy);
+        let mut done = self.copy.exec_end(ctx, &exec, base, Some(state), stored, None);
         if let ExecDone::Changed { body, .. } = &mut done {
             Arc::make_mut(body).ended = Some(Box::new(Ended { by: exec.rid, heir: None }));
         }

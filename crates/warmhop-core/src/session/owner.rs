@@ -6,6 +6,7 @@
 //! had another peer taken the session over before, one of that majority would have promised more.
 
 mod confirm;
+mod ending;
 mod full;
 mod held;
 mod settle;
@@ -108,6 +109,8 @@ pub(super) struct Owner {
     holders: u8,
     /// Created here, and no token has left yet: no other peer can know of it.
     unnamed: bool,
+    /// Its app says when it ends, and this peer alone decides whether it has.
+    pub(super) is_timed: bool,
     pub(super) work: Seldom<Work>,
 }
 
@@ -212,6 +215,7 @@ impl Owner {
             n_last: 0,
             holders: 0,
             unnamed: false,
+            is_timed: false,
             work: Seldom::default(),
         }
     }
@@ -544,8 +548,7 @@ impl Session {
             return;
         }
         let body = BodyRef::Full(record.body.clone());
-        let grace = ctx.policy.forget_grace;
-        match self.copy.accept(ctx.me, record.p, &record.cfg, &body, grace) {
+        match self.copy.accept(ctx, record.p, &record.cfg, &body) {
             Ok(Vote::Cast) => {
                 proposal.votes.insert(ctx.me);
             }

@@ -71,6 +71,7 @@ pub(super) fn compose(
     until: Option<WallTime>,
     policy: &SessionPolicy,
 ) -> Body {
+    let is_deleted = matches!(change, Some(None)) && until.is_some();
     let response = match stored {
         _ if !exec.keyed => Stored::Applied,
         Stored::Response(bytes) if bytes.len() > policy.stored_response_bytes_max => {
@@ -101,7 +102,24 @@ pub(super) fn compose(
     evict(&mut body, true, policy.recent_keyed_max);
     drop_responses(&mut body, policy.stored_responses_max);
     evict(&mut body, false, policy.recent_unkeyed_max);
+    if is_deleted {
+        let_go(&mut body);
+    }
     body
+}
+
+/// The body that remains of one whose time is over: no state, and the last of its requests.
+pub(super) fn over(base: &Body) -> Body {
+    let mut body = Body { state: None, ..base.clone() };
+    let_go(&mut body);
+    body
+}
+
+/// Keeps the last unkeyed request only: what was deleted, or is over, takes less memory than what
+/// lives. A repeat of an earlier one is refused rather than applied twice.
+fn let_go(body: &mut Body) {
+    evict(body, false, 1);
+    body.recent.shrink_to_fit();
 }
 
 /// Gives the entry of `rid` the number at which it is proposed: a request that ran without a

@@ -152,6 +152,8 @@ pub(crate) struct Stage {
     attempts: Vec<Attempt>,
     histories: BTreeMap<SessionId, History>,
     bodies: BTreeMap<(SessionId, Position), Arc<Body>>,
+    /// How long what an app sets lasts, if it says so itself.
+    lasts: Option<Duration>,
 }
 
 impl Drop for Stage {
@@ -193,6 +195,7 @@ impl Stage {
             attempts: Vec::new(),
             histories: BTreeMap::new(),
             bodies: BTreeMap::new(),
+            lasts: None,
         }
     }
 
@@ -222,6 +225,12 @@ impl Stage {
         self.say(format!("{owner} draws the session for {}", config(&cfg)));
         self.on(owner, |machine, ctx, out| machine.mint(ctx, cfg, out));
         self.histories.entry(self.sid).or_default();
+    }
+
+    /// From now on, what an app sets lasts for `span` from then, however it is used.
+    pub(crate) fn lasts_for(&mut self, span: Duration) {
+        self.say(format!("what is set from now on lasts for {}", spoken(span)));
+        self.lasts = Some(span);
     }
 
     /// The client's token of the moment.

@@ -256,3 +256,84 @@ fn is_told_that_it_is_lost(s: &mut Stage, entry: &str) {
     s.failed("list", Failure::Lost { ran: false });
     s.does_not_serve(entry);
 }
+
+/// The danger: a key that lasts for a moment is kept for as long as a session that is used all day, by
+/// its members with all that it held, and by D, which was only asked when it began. Whoever uses ever
+/// new keys fills all peers with what nobody can read.
+/// The rule: once it is over, its owner writes that down, and the members drop what it held; a little
+/// later it is forgotten, by its owner first, which tells D.
+#[test]
+fn what_lasts_for_a_moment_is_not_kept_for_longer() {
+    let mut s = Stage::new("what lasts for a moment", "A B C D");
+    for (name, others) in [("A", "B C D"), ("B", "A C D"), ("C", "A B D"), ("D", "A B C")] {
+        s.knows(name, others, "");
+    }
+    s.lasts_for(SECOND);
+    s.asks_by_key("A", "change tea", "A B C");
+    s.settles();
+    s.answered("tea", "tea/A");
+    s.passes(SECOND / 2);
+    assert!(s.machine("C").is_some_and(|it| it.state().is_some()), "not before its time");
+    s.passes(3 * SECOND);
+    s.settles();
+    for name in ["A", "B", "C"] {
+        assert!(s.machine(name).is_some_and(Session::holds_copy), "{name} knows that it was");
+        assert!(
+            s.machine(name).is_some_and(|it| it.state().is_none()),
+            "{name} drops what it held"
+        );
+    }
+
+    s.tell("It is used again, and read: that makes it last no longer.");
+    s.asks("A", "change jam", "A");
+    s.settles();
+    s.answered("jam", "jam/A");
+    s.asks("A", "read list", "A");
+    s.settles();
+    s.answered("list", "jam/A");
+    s.passes(3 * SECOND);
+    s.settles();
+    s.passes(MINUTE);
+    assert!(s.machine("A").is_none(), "its owner forgets it first");
+    assert!(s.machine("B").is_some() && s.machine("C").is_some());
+    s.settles();
+    assert!(s.machine("D").is_none(), "D is told");
+    s.passes(6 * SECOND);
+    assert!(s.machine("B").is_none() && s.machine("C").is_none(), "then its members do");
+
+    s.tell("It begins anew, at another peer.");
+    s.asks_by_key("D", "change milk", "A B D");
+    s.settles();
+    s.answered("milk", "milk/D");
+}
+
+/// The danger: B holds tea, which lasts for half an hour, and is cut off while the others write
+/// something that lasts for a moment. That is over, and they have forgotten it, when B is back.
+/// The rule: what was forgotten votes no more. B is alone with what it holds, and shows it to nobody.
+#[test]
+fn what_is_over_takes_with_it_what_was_there_before() {
+    let mut s = Stage::new("what is over takes with it what was there before", "A B C");
+    s.knows("A", "B C", "");
+    s.knows("B", "A C", "");
+    s.knows("C", "A B", "");
+    s.asks_by_key("A", "change tea", "A B C");
+    s.settles();
+    s.answered("tea", "tea/A");
+    s.parts("B", "A C");
+    s.lasts_for(SECOND);
+    s.asks("A", "change jam", "A");
+    s.settles();
+    s.answered("jam", "tea/A jam/A");
+    s.passes(3 * SECOND);
+    s.settles();
+    s.passes(MINUTE);
+    s.settles();
+    s.passes(6 * SECOND);
+    assert!(s.machine("A").is_none() && s.machine("C").is_none(), "it is forgotten");
+    s.heals();
+    assert!(s.machine("B").is_some_and(Session::holds_copy), "B remembers");
+    s.looks_by_key("B", "read list");
+    s.settles();
+    s.failed("list", Failure::Lost { ran: false });
+    s.does_not_serve("B");
+}

@@ -22,7 +22,7 @@ use warmhop_core::ids::{AppName, Incarnation, Now, Position, SessionId, SessionK
 use warmhop_core::session::census::Census;
 use warmhop_core::session::entry::{Enter, Look};
 use warmhop_core::session::message::{BodyRef, Config, Message, NackReason};
-use warmhop_core::session::{Ctx, Effect, Outcome, Process, Session, Submit, Ticket};
+use warmhop_core::session::{Ctx, Effect, Outcome, Session, Submit, Ticket};
 
 pub(crate) use self::line::{Begun, InLine, NoRoom};
 use crate::links::wire::SessionFrame;
@@ -32,7 +32,7 @@ use crate::observe::metrics::Metrics;
 use crate::sessions::dead::Dead;
 use crate::sessions::events::{self, Event, EventSender};
 use crate::sessions::memory::{FullPeers, Memory};
-use crate::sessions::table::{Entry, Table};
+use crate::sessions::table::{Entry, Processes, Table};
 
 pub(crate) const STRIPES: usize = 64;
 /// How often a stripe is scanned for sessions that are to be woken soon.
@@ -91,7 +91,7 @@ enum Lines {
 }
 
 struct Stripe {
-    process: Process,
+    processes: Processes,
     sessions: Table,
     /// The sessions to be woken soon. The others are found when the stripe is scanned: a timer for each
     /// would take more memory than a small session's own state.
@@ -114,7 +114,7 @@ impl Store {
             .take(STRIPES)
             .map(|at| {
                 Mutex::new(Stripe {
-                    process: Process::default(),
+                    processes: Processes::default(),
                     sessions: Table::default(),
                     wakes: BTreeSet::new(),
                     // One after the other, so that none of them takes long.
@@ -228,8 +228,9 @@ impl Store {
                 }
                 Lines::Leave(ticket) => entry.leave(ticket),
             }
-            stripe.process.stamp_heard = self.stamp_heard.load(Ordering::Relaxed);
-            stripe.process.census = self.census.load_full();
+            let process = stripe.processes.of(&key.app);
+            process.stamp_heard = self.stamp_heard.load(Ordering::Relaxed);
+            process.census = self.census.load_full();
             let at = self.clock.both();
             let policy = self.policy();
             let mut ctx = Ctx {
@@ -237,13 +238,13 @@ impl Store {
                 now: at.0,
                 wall: at.1,
                 policy: &policy,
-                process: &mut stripe.process,
+                process: &mut *process,
                 dice: rand::random(),
             };
             let before = failpoint::Before::of(&entry.machine);
             let held = entry.machine.held_at();
             let result = work(&mut entry.machine, &mut ctx, &mut effects);
-            self.stamp_heard.fetch_max(stripe.process.stamp_heard, Ordering::Relaxed);
+            self.stamp_heard.fetch_max(process.stamp_heard, Ordering::Relaxed);
             before.passed(&entry.machine, &effects);
             self.carry_out(key, entry, effects, &mut outgoing);
             if entry.counted == 0 || entry.machine.held_at() != held {
@@ -299,7 +300,8 @@ impl Store {
     /// The entry of `key`, created if there is none; `None` if there is no room.
     fn entry<'s>(&self, key: &SessionKey, stripe: &'s mut Stripe) -> Option<&'s mut Entry> {
         let room = SESSIONS_MAX / STRIPES;
-        let (entry, made) = stripe.sessions.get_or_make(key, &stripe.process, room)?;
+        let (entry, made) =
+            stripe.sessions.get_or_make(key, stripe.processes.of(&key.app), room)?;
         if made {
             self.metrics.sessions_held.inc();
         }
@@ -439,7 +441,9 @@ impl Store {
             }
             return;
         }
+        // What is over may be forgotten soon: there is always room for that.
         if let Message::Accept { body: BodyRef::Full(body), .. } = &message
+            && body.state.is_some()
             && !self.memory.has_room(body.bytes(), 0)
         {
             let held = self.read(&key, Session::bytes_held);

@@ -88,6 +88,21 @@ impl Entry {
     }
 }
 
+/// The counters of each app's sessions. What is forgotten of one app's, which may last for moments,
+/// says nothing of another's: their stamps are compared to those of the same app only.
+#[derive(Default)]
+pub(crate) struct Processes(Vec<(AppName, Process)>);
+
+impl Processes {
+    pub(crate) fn of(&mut self, app: &AppName) -> &mut Process {
+        let at = self.0.iter().position(|(name, _)| name == app).unwrap_or_else(|| {
+            self.0.push((app.clone(), Process::default()));
+            self.0.len() - 1
+        });
+        &mut self.0[at].1
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Table {
     entries: HashTable<Box<Entry>>,

@@ -107,7 +107,12 @@ impl Session {
         if owner.work.full != Full::NONE {
             owner.work.full.retain(|peer| record.cfg.now.contains(peer));
         }
+        let is_member = record.cfg.contains(ctx.me);
         owner.chosen = Some(record);
+        if !is_member {
+            let end = owner.chosen.as_ref().map_or(ctx.wall, |it| it.body.expiry.max(ctx.wall));
+            self.copy.owns_elsewhere(owner.b, end.after(ctx.policy.forget_grace));
+        }
         owner.holders = votes.0.iter().fold(0, |bits, peer| bits | owner.bit(*peer));
         // Even if nobody waits for the response any more: a repeat gets it, with a token (I8).
         owner.unnamed = false;
@@ -202,6 +207,7 @@ impl Session {
         self.ask_again(ctx, out);
         self.propose_again(ctx, out);
         self.fail_the_late(ctx, &waits, out);
+        self.end_if_over(ctx, out);
     }
 
     /// Ends a hand-over that took too long, or invites the next owner again.

@@ -428,8 +428,10 @@ impl Stage {
             true => Stored::Response(Arc::from(format!("{list}{tail}").as_bytes())),
             false => Stored::Applied,
         };
-        let done = self.on_session(name, sid, |machine, ctx, _| {
-            machine.exec_end(ctx, &exec, &base, change, stored)
+        let until = self.lasts.filter(|_| !read).map(|span| self.wall(name).after(span));
+        let done = self.on_session(name, sid, |machine, ctx, _| match until {
+            Some(until) => machine.exec_end_until(ctx, &exec, &base, change, until),
+            None => machine.exec_end(ctx, &exec, &base, change, stored),
         });
         self.report(sid, executor, owner, ticket, exec.p, done, Seen { list, afresh });
     }

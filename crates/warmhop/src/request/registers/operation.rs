@@ -163,6 +163,7 @@ pub(crate) fn execute(
         }
         Operation::Delete { when } if holds(when) && version > 0 => {
             session.clear()?;
+            session.end_at(now);
             done(true, 0)
         }
         // It changes nothing, but it is a use. The version stays, as the value does.

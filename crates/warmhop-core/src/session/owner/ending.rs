@@ -1,0 +1,55 @@
+//! The end of a session whose time is over: its owner writes that down, so that the members need not
+//! keep what nobody can read any more, and tells the peers that only remember where it began.
+//!
+//! This is for sessions whose app sets their time, as registers: whether it is over is decided by
+//! their owner's clock alone, so an owner that writes it down changes nothing that could be read. It
+//! is a write like any other: a later owner finds it, and a copy that was away gets it.
+
+use alloc::sync::Arc;
+use core::time::Duration;
+
+use crate::ids::WallTime;
+use crate::session::message::{Message, Record};
+use crate::session::{Ctx, Effect, Effects, Role, Session, recent};
+
+/// How long after the end its owner writes it down: for clocks that are set back a little.
+const WRITTEN_AFTER: Duration = Duration::from_secs(1);
+
+impl Session {
+    /// When to write down that the session is over, if it holds anything and nothing is under way.
+    pub(in crate::session) fn ends_at(&self) -> Option<WallTime> {
+        let Role::Owner(owner) = &self.role else { return None };
+        let is_idle = self.line.queue.is_empty() && self.line.flights.is_empty();
+        let may_write = owner.serving
+            && owner.is_timed
+            && owner.cfg.is_open()
+            && owner.work.proposal.is_none()
+            && owner.work.yielding.is_none();
+        let chosen = owner.chosen.as_ref().filter(|_| is_idle && may_write)?;
+        chosen.body.state.as_ref().map(|_| chosen.body.expiry.after(WRITTEN_AFTER))
+    }
+
+    /// Writes down that the session is over, once it is.
+    pub(super) fn end_if_over(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        if self.ends_at().is_none_or(|at| at > ctx.wall) {
+            return;
+        }
+        let Role::Owner(owner) = &mut self.role else { return };
+        let Some(chosen) = &owner.chosen else { return };
+        let body = Arc::new(recent::over(&chosen.body));
+        let record = Record { p: owner.next_position(), cfg: owner.cfg.clone(), body };
+        self.propose(ctx, record, None, None, out);
+    }
+
+    /// About to forget a session that is over, its owner tells the peers that are no members: they
+    /// remember where it began, and cannot know that it is over.
+    pub(in crate::session) fn dismiss_witnesses(&self, ctx: &Ctx<'_>, out: &mut Effects) {
+        let Role::Owner(owner) = &self.role else { return };
+        let Some(chosen) = owner.chosen.as_ref().filter(|_| owner.is_timed) else { return };
+        let stamp = chosen.cfg.now.stamp;
+        let others = ctx.process.census.others.iter();
+        for to in others.filter(|peer| **peer != ctx.me && !chosen.cfg.contains(**peer)) {
+            out.push(Effect::Send { to: *to, message: Message::Retire { stamp } });
+        }
+    }
+}
