@@ -21,7 +21,7 @@ use warmhop_core::config::SessionPolicy;
 use warmhop_core::ids::{AppName, Incarnation, Now, Position, SessionId, SessionKey, WallTime};
 use warmhop_core::session::census::Census;
 use warmhop_core::session::entry::{Enter, Look};
-use warmhop_core::session::message::{BodyRef, Config, Message, NackReason};
+use warmhop_core::session::message::{Body, BodyRef, Config, Message, NackReason};
 use warmhop_core::session::{Ctx, Effect, Outcome, Session, Submit, Ticket};
 
 pub(crate) use self::line::{Begun, InLine, NoRoom};
@@ -49,6 +49,9 @@ const TO_LOOK_AT_MAX: usize = 16 * 1024;
 /// How long an empty session that a client's token names is kept as it is; after that its next
 /// request asks the other members whether they know more.
 const EMPTY_KEPT_FOR: Duration = Duration::from_secs(60);
+
+/// The most bytes that remain of a session that is over: those of its last request.
+const OVER_BYTES_MAX: usize = 128;
 
 /// Carries a frame to its addressee and to others, best effort.
 pub(crate) type SendFrame = Box<dyn Fn(&[Incarnation], SessionFrame) + Send + Sync>;
@@ -441,9 +444,8 @@ impl Store {
             }
             return;
         }
-        // What is over may be forgotten soon: there is always room for that.
         if let Message::Accept { body: BodyRef::Full(body), .. } = &message
-            && body.state.is_some()
+            && !is_over(body)
             && !self.memory.has_room(body.bytes(), 0)
         {
             let held = self.read(&key, Session::bytes_held);
@@ -715,6 +717,12 @@ fn is_same_offer(one: &Message, other: &Message) -> bool {
         ) => p == at && Arc::ptr_eq(cfg, other_cfg) && Arc::ptr_eq(body, other),
         _ => false,
     }
+}
+
+/// Whether this is what remains of a session that is over, which is forgotten soon: there is always
+/// room for that. One without state that keeps its answers is not.
+fn is_over(body: &Body) -> bool {
+    body.state.is_none() && body.bytes() <= OVER_BYTES_MAX
 }
 
 fn no_room() -> Message {
