@@ -67,6 +67,7 @@ impl Http1Client {
         match outcome {
             Ok(Exchanged::Whole(response, socket)) => {
                 self.pool.put(socket);
+                plain::keep_spare(request.into_parts().0.headers);
                 Ok(response)
             }
             // Boxed, since it is rare: the future of every request is moved around.

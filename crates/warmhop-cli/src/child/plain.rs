@@ -5,6 +5,7 @@
 //! and left to hyper together with every byte that was read ([`Exchanged::Other`]). So nothing here
 //! interprets chunks, interim answers, ends of connections, or malformed heads.
 
+use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -37,6 +38,19 @@ const READ_BYTES: usize = 64 * 1024;
 const FIELDS_ADDED: usize = 3;
 /// The most digits of a length: any number with so many fits into 64 bits.
 const LENGTH_DIGITS_MAX: usize = 19;
+
+thread_local! {
+    /// The allocation for the fields of a request that was sent, for those of the next answer.
+    static SPARE: Cell<Option<HeaderMap>> = const { Cell::new(None) };
+}
+
+/// Keeps the allocation for the fields of a request that needs them no more.
+pub(super) fn keep_spare(mut fields: HeaderMap) {
+    if fields.capacity() <= FIELDS_MAX {
+        fields.clear();
+        SPARE.set(Some(fields));
+    }
+}
 
 /// Why a request failed.
 pub(super) struct Failed {
@@ -338,7 +352,8 @@ fn read_head(read: &mut BytesMut, method: &Method) -> Head {
     let reason = reason.map(|reason| ReasonPhrase::try_from(reason.as_bytes().to_vec()));
     // Copied, so that the fields of this answer do not hold the buffer for the next one.
     let (head, from) = (Bytes::copy_from_slice(&read[..bytes]), read.as_ptr() as usize);
-    let mut headers = HeaderMap::with_capacity(answer.headers.len() + FIELDS_ADDED);
+    let mut headers = SPARE.take().unwrap_or_default();
+    headers.reserve(answer.headers.len() + FIELDS_ADDED);
     for field in &*answer.headers {
         let Ok(name) = HeaderName::from_bytes(field.name.as_bytes()) else { return Head::Other };
         // The address of an empty value is meaningless.

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, HeaderName, TRANSFER_ENCODING};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
@@ -68,10 +68,15 @@ impl RequestBody {
     /// reverse (CWE-444). So if the length is known, the field is set to it; if it is not, a number
     /// stays and the body is held to it, and any other value is removed.
     pub(super) fn new(headers: &mut HeaderMap, body: Body) -> Self {
+        let known = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
+        // Most requests have neither field: one look at all names costs less than a lookup of each.
+        let frames = |name: &HeaderName| *name == TRANSFER_ENCODING || *name == CONTENT_LENGTH;
+        if !headers.keys().any(frames) {
+            return Self { body, gate: None, owed: known, sending: None };
+        }
         // How an unknown length is declared depends on the protocol.
         headers.remove(TRANSFER_ENCODING);
         let said = said_length(headers);
-        let known = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
         let is_right = known.map_or(said.is_some(), |known| said == Some(known));
         if headers.contains_key(CONTENT_LENGTH) && !is_right {
             match known {
@@ -150,7 +155,7 @@ impl http_body::Body for RequestBody {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderName, HeaderValue};
+    use http::HeaderValue;
     use http_body_util::{BodyExt, StreamBody};
 
     use super::*;

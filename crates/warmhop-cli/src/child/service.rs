@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Extensions, Request, Response, Uri, Version};
+use http::{Extensions, HeaderMap, Request, Response, Uri, Version};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tower::Service;
@@ -75,7 +75,8 @@ impl ChildService {
         request: Request<Body>,
     ) -> Result<(Request<RequestBody>, Option<Interim>), http::Error> {
         let (mut parts, body) = request.into_parts();
-        if !parts.headers.contains_key(HOST) {
+        let has = Has::of(&parts.headers);
+        if !has.host {
             // HTTP/2 has the host in the target.
             let host = parts.uri.authority().unwrap_or(&self.authority).as_str();
             parts.headers.insert(HOST, HeaderValue::from_str(host)?);
@@ -95,10 +96,10 @@ impl ChildService {
             parts.headers.remove(UPGRADE);
             parts.version = Version::HTTP_2;
         } else {
-            if parts.headers.contains_key(UPGRADE) {
+            if has.upgrade && has.te {
                 // Many servers accept no second token in `Connection` besides this one.
                 parts.headers.remove(TE);
-            } else if parts.headers.contains_key(TE) {
+            } else if has.te {
                 // RFC 9110 section 10.1.4: it concerns this connection alone, and `Connection` has
                 // to name it.
                 parts.headers.append(CONNECTION, HeaderValue::from_static("te"));
@@ -112,9 +113,9 @@ impl ChildService {
         // The mesh's own extensions of a request mean nothing to the client in here.
         let interim = parts.extensions.remove::<Interim>();
         parts.extensions = Extensions::new();
-        let expects = parts.headers.get(EXPECT);
-        let waits =
-            expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        let is_continue =
+            |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+        let waits = has.expect && parts.headers.get(EXPECT).is_some_and(is_continue);
         let body = RequestBody::new(&mut parts.headers, body);
         if !is_h2 && body.is_of_unknown_length() && body.whole().is_none() {
             // Without this, hyper assumes that a GET has no body, and sends none of it.
@@ -128,6 +129,32 @@ impl ChildService {
             interim::pass_on(&mut request, interim.clone(), Some(said));
         }
         Ok((request, interim))
+    }
+}
+
+/// Which fields that decide about a request's form it has. One pass over the names costs less than a
+/// lookup of each.
+#[derive(Default)]
+struct Has {
+    host: bool,
+    upgrade: bool,
+    te: bool,
+    expect: bool,
+}
+
+impl Has {
+    fn of(headers: &HeaderMap) -> Self {
+        let mut has = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "host" => has.host = true,
+                "upgrade" => has.upgrade = true,
+                "te" => has.te = true,
+                "expect" => has.expect = true,
+                _ => {}
+            }
+        }
+        has
     }
 }
 

@@ -20,6 +20,7 @@ use crate::request::node::Node;
 use crate::request::problem::{Problem, sf_name};
 use crate::request::serve::{Served, ServedBy, Upgrade};
 
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const PEER: HeaderName = HeaderName::from_static(PEER_FIELD);
 /// Marks the answer as the stored one of an earlier request.
 const REPLAYED_FIELD: &str = "warmhop-replayed";
@@ -74,9 +75,13 @@ fn add_fields(node: &Node, served: &mut Served) {
     }
     if let Some(hop) = &served.next_hop {
         node.via[1].append(headers, Version::HTTP_11);
-        let status = format!("{}; next-hop={}", sf_name(node.me.as_str()), sf_name(hop.as_str()));
-        if let (true, Ok(value)) = (node.reveal, HeaderValue::from_str(&status)) {
-            headers.append("proxy-status", value);
+        if node.reveal {
+            let hop = sf_name(hop.as_str());
+            let mut status = String::with_capacity(node.status_of_hop.len() + hop.len());
+            status.extend([&*node.status_of_hop, &*hop]);
+            if let Ok(value) = HeaderValue::try_from(status) {
+                headers.append(PROXY_STATUS, value);
+            }
         }
     }
     let flags = [

@@ -99,8 +99,10 @@ impl Ingress {
         request: &mut Request<Body>,
         client: ClientInfo,
     ) -> Result<(For<'static>, Origin), Response<Body>> {
-        let (uri, headers) = (request.uri().clone(), request.headers_mut());
-        let host_is_one = fields::settle_host(&uri, headers);
+        // Most targets have no authority, and nothing is copied then.
+        let authority = request.uri().authority().cloned();
+        let headers = request.headers_mut();
+        let host_is_one = fields::settle_host(authority.as_ref(), headers);
         let client = self.trusted.settle(headers, client);
         // Balancers and starting pages ask several times a second, which would fill the traces and
         // the counters of requests.
@@ -130,9 +132,9 @@ impl Ingress {
         mut request: Request<Body>,
         client: ClientInfo,
     ) -> Response<Body> {
-        let uri = request.uri().clone();
+        let authority = request.uri().authority().cloned();
         // The result does not matter, since the app was chosen without the host.
-        let _ = fields::settle_host(&uri, request.headers_mut());
+        let _ = fields::settle_host(authority.as_ref(), request.headers_mut());
         let client = self.trusted.settle(request.headers_mut(), client);
         self.identified(For::App(slot), request, client, None).await
     }

@@ -100,13 +100,16 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 /// prefetch is no tab that a person looks at.
 pub(crate) fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
     let field = |name: &str| headers.get(name).map(HeaderValue::as_bytes);
-    let prefetches = ["sec-purpose", "purpose"]
-        .iter()
-        .any(|name| field(name).is_some_and(|value| value.starts_with(b"prefetch")));
+    let prefetches = || {
+        ["sec-purpose", "purpose"]
+            .iter()
+            .any(|name| field(name).is_some_and(|value| value.starts_with(b"prefetch")))
+    };
+    // What most requests of programs lack comes first.
     *method == Method::GET
-        && !prefetches
         && headers.contains_key(ACCEPT)
         && prefers_html(headers)
+        && !prefetches()
         && match field("sec-fetch-mode") {
             Some(mode) => mode == b"navigate",
             // Browsers send the mode only to sites that they consider secure. To all others they

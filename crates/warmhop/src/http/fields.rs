@@ -3,17 +3,18 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use http::header::{
-    self, CACHE_CONTROL, CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, SET_COOKIE,
-    TE, UPGRADE, VIA,
+    self, CACHE_CONTROL, CONNECTION, COOKIE, Entry, HOST, HeaderMap, HeaderName, HeaderValue,
+    SET_COOKIE, TE, UPGRADE, VIA,
 };
-use http::{Method, StatusCode, Uri, Version};
+use http::uri::Authority;
+use http::{Method, StatusCode, Version};
 use warmhop_core::cookie::CookieSpec;
 use warmhop_core::ids::RequestId;
 
 use crate::http::forwarded::origin;
 
 /// The field that carries a portable session between a peer and an app.
-pub(crate) const SESSION_FIELD: &str = "warmhop-session";
+pub(crate) const SESSION_FIELD: HeaderName = HeaderName::from_static("warmhop-session");
 /// The field that names the request in every response.
 pub(crate) const REQUEST_ID_FIELD: &str = "warmhop-request-id";
 /// The field that names the peer that ran the app.
@@ -32,12 +33,36 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {
-    HOP_BY_HOP.contains(name)
+    // A match compares lengths first; this is asked of each field of most messages.
+    matches!(
+        name.as_str(),
+        "connection"
+            | "te"
+            | "upgrade"
+            | "transfer-encoding"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "keep-alive"
+            | "proxy-connection"
+            | "http2-settings"
+    )
+}
+
+/// Whether the only field that concerns the connection is one `Connection: keep-alive`, which names
+/// no other.
+fn only_keeps_alive(headers: &HeaderMap) -> bool {
+    let mut fields = headers.iter().filter(|(name, _)| is_hop_by_hop(name));
+    let (Some((name, value)), None) = (fields.next(), fields.next()) else { return false };
+    *name == CONNECTION && value.as_bytes().eq_ignore_ascii_case(b"keep-alive")
 }
 
 /// Takes out the fields that concern one connection alone (RFC 9110 section 7.6.1), those that
 /// `Connection` names included. `TE: trailers` stays, because trailers are passed on.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if only_keeps_alive(headers) {
+        headers.remove(CONNECTION);
+        return;
+    }
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -227,11 +252,9 @@ pub(crate) fn append_forwarded(
             append_list(headers, X_FORWARDED_FOR, address);
         }
     }
-    if !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
-    }
-    if let (Some(host), false) = (host, headers.contains_key(X_FORWARDED_HOST)) {
-        headers.insert(X_FORWARDED_HOST, host);
+    headers.entry(X_FORWARDED_PROTO).or_insert_with(|| HeaderValue::from_static(scheme));
+    if let Some(host) = host {
+        headers.entry(X_FORWARDED_HOST).or_insert(host);
     }
 }
 
@@ -263,19 +286,23 @@ impl Via {
     }
 }
 
+/// Appends an element to the list that the fields of this name form; the list is one field then.
 fn append_list(headers: &mut HeaderMap, name: HeaderName, element: &HeaderValue) {
-    let mut list: Vec<u8> = Vec::new();
-    for value in headers.get_all(&name) {
-        list.extend_from_slice(value.as_bytes());
-        list.extend_from_slice(b", ");
+    let mut list = match headers.entry(name) {
+        Entry::Vacant(none) => {
+            none.insert(element.clone());
+            return;
+        }
+        Entry::Occupied(list) => list,
+    };
+    let mut joined: Vec<u8> = Vec::new();
+    for value in list.iter() {
+        joined.extend_from_slice(value.as_bytes());
+        joined.extend_from_slice(b", ");
     }
-    if list.is_empty() {
-        headers.insert(name, element.clone());
-        return;
-    }
-    list.extend_from_slice(element.as_bytes());
-    if let Ok(value) = HeaderValue::from_bytes(&list) {
-        headers.insert(name, value);
+    joined.extend_from_slice(element.as_bytes());
+    if let Ok(value) = HeaderValue::from_bytes(&joined) {
+        list.insert(value);
     }
 }
 
@@ -335,8 +362,8 @@ pub(crate) fn request_id(headers: &HeaderMap) -> Option<RequestId> {
 /// RFC 9113 section 8.3.1): the app must not see another host than the one it was chosen by.
 /// Returns false if the host is ambiguous or not valid. A target with userinfo, which servers
 /// should treat as an error (RFC 9110 section 4.2.4), is not valid either.
-pub(crate) fn settle_host(uri: &Uri, headers: &mut HeaderMap) -> bool {
-    let authority = uri.authority().map(|authority| HeaderValue::from_str(authority.as_str()));
+pub(crate) fn settle_host(authority: Option<&Authority>, headers: &mut HeaderMap) -> bool {
+    let authority = authority.map(|authority| HeaderValue::from_str(authority.as_str()));
     if let Some(Ok(host)) = authority {
         headers.insert(HOST, host);
     }
@@ -461,6 +488,8 @@ pub(crate) fn is_safe(method: &Method) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use http::Uri;
+
     use super::*;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
@@ -483,6 +512,25 @@ mod tests {
         ]);
         remove_hop_by_hop(&mut fields);
         assert_eq!(fields, headers(&[("host", "a"), ("te", "trailers")]));
+    }
+
+    #[test]
+    fn a_connection_that_is_kept_alive_takes_no_other_field_with_it_and_hides_none() {
+        for (sent, left) in [
+            (
+                &[("connection", "keep-alive"), ("keep-alives", "1")] as &[_],
+                &["keep-alives"] as &[_],
+            ),
+            (&[("connection", "Keep-Alive"), ("keep-alive", "5"), ("x-a", "1")], &["x-a"]),
+            (&[("connection", "keep-alive"), ("connection", "x-a"), ("x-a", "1")], &[]),
+            (&[("connection", "keep-alive"), ("upgrade", "a"), ("te", "gzip")], &[]),
+            (&[("connection", "keep-alive, x-a"), ("x-a", "1")], &[]),
+            (&[("keep-alive", "5"), ("x-a", "1")], &["x-a"]),
+        ] {
+            let mut fields = headers(sent);
+            remove_hop_by_hop(&mut fields);
+            assert!(fields.keys().eq(left), "{sent:?}: {fields:?}");
+        }
     }
 
     #[test]
@@ -518,13 +566,14 @@ mod tests {
         let settled = |uri: &str, host: &str| {
             let mut fields = headers(&[("host", host)]);
             let uri: Uri = uri.parse().unwrap();
-            settle_host(&uri, &mut fields).then(|| fields["host"].to_str().unwrap().to_owned())
+            settle_host(uri.authority(), &mut fields)
+                .then(|| fields["host"].to_str().unwrap().to_owned())
         };
         assert_eq!(settled("http://a.example:99/x", "evil").as_deref(), Some("a.example:99"));
         assert_eq!(settled("http://u@a.example:99/x", "evil"), None);
         let mut two = headers(&[("host", "a")]);
         two.append("host", HeaderValue::from_static("b"));
-        assert!(!settle_host(&Uri::from_static("/"), &mut two));
+        assert!(!settle_host(None, &mut two));
         for host in ["a.example:80", "[::1]:80", "[::1]", "a_b.example", "a:", ""] {
             assert_eq!(settled("/x", host).as_deref(), Some(host));
         }

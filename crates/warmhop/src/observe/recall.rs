@@ -11,6 +11,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use http::{HeaderValue, Method};
 use warmhop_core::ids::{AppName, PeerId, RequestId, SessionKey};
 use warmhop_core::route::Reason;
@@ -254,6 +255,15 @@ impl Traces {
     }
 }
 
+/// An id as the bytes of a field's value, which need no copy of it.
+struct Text(RequestId);
+
+impl AsRef<[u8]> for Text {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_str().as_bytes()
+    }
+}
+
 /// The trace of a request under way. It is kept when this is dropped, so that a request whose
 /// client left is found as well.
 pub(crate) struct Tracing {
@@ -289,7 +299,8 @@ impl Tracing {
     /// The request's id as the value of a field.
     pub(crate) fn id_field(&mut self) -> HeaderValue {
         let field = self.field.get_or_insert_with(|| {
-            HeaderValue::from_str(self.id.as_str()).expect("an id is made of visible characters")
+            let shared = Bytes::from_owner(Text(self.id.clone()));
+            HeaderValue::from_maybe_shared(shared).expect("an id is made of visible characters")
         });
         field.clone()
     }

@@ -40,7 +40,7 @@ use crate::observe::trace::Spans;
 use crate::request::apps::Apps;
 use crate::request::error_page::ErrorPage;
 use crate::request::known_ids::KnownIds;
-use crate::request::problem::{PSEUDONYM, Problem};
+use crate::request::problem::{PSEUDONYM, Problem, sf_name};
 use crate::request::under_way::RunsOnce;
 use crate::request::whose::noted_for;
 use crate::sessions::store::Store;
@@ -57,6 +57,8 @@ pub(crate) struct Node {
     pub(crate) me_field: HeaderValue,
     /// Its value in `Via`, for apps and for clients.
     pub(crate) via: [Via; 2],
+    /// Its value in `Proxy-Status` before the name of the peer that it sent a request to.
+    pub(crate) status_of_hop: String,
     pub(crate) cluster: String,
     pub(crate) zone: Option<String>,
     pub(crate) incarnation: Incarnation,
@@ -161,10 +163,12 @@ impl Node {
         let me_field = HeaderValue::from_str(parts.me.as_str()).expect("a name is visible ASCII");
         let shown = if parts.reveal { parts.me.as_str() } else { PSEUDONYM };
         let via = [Via::of(parts.me.as_str()), Via::of(shown)];
+        let status_of_hop = format!("{}; next-hop=", sf_name(parts.me.as_str()));
         Self {
             me: parts.me,
             me_field,
             via,
+            status_of_hop,
             cluster: parts.cluster,
             zone: parts.zone,
             incarnation: parts.incarnation,

@@ -1,6 +1,7 @@
 //! What a client gets when a request cannot be served: problem JSON (RFC 9457), or a small
 //! page where the client prefers HTML, with the reason in `Proxy-Status` (RFC 9209).
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
@@ -237,8 +238,12 @@ pub(crate) fn from_refusal(sent: SentProblem) -> Problem {
 }
 
 /// A name as an RFC 9651 token if it is one, otherwise as a string.
-pub(crate) fn sf_name(name: &str) -> String {
-    if name.starts_with(|c: char| c.is_ascii_alphabetic()) { name.into() } else { sf_string(name) }
+pub(crate) fn sf_name(name: &str) -> Cow<'_, str> {
+    if name.starts_with(|c: char| c.is_ascii_alphabetic()) {
+        name.into()
+    } else {
+        sf_string(name).into()
+    }
 }
 
 fn sf_string(text: &str) -> String {

@@ -46,6 +46,8 @@ const SESSIONS_MAX: usize = 4_000_000;
 /// How many sessions at most wait for repair to check their members and their owner. If more do, repair
 /// checks all sessions.
 const TO_LOOK_AT_MAX: usize = 16 * 1024;
+/// An allocation for more effects than this is not kept.
+const EFFECTS_KEPT_MAX: usize = 8;
 /// How long an empty session that a client's token names is kept as it is; after that its next
 /// request asks the other members whether they know more.
 const EMPTY_KEPT_FOR: Duration = Duration::from_secs(60);
@@ -101,6 +103,8 @@ struct Stripe {
     wakes: BTreeSet<(Now, SessionKey)>,
     look_through_at: Now,
     moves: LruCache<SessionKey, MoveCounter>,
+    /// The allocation for the effects of one step is reused for the next.
+    effects: Vec<Effect>,
 }
 
 impl Store {
@@ -123,6 +127,7 @@ impl Store {
                     // One after the other, so that none of them takes long.
                     look_through_at: clock.now().after(LOOK_THROUGH_EVERY * at / STRIPES as u32),
                     moves: LruCache::new(moves),
+                    effects: Vec::new(),
                 })
             })
             .collect();
@@ -214,7 +219,6 @@ impl Store {
         lines: Lines,
         work: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>) -> R,
     ) -> Option<(R, Vec<(Incarnation, Message)>)> {
-        let mut effects = Vec::new();
         let mut outgoing = Vec::new();
         let result = {
             let mut stripe = self.stripe(key);
@@ -244,12 +248,16 @@ impl Store {
                 process: &mut *process,
                 dice: rand::random(),
             };
+            let mut effects = std::mem::take(&mut stripe.effects);
             let before = failpoint::Before::of(&entry.machine);
             let held = entry.machine.held_at();
             let result = work(&mut entry.machine, &mut ctx, &mut effects);
             self.stamp_heard.fetch_max(process.stamp_heard, Ordering::Relaxed);
             before.passed(&entry.machine, &effects);
-            self.carry_out(key, entry, effects, &mut outgoing);
+            self.carry_out(key, entry, &mut effects, &mut outgoing);
+            if effects.capacity() <= EFFECTS_KEPT_MAX {
+                stripe.effects = effects;
+            }
             if entry.counted == 0 || entry.machine.held_at() != held {
                 self.memory.counts(&mut entry.counted, Some(&entry.machine));
             }
@@ -315,10 +323,10 @@ impl Store {
         &self,
         key: &SessionKey,
         entry: &mut Entry,
-        effects: Vec<Effect>,
+        effects: &mut Vec<Effect>,
         outgoing: &mut Vec<(Incarnation, Message)>,
     ) {
-        for effect in effects {
+        for effect in effects.drain(..) {
             let (ticket, event) = match effect {
                 Effect::Send { to, message } => {
                     outgoing.push((to, message));

@@ -46,6 +46,10 @@ impl Session {
         let idle = self.line.flights.is_empty();
         let Role::Owner(owner) = &mut self.role else { return };
         let may_invite = idle && owner.serving && owner.work.proposal.is_none();
+        // Looked at first: to change what is not there would take memory for it.
+        if owner.work.yielding.is_none() {
+            return;
+        }
         let Some(yielding) = &mut owner.work.yielding else { return };
         if may_invite && yielding.invited.is_none() {
             yielding.invited = Some(Resend::new(ctx));
@@ -186,13 +190,18 @@ impl Session {
                 false
             });
         }
-        let waiting = self.line.flights.iter().any(|flight| flight.nonce.is_some());
-        if let (false, Role::Owner(owner)) = (waiting, &mut self.role) {
+        if let Role::Owner(owner) = &mut self.role
+            && owner.work.asking.is_some()
+            && self.line.flights.iter().all(|flight| flight.nonce.is_none())
+        {
             owner.work.asking = None;
         }
         let Role::Owner(owner) = &self.role else { return };
-        let confirming = self.line.flights.iter().any(is_confirming);
-        if confirming && owner.work.proposal.is_none() && self.is_beyond_hope(&owner.cfg.now) {
+        // Whether members are gone is known for all reads at once.
+        if owner.work.proposal.is_none()
+            && self.is_beyond_hope(&owner.cfg.now)
+            && self.line.flights.iter().any(is_confirming)
+        {
             self.give_up(out);
         }
     }
