@@ -28,17 +28,13 @@ use super::pubsub::Published;
 use super::pubsub::{Subscriber, What};
 use super::refusals::{full_name, is_not_offered, unknown_command};
 use super::transaction::{QUEUED_MAX, Queued, Transaction, refused_beside_watched};
-use super::under_way::{UnderWay, confine};
+use super::under_way::{BATCH_BYTES_MAX, HELD_BYTES_MAX, UnderWay, confine};
 use super::{listeners, loud};
 
-/// A batch ends when its replies take so much, in bytes.
-pub(super) const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// How much is read at once, in bytes.
 const READ_BYTES: usize = 16 * 1024;
 /// How long a request may take from its first byte to its last.
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
-/// How long a client may leave replies unread.
-pub(super) const REPLY_WITHIN: Duration = Duration::from_secs(30);
 /// How long, and up to how many bytes, the endpoint goes on reading from a client that got an error
 /// and is disconnected: if bytes were left unread at the close, the system would discard the error.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
@@ -47,8 +43,6 @@ const LAST_WORDS_BYTES_MAX: usize = 64 * 1024 * 1024;
 const LAST_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// What an argument takes beside its bytes.
 const ARGUMENT_BYTES: usize = 32;
-/// How many bytes of requests are under way at once, and held back by a transaction, at most.
-pub(super) const HELD_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How many keys one client watches at most.
 const WATCHED_MAX: usize = 1024;
 

@@ -16,11 +16,16 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::cmd::{LONG, Run};
-use super::connection::{BATCH_BYTES_MAX, HELD_BYTES_MAX, REPLY_WITHIN};
 use super::engine::{Database, Request};
 use super::frame::{Reply, VALUE_BYTES_MAX};
 use super::scripts::{CONFINED_REPLY_BYTES_MAX, Confined};
 
+/// A batch ends when its replies take so much, in bytes.
+pub(super) const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// How many bytes of requests are under way at once, and held back by a transaction, at most.
+pub(super) const HELD_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How long a client may leave replies unread.
+const REPLY_WITHIN: Duration = Duration::from_secs(30);
 /// How many commands of one batch are under way at once.
 const UNDER_WAY_MAX: usize = 64;
 /// How often the endpoint checks whether a client has left whose command waits and that has sent

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use warmhop_core::ids::{Incarnation, PeerId};
 use warmhop_core::session::message::Message;
 use warmhop_core::view::News;
@@ -32,7 +32,7 @@ impl NetHandler for Node {
 
     fn on_session_frame(&self, from: Incarnation, frame: SessionFrame) {
         if let Message::Invite { cfg } = &frame.message {
-            info!(session = %frame.key, "another peer asks this one to take a session over");
+            debug!(session = %frame.key, "another peer asks this one to take a session over");
             let (key, cfg) = (frame.key.clone(), cfg.clone());
             if !self.is_draining() && frame.to == self.incarnation {
                 let peers = self.whom_to_ask(&key);

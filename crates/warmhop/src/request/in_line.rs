@@ -97,7 +97,10 @@ impl Standing {
                 self.held = Some(served);
             }
             Ok(None) => self.reruns.came_to_nothing(),
-            Err(problem) if portable.runs_once() => {
+            // The app did not see a request whose field its server refused: its key stays free.
+            Err(problem)
+                if portable.runs_once() && problem.kind != ProblemKind::SessionFieldRefused =>
+            {
                 call.may_have_run = true;
                 self.is_unknown = true;
                 self.failed = Some(problem);

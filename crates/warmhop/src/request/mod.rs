@@ -1,6 +1,7 @@
 //! One request, from the decision about where it goes to the committed response.
 
 pub(crate) mod again;
+pub(crate) mod answer;
 pub(crate) mod apps;
 pub(crate) mod arrivals;
 pub(crate) mod at_once;

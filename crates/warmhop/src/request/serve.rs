@@ -33,13 +33,13 @@ use crate::http::upload::answers_within;
 use crate::observe::metrics::ByPeer;
 use crate::observe::recall::Tracing;
 use crate::observe::trace::{ActiveSpan, SpanKind};
+use crate::request::answer::Answer;
 use crate::request::call::Call;
 use crate::request::carried::{self, Carried};
 use crate::request::failed_at::FailedAt;
 use crate::request::local_error::{LocalError, app_failed, error_chain};
 use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::{Problem, gave_up, outcome_unknown, too_slow};
-use crate::request::registers::operation::Answer;
 use crate::request::whose::{name_client, note_refusal, sharer};
 
 /// How often a request may be placed again before it is refused.

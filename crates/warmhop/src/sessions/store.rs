@@ -15,7 +15,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Guard};
 use lru::LruCache;
 use tokio::sync::Notify;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 use warmhop_core::affinity::{MoveCounter, Owner};
 use warmhop_core::config::SessionPolicy;
 use warmhop_core::ids::{AppName, Incarnation, Now, Position, SessionId, SessionKey, WallTime};
@@ -345,7 +345,7 @@ impl Store {
                     continue;
                 }
                 Effect::Deposed { by } => {
-                    info!(session = %key, by = %by, "another peer has taken the session over");
+                    debug!(session = %key, by = %by, "another peer has taken the session over");
                     self.metrics.depositions.inc();
                     self.look_at(key);
                     continue;

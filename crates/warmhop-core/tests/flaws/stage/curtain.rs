@@ -411,7 +411,11 @@ impl Stage {
         *ran += 1;
         let nth = if *ran > 1 { format!("#{ran}") } else { String::new() };
         let item = format!("{}/{name}{nth}", request.name);
-        let afresh = base.expiry.0 != 0 && base.expiry < self.wall(name);
+        let wall = self.wall(name);
+        // Forgotten after its time, it is begun again as if it had never been there.
+        let token = self.histories.get(&sid).and_then(|it| it.token.as_ref());
+        let was_forgotten = base.expiry.0 == 0 && token.is_some_and(|token| token.expiry < wall);
+        let afresh = was_forgotten || base.expiry.0 != 0 && base.expiry < wall;
         let mut list = if afresh { String::new() } else { list_of(&base) };
         if !read {
             list = format!("{list} {item}").trim_start().into();

@@ -1,7 +1,6 @@
 //! The effect of one operation on a register's contents: decided here, by the clock that is passed
 //! in.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -11,6 +10,7 @@ use warmhop_core::octets;
 
 use crate::app::session::Session;
 use crate::http::body::BoxError;
+pub(crate) use crate::request::answer::{Answer, Held};
 use crate::request::registers::bounds::{HELD_BYTES, STATE_BYTES_MAX};
 
 /// A use restarts an idle time only once this part of it is over: so a read causes a write now and
@@ -65,22 +65,6 @@ pub(crate) enum Ending {
     Idle,
     At(u64),
     Keep,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Answer {
-    pub(crate) done: bool,
-    pub(crate) version: u64,
-    pub(crate) before: Option<Held>,
-}
-
-/// A value in transit, in an answer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Held {
-    #[serde(with = "octets")]
-    pub(crate) bytes: Arc<[u8]>,
-    pub(crate) version: u64,
-    pub(crate) expires: u64,
 }
 
 /// A register's state: its version, whether it expires when idle, its key's length, its key, its
