@@ -71,7 +71,6 @@ pub(super) fn compose(
     until: Option<WallTime>,
     policy: &SessionPolicy,
 ) -> Body {
-    let is_deleted = matches!(change, Some(None)) && until.is_some();
     let response = match stored {
         _ if !exec.keyed => Stored::Applied,
         Stored::Response(bytes) if bytes.len() > policy.stored_response_bytes_max => {
@@ -102,24 +101,13 @@ pub(super) fn compose(
     evict(&mut body, true, policy.recent_keyed_max);
     drop_responses(&mut body, policy.stored_responses_max);
     evict(&mut body, false, policy.recent_unkeyed_max);
-    if is_deleted {
-        let_go(&mut body);
-    }
     body
 }
 
-/// The body that remains of one whose time is over: no state, and the last of its requests.
+/// The body that remains of one whose time is over. Its requests stay: a peer that has not seen the
+/// latest of them may ask for another, which would be below a floor that forgetting them raised.
 pub(super) fn over(base: &Body) -> Body {
-    let mut body = Body { state: None, ..base.clone() };
-    let_go(&mut body);
-    body
-}
-
-/// Keeps the last unkeyed request only: what was deleted, or is over, takes less memory than what
-/// lives. A repeat of an earlier one is refused rather than applied twice.
-fn let_go(body: &mut Body) {
-    evict(body, false, 1);
-    body.recent.shrink_to_fit();
+    Body { state: None, ..base.clone() }
 }
 
 /// Gives the entry of `rid` the number at which it is proposed: a request that ran without a
@@ -239,6 +227,22 @@ mod tests {
         assert_eq!((body.recent.len(), body.floor_keyed), (4, 0));
         let other = look_up(&body, RequestKey([1; 16]), 2, true, Some(4));
         assert_eq!(other, Known::Differs, "another request under the same key");
+    }
+
+    #[test]
+    fn what_is_deleted_or_over_takes_requests_of_peers_that_have_not_seen_the_latest() {
+        let policy = policy(2, 4);
+        let mut body = Body::default();
+        for n in 1..=3 {
+            body = apply(&body, u8::try_from(n).unwrap(), false, n, &policy);
+        }
+        let (end, stored) = (Some(WallTime(5)), Stored::Applied);
+        let deleted = compose(&body, &exec(4, false), 4, Some(None), stored, end, &policy);
+        for body in [over(&body), deleted] {
+            assert_eq!(body.state, None);
+            let known = look_up(&body, RequestKey([77; 16]), 77, false, Some(0));
+            assert_eq!(known, Known::No);
+        }
     }
 
     #[test]

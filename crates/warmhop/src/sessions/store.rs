@@ -52,8 +52,9 @@ const EFFECTS_KEPT_MAX: usize = 8;
 /// request asks the other members whether they know more.
 const EMPTY_KEPT_FOR: Duration = Duration::from_secs(60);
 
-/// The most bytes that remain of a session that is over: those of its last request.
-const OVER_BYTES_MAX: usize = 128;
+/// The most bytes that remain of a session that is over: those of the unkeyed requests that it
+/// remembers.
+const OVER_BYTES_MAX: usize = 1024;
 
 /// Carries a frame to its addressee and to others, best effort.
 pub(crate) type SendFrame = Box<dyn Fn(&[Incarnation], SessionFrame) + Send + Sync>;
