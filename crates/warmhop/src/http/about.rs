@@ -1,11 +1,25 @@
-//! Which kinds of fields that a peer acts on a message has.
+//! The kinds of fields that a peer acts on, and which of them a message has.
 //!
 //! Most messages have few of the fields that mean something to a peer. One pass over the names that
 //! are present costs less than a lookup of each name that might be.
 
 use http::HeaderMap;
 
-use crate::http::fields::is_ours;
+/// The names of the fields that concern one connection alone (RFC 9110 section 7.6.1), as a
+/// pattern: a match compares lengths first, and this is asked of each field of most messages.
+macro_rules! hop_by_hop {
+    () => {
+        "connection"
+            | "te"
+            | "upgrade"
+            | "transfer-encoding"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "keep-alive"
+            | "proxy-connection"
+            | "http2-settings"
+    };
+}
 
 /// The kinds of fields of which a message has at least one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,15 +53,7 @@ impl About {
 
 fn kind(name: &str) -> u8 {
     match name {
-        "connection"
-        | "te"
-        | "upgrade"
-        | "transfer-encoding"
-        | "proxy-authenticate"
-        | "proxy-authorization"
-        | "keep-alive"
-        | "proxy-connection"
-        | "http2-settings" => About::CONNECTION,
+        hop_by_hop!() => About::CONNECTION,
         "cookie" => About::COOKIE,
         "set-cookie" => About::SET_COOKIE,
         "expect" => About::EXPECT,
@@ -58,6 +64,23 @@ fn kind(name: &str) -> u8 {
             shadow | if is_ours(name) { About::OURS } else { 0 }
         }
     }
+}
+
+/// Whether a field concerns one connection alone.
+pub(crate) fn is_hop_by_hop(name: &str) -> bool {
+    matches!(name, hop_by_hop!())
+}
+
+/// Whether a field belongs to the mesh's own name space, also for a reader that equates `_` with
+/// `-`.
+pub(crate) fn is_ours(name: &str) -> bool {
+    const OURS: &str = "warmhop-";
+    name.as_bytes().get(..OURS.len()).is_some_and(|beginning| {
+        beginning
+            .iter()
+            .zip(OURS.bytes())
+            .all(|(is, ours)| *is == ours || (*is == b'_' && ours == b'-'))
+    })
 }
 
 #[cfg(test)]

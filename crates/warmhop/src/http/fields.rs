@@ -11,6 +11,7 @@ use http::{Method, StatusCode, Version};
 use warmhop_core::cookie::CookieSpec;
 use warmhop_core::ids::RequestId;
 
+use crate::http::about::{is_hop_by_hop, is_ours};
 use crate::http::forwarded::origin;
 
 /// The field that carries a portable session between a peer and an app.
@@ -20,38 +21,10 @@ pub(crate) const REQUEST_ID_FIELD: &str = "warmhop-request-id";
 /// The field that names the peer that ran the app.
 pub(crate) const PEER_FIELD: &str = "warmhop-peer";
 
-const HOP_BY_HOP: [HeaderName; 9] = [
-    CONNECTION,
-    TE,
-    UPGRADE,
-    header::TRANSFER_ENCODING,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("http2-settings"),
-];
-
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    // A match compares lengths first; this is asked of each field of most messages.
-    matches!(
-        name.as_str(),
-        "connection"
-            | "te"
-            | "upgrade"
-            | "transfer-encoding"
-            | "proxy-authenticate"
-            | "proxy-authorization"
-            | "keep-alive"
-            | "proxy-connection"
-            | "http2-settings"
-    )
-}
-
 /// Whether the only field that concerns the connection is one `Connection: keep-alive`, which names
 /// no other.
 fn only_keeps_alive(headers: &HeaderMap) -> bool {
-    let mut fields = headers.iter().filter(|(name, _)| is_hop_by_hop(name));
+    let mut fields = headers.iter().filter(|(name, _)| is_hop_by_hop(name.as_str()));
     let (Some((name, value)), None) = (fields.next(), fields.next()) else { return false };
     *name == CONNECTION && value.as_bytes().eq_ignore_ascii_case(b"keep-alive")
 }
@@ -81,27 +54,14 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in named {
         headers.remove(name);
     }
-    // Most messages have none of them: one look is cheaper than a lookup of each.
-    if headers.keys().any(is_hop_by_hop) {
-        for name in HOP_BY_HOP {
-            headers.remove(name);
-        }
+    // Most messages have one or none of them: a look at the names that are there is cheaper than a
+    // lookup of each that might be.
+    while let Some(name) = headers.keys().find(|name| is_hop_by_hop(name.as_str())).cloned() {
+        headers.remove(name);
     }
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-}
-
-/// Whether a field belongs to the mesh's own name space, also for a reader that equates `_` with
-/// `-`.
-pub(crate) fn is_ours(name: &str) -> bool {
-    const OURS: &str = "warmhop-";
-    name.as_bytes().get(..OURS.len()).is_some_and(|beginning| {
-        beginning
-            .iter()
-            .zip(OURS.bytes())
-            .all(|(is, ours)| *is == ours || (*is == b'_' && ours == b'-'))
-    })
 }
 
 /// Takes out every field of the mesh's own name space, so that neither a client nor an app can
@@ -388,17 +348,10 @@ pub(crate) fn tidy_trailers(trailers: &mut HeaderMap) {
 
 /// Whether a field, named with dashes, does not frame, route, authenticate or modify a message.
 fn is_trailer(name: &str) -> bool {
-    const FORBIDDEN: [&str; 43] = [
-        // Framing and the connection.
-        "connection",
+    const FORBIDDEN: [&str; 34] = [
+        // Framing.
         "content-length",
-        "http2-settings",
-        "keep-alive",
-        "proxy-connection",
-        "te",
         "trailer",
-        "transfer-encoding",
-        "upgrade",
         // Where it goes and where it came from.
         "forwarded",
         "host",
@@ -409,8 +362,6 @@ fn is_trailer(name: &str) -> bool {
         // Who asks.
         "authorization",
         "cookie",
-        "proxy-authenticate",
-        "proxy-authorization",
         "set-cookie",
         "www-authenticate",
         // How it is to be processed.
@@ -439,7 +390,9 @@ fn is_trailer(name: &str) -> bool {
         "vary",
     ];
     let prefixed = ["warmhop-", "x-forwarded-"];
-    !FORBIDDEN.contains(&name) && !prefixed.iter().any(|prefix| name.starts_with(prefix))
+    !is_hop_by_hop(name)
+        && !FORBIDDEN.contains(&name)
+        && !prefixed.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Whether the text is a host, with or without a port (RFC 3986 section 3.2). An empty one is
