@@ -27,9 +27,10 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use warmhop::identity::Authority;
 use warmhop::ids::PeerId;
+use warmhop::status::Status;
 
 use crate::child::find_program;
-use crate::client::{self, Admin, AdminUrl};
+use crate::client::{Admin, AdminUrl};
 use crate::confine::Confine;
 use crate::guard;
 use crate::run::Failure;
@@ -412,7 +413,7 @@ async fn sees_all(place: &Place, others: usize) -> bool {
     let Ok(url) = place.admin.to_string().parse::<AdminUrl>() else { return false };
     let admin = Admin::new(url, None);
     let Ok(answer) = admin.status().await else { return false };
-    let status = admin.read::<client::Status>(&answer);
+    let status = admin.read::<Status>(&answer);
     status.is_ok_and(|status| status.peers.iter().filter(|peer| peer.alive).count() == others)
 }
 

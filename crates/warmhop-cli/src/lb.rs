@@ -25,8 +25,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use clap::ValueEnum;
 use warmhop::READY_PATH;
+use warmhop::status::Status;
 
-use crate::client::{Status, front_door};
+use crate::client::front_door;
 
 /// A load balancer for which there is a recipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -7,9 +7,13 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use warmhop::status::{
+    AppStatus, OtherPeer, PeerStatus, RequestTrace, SeedStatus, SessionStatus, Status,
+};
+
 use crate::cert::ends_soon;
 pub use crate::clean::{clean, printed};
-use crate::client::{AppStatus, OtherPeer, Seed, Session, Status, ThisPeer, Trace};
+
 use crate::columns::{COLD_AFTER_A_FAILURE, Columns};
 
 /// How many peers are named in one cell.
@@ -214,7 +218,7 @@ fn to_see_to(status: &Status) -> String {
 }
 
 /// Which certificates of the peer end soon; empty if none does.
-fn certificates(peer: &ThisPeer, now: SystemTime) -> String {
+fn certificates(peer: &PeerStatus, now: SystemTime) -> String {
     let identity = Some(peer.identity_not_after).filter(|ends| *ends > 0);
     let all = [
         ("the peer's certificate", identity, "renew it, for example with `warmhop cert renew`"),
@@ -244,7 +248,7 @@ fn unlinked(peers: &[OtherPeer]) -> String {
 }
 
 /// How many seeds are reached, and why the others are not; empty if all are.
-fn seeds(seeds: &[Seed]) -> String {
+fn seeds(seeds: &[SeedStatus]) -> String {
     let missing: Vec<_> = seeds.iter().filter(|seed| !seed.reached).collect();
     if missing.is_empty() {
         return String::new();
@@ -327,7 +331,7 @@ pub fn stopped(name: &str, was: &str) -> String {
 
 /// What `warmhop session` prints.
 #[must_use]
-pub fn session(session: &Session) -> String {
+pub fn session(session: &SessionStatus) -> String {
     let mut text = String::new();
     let owner = session.owner.as_deref().unwrap_or("not known here");
     let _ = writeln!(text, "session  {}", clean(&session.key));
@@ -339,7 +343,7 @@ pub fn session(session: &Session) -> String {
 
 /// What `warmhop why` prints.
 #[must_use]
-pub fn trace(trace: &Trace, coloured: bool) -> String {
+pub fn trace(trace: &RequestTrace, coloured: bool) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "request    {}", clean(&trace.id));
     let role = match trace.role.as_str() {
@@ -454,7 +458,7 @@ blog: it exited with status 3
         let mut told = example();
         told.peers[0].state = "unlinked".into();
         told.peers[0].unlinked = Some("nobody answers at 127.0.0.1:7002".into());
-        told.seeds = vec![Seed { seed: "far:1".into(), reached: false, error: None }];
+        told.seeds = vec![SeedStatus::deserialize(json!({"seed": "far:1"})).unwrap()];
         for shown in [status(&told, false), members(&told, false)] {
             for line in [
                 "alive, without a link: 1 of 2\n  peer-2: nobody answers at 127.0.0.1:7002\n",
@@ -511,7 +515,7 @@ blog: it exited with status 3
     #[test]
     fn a_trace_tells_who_was_considered_and_what_was_decided() {
         let told = trace(
-            &Trace::deserialize(json!({
+            &RequestTrace::deserialize(json!({
                 "id": "r-1", "peer": "peer-1", "role": "entry", "app": "shop", "request": "GET /x",
                 "at_unix_ms": 0, "status": 200, "served_by": "peer-2", "session": null, "head_ms": 3.25,
                 "steps": [{"after_us": 40, "what": "hop", "why": "peer-2 is ready",

@@ -18,8 +18,8 @@ use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
+use warmhop::status::{AppStatus, OtherPeer, RequestTrace, Status, TraceStep};
 
-use crate::client::{AppStatus, OtherPeer, Status, Step, Trace};
 use crate::columns::Columns;
 use crate::show::{
     NOT_HERE, app_names, app_state, clean, counted, elsewhere, peer_state, printed, span,
@@ -37,14 +37,14 @@ const RECENT: usize = 20;
 #[serde(default)]
 struct Recent {
     /// The newest first.
-    requests: Vec<Trace>,
+    requests: Vec<RequestTrace>,
 }
 
 /// The latest answers of one peer, which stay visible while it is silent, and its counters, to
 /// compute rates.
 #[derive(Debug, Default)]
 struct Watch {
-    told: Option<(Status, Vec<Trace>)>,
+    told: Option<(Status, Vec<RequestTrace>)>,
     /// The last minutes of the mesh, if any peer reports them.
     traffic: Traffic,
     before: Option<Counters>,
@@ -62,7 +62,7 @@ struct Counters {
 
 impl Watch {
     /// Takes the peer's answers.
-    fn hear(&mut self, status: Status, recent: Vec<Trace>) {
+    fn hear(&mut self, status: Status, recent: Vec<RequestTrace>) {
         self.count(&status);
         self.told = Some((status, recent));
     }
@@ -246,7 +246,7 @@ fn elsewhere_with_eta(app: &str, peers: &[OtherPeer]) -> String {
     })
 }
 
-fn decisions(recent: &[Trace]) -> Columns {
+fn decisions(recent: &[RequestTrace]) -> Columns {
     let mut table = Columns::new(&["AGO", "WHAT", "ANSWER", "REQUEST", "WHY"]);
     for trace in recent {
         let decided = decided(trace);
@@ -261,14 +261,14 @@ fn decisions(recent: &[Trace]) -> Columns {
     table
 }
 
-fn since(trace: &Trace, now: SystemTime) -> Duration {
+fn since(trace: &RequestTrace, now: SystemTime) -> Duration {
     let at = UNIX_EPOCH + Duration::from_millis(trace.at_unix_ms);
     now.duration_since(at).unwrap_or_default()
 }
 
 /// The outcome of the request. A refusal and the starting page are recorded as a problem after
 /// that.
-fn decided(trace: &Trace) -> Option<&Step> {
+fn decided(trace: &RequestTrace) -> Option<&TraceStep> {
     const DECISIONS: [&str; 7] = ["serve", "hop", "forward", "wait", "refuse", "page", "problem"];
     let mut last = trace.steps.iter().rev().filter(|step| DECISIONS.contains(&&*step.what));
     let decided = last.next().or(trace.steps.last())?;
@@ -276,7 +276,7 @@ fn decided(trace: &Trace) -> Option<&Step> {
     Some(before.filter(|_| decided.what == "problem").unwrap_or(decided))
 }
 
-fn words(trace: &Trace, decided: Option<&Step>) -> String {
+fn words(trace: &RequestTrace, decided: Option<&TraceStep>) -> String {
     if trace.role == "hop" {
         return "hopped in".into();
     }
@@ -291,7 +291,7 @@ fn words(trace: &Trace, decided: Option<&Step>) -> String {
     }
 }
 
-fn answer(trace: &Trace) -> String {
+fn answer(trace: &RequestTrace) -> String {
     let after = trace
         .head_ms
         .map(|ms| format!(", {}", span(Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default())));

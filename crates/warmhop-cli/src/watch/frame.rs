@@ -8,12 +8,13 @@ use ratatui::layout::Rect;
 use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Paragraph, Sparkline, Wrap};
+use warmhop::status::{AppStatus, OtherPeer, RequestTrace, Status};
 
 use super::board::{Board, Focus, Page, Shown, Sort};
 use super::fit::{Shrinks, cut};
 use super::grid::{Grid, Text, style};
 use super::{Watch, ago, answer, decided, elsewhere_with_eta, peer_rows, progress, since, words};
-use crate::client::{AppStatus, OtherPeer, Status, Trace};
+
 use crate::columns::{Columns, Meaning};
 use crate::show::{self, NOT_HERE, app_names, app_state, clean, peer_state, printed, span};
 
@@ -103,7 +104,13 @@ impl Scene<'_> {
         line(frame, &mut area, &text, Style::new().add_modifier(Modifier::DIM));
     }
 
-    fn overview(&self, frame: &mut Frame<'_>, area: Rect, status: &Status, recent: &[Trace]) {
+    fn overview(
+        &self,
+        frame: &mut Frame<'_>,
+        area: Rect,
+        status: &Status,
+        recent: &[RequestTrace],
+    ) {
         let mut rest = area;
         for text in self.watch.head(status, self.silence.is_some()).lines() {
             line(frame, &mut rest, text, Style::new());
@@ -193,8 +200,8 @@ impl Scene<'_> {
         names
     }
 
-    fn decisions<'b>(&self, recent: &'b [Trace]) -> Vec<&'b Trace> {
-        let passes = |trace: &&Trace| {
+    fn decisions<'b>(&self, recent: &'b [RequestTrace]) -> Vec<&'b RequestTrace> {
+        let passes = |trace: &&RequestTrace| {
             let why = decided(trace).map_or("", |step| &step.why);
             let app = trace.app.as_deref().unwrap_or_default();
             self.passes(&[&trace.request, app, &trace.id, why])
@@ -246,7 +253,7 @@ impl Scene<'_> {
                 row.push(" ".repeat(PARTS).into());
             }
             if let Some(app) = app {
-                let counts = [app.in_flight, app.waiting, app.starts];
+                let counts = [app.in_flight.into(), app.waiting, app.starts];
                 row.extend(counts.map(|count| Text::from(count.to_string())));
             }
             grid.row(row);
@@ -261,7 +268,7 @@ impl Scene<'_> {
         }
     }
 
-    fn decision_grid(&self, recent: &[&Trace]) -> Grid {
+    fn decision_grid(&self, recent: &[&RequestTrace]) -> Grid {
         let mut grid = Grid::new(&[
             ("AGO", Shrinks::Never),
             ("WHAT", Shrinks::Middle(9)),
@@ -289,7 +296,7 @@ impl Scene<'_> {
         area: Rect,
         name: &str,
         status: &Status,
-        recent: &[Trace],
+        recent: &[RequestTrace],
     ) {
         let mut rest = area;
         let traffic = &self.watch.traffic;
@@ -314,7 +321,13 @@ impl Scene<'_> {
         self.text_page(frame, rest, status, recent);
     }
 
-    fn text_page(&self, frame: &mut Frame<'_>, area: Rect, status: &Status, recent: &[Trace]) {
+    fn text_page(
+        &self,
+        frame: &mut Frame<'_>,
+        area: Rect,
+        status: &Status,
+        recent: &[RequestTrace],
+    ) {
         let lines = self.page_lines(status, recent);
         let from = self.board.scroll.min(lines.len().saturating_sub(1));
         let lines: Vec<Line<'_>> = lines.into_iter().skip(from).map(Line::from).collect();
@@ -322,7 +335,7 @@ impl Scene<'_> {
     }
 
     /// The lines of the open page.
-    fn page_lines(&self, status: &Status, recent: &[Trace]) -> Vec<String> {
+    fn page_lines(&self, status: &Status, recent: &[RequestTrace]) -> Vec<String> {
         let text = match &self.board.page {
             Page::Overview => String::new(),
             Page::Help => {

@@ -19,12 +19,13 @@ use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval};
+use warmhop::status::{History, RequestTrace, Status};
 
 use super::board::Board;
 use super::frame::Scene;
-use super::traffic::{History, Traffic};
+use super::traffic::Traffic;
 use super::{Recent, Watch};
-use crate::client::{Admin, AskError, Status, Trace, encoded};
+use crate::client::{Admin, AskError, encoded};
 use crate::log;
 use crate::run::Failure;
 
@@ -251,7 +252,7 @@ struct Look {
     /// Its status with its newest requests, as it sent them.
     json: Value,
     status: Status,
-    recent: Vec<Trace>,
+    recent: Vec<RequestTrace>,
 }
 
 /// Asks for everything that is shown. A peer that is too old to send its newest requests sends

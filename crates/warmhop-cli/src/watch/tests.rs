@@ -5,10 +5,10 @@ use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent};
 use ratatui::style::Color;
 use serde_json::json;
+use warmhop::status::History;
 
 use super::board::Board;
 use super::frame::Scene;
-use super::traffic::History;
 use super::*;
 
 fn status(uptime_ms: u64, served: u64) -> Status {
@@ -31,7 +31,7 @@ fn status(uptime_ms: u64, served: u64) -> Status {
     .unwrap()
 }
 
-fn recent() -> Vec<Trace> {
+fn recent() -> Vec<RequestTrace> {
     Recent::deserialize(json!({"requests": [
         {"id": "r-2", "role": "entry", "app": "shop", "request": "GET /search", "status": 200,
          "served_by": "peer-2", "head_ms": 2.0,
@@ -88,7 +88,7 @@ fn a_request_is_told_by_what_it_came_to() {
         let steps: Vec<_> = steps.iter().map(|what| json!({"what": what, "why": what})).collect();
         let trace = json!({"role": "entry", "status": status, "sent_to": "peer-3",
                            "served_by": "peer-2", "steps": steps});
-        let trace = Trace::deserialize(trace).unwrap();
+        let trace = RequestTrace::deserialize(trace).unwrap();
         (words(&trace, decided(&trace)), answer(&trace))
     };
     for (steps, status, what, answered) in [

@@ -3,30 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use warmhop::status::History;
 
 /// How many intervals of one app are read, however many a peer sends.
-const INTERVALS_MAX: usize = 360;
+const INTERVALS_MAX: u64 = 360;
 /// How many of the newest intervals give the current rate.
 const LATELY: usize = 3;
-
-/// `GET /v1/history`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct History {
-    interval_ms: u64,
-    intervals_max: usize,
-    apps: BTreeMap<String, Vec<Interval>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Interval {
-    ended_ms_ago: u64,
-    lasted_ms: u64,
-    requests: u64,
-    failed: u64,
-}
 
 /// The requests of one interval.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,7 +36,8 @@ impl Traffic {
         let mut apps: BTreeMap<String, Vec<Bin>> = BTreeMap::new();
         let alike = told.iter().filter(|peer| peer.interval_ms == width);
         for (name, intervals) in alike.flat_map(|peer| &peer.apps) {
-            let bins = apps.entry(name.clone()).or_insert_with(|| vec![Bin::default(); length]);
+            let bins =
+                apps.entry(name.clone()).or_insert_with(|| vec![Bin::default(); length as usize]);
             for interval in intervals {
                 let (from, lasted) = (interval.ended_ms_ago, interval.lasted_ms.max(1));
                 let to = from.saturating_add(lasted);
@@ -113,6 +96,7 @@ impl Traffic {
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
     use serde_json::json;
 
     use super::*;

@@ -1,11 +1,15 @@
 //! A peer's report about itself: the shapes behind the admin listener's JSON. They only grow.
+//!
+//! They can be read from a peer of another version too: a field that it does not send is empty, and
+//! one that only it knows is passed over.
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A peer's view of itself and of the mesh.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Status {
     /// This peer.
@@ -26,7 +30,8 @@ pub struct Status {
 }
 
 /// One seed, and the outcome of the last attempt to reach it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct SeedStatus {
     /// `HOST:PORT`, as configured.
@@ -38,7 +43,8 @@ pub struct SeedStatus {
 }
 
 /// This peer.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct PeerStatus {
     /// Its name.
@@ -73,7 +79,8 @@ pub struct PeerStatus {
 }
 
 /// One app on this peer.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct AppStatus {
     /// Its name.
@@ -112,7 +119,8 @@ pub struct AppStatus {
 }
 
 /// Requests that arrived from clients at one peer since its start, by outcome.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct RequestCounts {
     /// Answered by the copy here.
@@ -127,7 +135,8 @@ pub struct RequestCounts {
 }
 
 /// The outcomes of the requests that clients sent to one peer over the last minutes, app by app.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct History {
     /// Milliseconds that an interval lasts.
@@ -142,7 +151,8 @@ pub struct History {
 }
 
 /// One interval of an app's history.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct HistoryInterval {
     /// Milliseconds since it ended; 0 for the current one.
@@ -159,7 +169,8 @@ pub struct HistoryInterval {
 }
 
 /// Another peer, as this one believes it to be.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct OtherPeer {
     /// Its name.
@@ -201,7 +212,8 @@ pub struct OtherPeer {
 }
 
 /// An app on another peer, as that peer last announced it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct CopyStatus {
     /// Milliseconds until a starting copy should be ready, or that a start would take there.
@@ -215,7 +227,8 @@ pub struct CopyStatus {
 }
 
 /// Sessions on this peer.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct SessionCounts {
     /// Sessions that this peer owns.
@@ -232,7 +245,8 @@ pub struct SessionCounts {
 }
 
 /// One session, without its contents.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct SessionStatus {
     /// `APP/SID`.
@@ -250,7 +264,8 @@ pub struct SessionStatus {
 }
 
 /// What this peer knew and decided for one request.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct RequestTrace {
     /// The request's id.
@@ -280,7 +295,8 @@ pub struct RequestTrace {
 }
 
 /// One thing that happened to a request.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct TraceStep {
     /// Microseconds since the request arrived.
@@ -296,7 +312,8 @@ pub struct TraceStep {
 }
 
 /// A peer that was considered for a request.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct TraceCandidate {
     /// Its name.
