@@ -184,6 +184,18 @@ fn known(value: Option<warmhop::Value>) -> Known {
 }
 
 impl Database {
+    /// The first database, for a client that watches nothing.
+    pub(super) fn new(registers: Registers, shared: Arc<Shared>) -> Self {
+        Self {
+            registers,
+            turns: Arc::default(),
+            shared,
+            index: 0,
+            library: Arc::default(),
+            guards: Arc::default(),
+        }
+    }
+
     /// The name of the register in which a key lives.
     pub(super) fn name(&self, key: &[u8]) -> Bytes {
         room::register(self.index, key)

@@ -60,7 +60,6 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
-use turns::Turns;
 use warmhop::{Mesh, Registers};
 
 /// The name of the registers that hold the endpoint's keys.
@@ -104,14 +103,7 @@ async fn serve_up_to(
     registers: Registers,
     shared: Shared,
 ) {
-    let database = Database {
-        registers,
-        turns: Arc::new(Turns::default()),
-        shared: Arc::new(shared),
-        index: 0,
-        library: Arc::default(),
-        guards: Arc::default(),
-    };
+    let database = Database::new(registers, Arc::new(shared));
     info::begin();
     let room = Arc::new(Semaphore::new(connections_max));
     let mut connections = JoinSet::new();

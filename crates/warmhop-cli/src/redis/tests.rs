@@ -27,7 +27,6 @@ use super::engine::Database;
 use super::events::Events;
 use super::frame::{ProtocolError, REQUEST_BYTES_MAX, Reply, VALUE_BYTES_MAX, take_request};
 use super::shared::Shared;
-use super::turns::Turns;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const IDLE: Duration = Duration::from_secs(1800);
@@ -741,14 +740,7 @@ async fn a_request_that_never_ends_is_given_up() {
     let (near, far) = tokio::join!(TcpStream::connect(addr), listener.accept());
     let mut near = Client(near.unwrap());
     near.send(b"*1\r\n$4\r\nPI").await;
-    let database = Database {
-        registers: mesh.registers(&name).unwrap(),
-        turns: Arc::new(Turns::default()),
-        shared: Arc::new(quiet()),
-        index: 0,
-        library: Arc::default(),
-        guards: Arc::default(),
-    };
+    let database = Database::new(mesh.registers(&name).unwrap(), Arc::new(quiet()));
     let serving = super::connection::serve(far.unwrap().0, database);
     // The clock is paused: it jumps to the deadline once nothing else can happen.
     serving.await.unwrap();

@@ -22,14 +22,7 @@ fn script(text: &str, key: &str) -> Request {
 #[tokio::test]
 async fn a_script_runs_beside_commands_about_other_keys_than_it_names() {
     let (mesh, name) = mesh().await;
-    let database = Database {
-        registers: mesh.registers(&name).unwrap(),
-        turns: Arc::new(Turns::default()),
-        shared: Arc::new(quiet()),
-        index: 0,
-        library: Arc::default(),
-        guards: Arc::default(),
-    };
+    let database = Database::new(mesh.registers(&name).unwrap(), Arc::new(quiet()));
     let mut under_way = UnderWay::default();
     assert!(under_way.begin(&database, script(COUNTS, "{a}1"), 0).is_none());
     for other in [script(COUNTS, "b"), command(&["GET", "b"])] {

@@ -255,14 +255,7 @@ async fn those_who_wait_for_a_list_get_what_is_pushed_in_the_order_in_which_they
     const WAITING: usize = 1200;
     let (mesh, name) = mesh().await;
     let shared = Arc::new(quiet());
-    let database = Database {
-        registers: mesh.registers(&name).unwrap(),
-        turns: Arc::new(Turns::default()),
-        shared: Arc::clone(&shared),
-        index: 0,
-        library: Arc::default(),
-        guards: Arc::default(),
-    };
+    let database = Database::new(mesh.registers(&name).unwrap(), Arc::clone(&shared));
     let asks = |words: &str| {
         let args: Vec<Bytes> =
             words.split(' ').map(|it| Bytes::copy_from_slice(it.as_bytes())).collect();
