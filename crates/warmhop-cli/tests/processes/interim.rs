@@ -188,6 +188,15 @@ fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: a.test\r\n\r\n")
 }
 
+/// What a client finds at the door of the peer with the app, and at that of the other.
+async fn at_each_door(client_finds: impl AsyncFn(Client)) {
+    let app = App::start().await;
+    let (_meshes, doors) = two_doors(&app).await;
+    for door in doors {
+        client_finds(Client::of(door).await).await;
+    }
+}
+
 /// A request of the kind that the front door leaves to hyper.
 fn post(path: &str) -> String {
     format!(
@@ -216,10 +225,7 @@ async fn a_hint_comes_while_its_response_is_still_awaited() {
 
 #[tokio::test]
 async fn each_of_several_requests_at_once_gets_its_own_hint_before_its_own_response() {
-    let app = App::start().await;
-    let (_meshes, doors) = two_doors(&app).await;
-    for door in doors {
-        let mut client = Client::of(door).await;
+    at_each_door(async |mut client| {
         let all = ["/at-once", "/chunked", "/none", "/at-once"].map(get).concat();
         client.sends(&all).await;
         client.sends(&["/at-once", "/none", "/chunked", "/at-once"].map(post).concat()).await;
@@ -229,7 +235,8 @@ async fn each_of_several_requests_at_once_gets_its_own_hint_before_its_own_respo
             }
             client.gets_final().await;
         }
-    }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -249,10 +256,7 @@ async fn a_client_that_cannot_get_any_gets_its_response_alone() {
 
 #[tokio::test]
 async fn an_app_that_sends_far_too_many_or_too_long_ones_is_still_answered_for() {
-    let app = App::start().await;
-    let (_meshes, doors) = two_doors(&app).await;
-    for door in doors {
-        let mut client = Client::of(door).await;
+    at_each_door(async |mut client| {
         for request in [get("/many"), post("/many"), get("/long"), post("/long")] {
             client.sends(&request).await;
             let mut came = 0;
@@ -269,28 +273,24 @@ async fn an_app_that_sends_far_too_many_or_too_long_ones_is_still_answered_for()
             assert_eq!(came > 0, is_many, "{came} of {request}");
             assert!(came <= 1000, "{came}");
         }
-    }
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn an_app_that_dies_after_a_hint_is_a_failure_after_a_hint() {
-    let app = App::start().await;
-    let (_meshes, doors) = two_doors(&app).await;
-    for door in doors {
-        let mut client = Client::of(door).await;
+    at_each_door(async |mut client| {
         client.sends(&post("/dies")).await;
         client.gets(HINT_SEEN).await;
         let head = client.head().await;
         assert!(head.starts_with("HTTP/1.1 502 "), "{head}");
-    }
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_hint_comes_before_a_switch_of_protocols_too() {
-    let app = App::start().await;
-    let (_meshes, doors) = two_doors(&app).await;
-    for door in doors {
-        let mut client = Client::of(door).await;
+    at_each_door(async |mut client| {
         client
             .sends(
                 "GET /switches HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n",
@@ -302,15 +302,13 @@ async fn a_hint_comes_before_a_switch_of_protocols_too() {
         client.gets("hello").await;
         client.sends("echoed").await;
         client.gets("echoed").await;
-    }
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_hint_and_a_request_for_the_body_come_both() {
-    let app = App::start().await;
-    let (_meshes, doors) = two_doors(&app).await;
-    for door in doors {
-        let mut client = Client::of(door).await;
+    at_each_door(async |mut client| {
         client
             .sends(
                 "POST /upload HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\
@@ -323,5 +321,6 @@ async fn a_hint_and_a_request_for_the_body_come_both() {
         assert_eq!(heads, ["HTTP/1.1 100 Continue\r\n\r\n", HINT_SEEN]);
         client.sends("2\r\nhi\r\n0\r\n\r\n").await;
         client.gets_final().await;
-    }
+    })
+    .await;
 }
