@@ -418,6 +418,27 @@ pub enum Message {
 }
 
 impl Message {
+    /// The answer to a question in place of a process that is gone for good.
+    pub const DEAD_LETTER: Self =
+        Self::Nack { reason: NackReason::Dead, promised: None, cfg: None, watermark: 0 };
+
+    /// Whether its sender waits for an answer, and so needs [`Self::DEAD_LETTER`] if the process
+    /// that it is for is gone for good.
+    #[must_use]
+    pub fn is_question(&self) -> bool {
+        matches!(
+            self,
+            Self::Prepare { .. } | Self::Accept { .. } | Self::Locate { .. } | Self::Begin { .. }
+        )
+    }
+
+    /// Whether a peer has to remember it even if it knows nothing of the session. A stray answer
+    /// leaves nothing behind.
+    #[must_use]
+    pub fn makes_a_copy(&self) -> bool {
+        self.is_question() || matches!(self, Self::Invite { .. })
+    }
+
     /// Whether it confirms reads, or asks for that: a later message of its sender that overtakes it
     /// does not make it untrue, so it may wait a moment for others to leave with it.
     #[must_use]

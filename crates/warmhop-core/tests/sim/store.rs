@@ -10,7 +10,7 @@ use std::time::Duration;
 use warmhop_core::affinity::{MoveCounter, Owner};
 use warmhop_core::ids::{Ballot, Incarnation, Now, Position, SessionId};
 use warmhop_core::session::entry::Enter;
-use warmhop_core::session::message::{Config, Exec, Message, NackReason, Stored};
+use warmhop_core::session::message::{Config, Exec, Message, Stored};
 use warmhop_core::session::{
     Ctx, Effect, Failure, Outcome, Process, Session, Submit, Ticket, TokenHint,
 };
@@ -191,9 +191,9 @@ impl Peer {
     fn deliver(self: &Rc<Self>, sid: SessionId, outgoing: Vec<(Incarnation, Message)>) {
         for (to, message) in outgoing {
             // What nobody can receive any more is answered in their place.
-            if is_question(&message) && self.is_dead(to) {
+            if message.is_question() && self.is_dead(to) {
                 self.with(sid, false, |machine, ctx, out| {
-                    machine.on_message(ctx, to, dead_letter(), out);
+                    machine.on_message(ctx, to, Message::DEAD_LETTER, out);
                 });
             } else {
                 self.world.send_frame(self, to, sid, message);
@@ -222,14 +222,7 @@ impl Peer {
             }
             return;
         }
-        // Only what a copy must remember makes an entry; a stray answer does not.
-        let create = matches!(
-            message,
-            Message::Prepare { .. }
-                | Message::Accept { .. }
-                | Message::Locate { .. }
-                | Message::Begin { .. }
-        );
+        let create = message.makes_a_copy();
         let members = self.look(sid, |machine| machine.config().map(Config::everyone)).flatten();
         let dead: Vec<_> =
             members.into_iter().flatten().filter(|peer| self.is_dead(*peer)).collect();
@@ -400,18 +393,4 @@ impl Drop for InLine {
     fn drop(&mut self) {
         self.peer.leave(self.sid, self.ticket, self.running.take());
     }
-}
-
-fn is_question(message: &Message) -> bool {
-    matches!(
-        message,
-        Message::Prepare { .. }
-            | Message::Accept { .. }
-            | Message::Locate { .. }
-            | Message::Begin { .. }
-    )
-}
-
-fn dead_letter() -> Message {
-    Message::Nack { reason: NackReason::Dead, promised: None, cfg: None, watermark: 0 }
 }

@@ -272,9 +272,9 @@ impl Store {
         let mut outgoing = outgoing.into_iter().peekable();
         while let Some((to, message)) = outgoing.next() {
             // Processes that are gone do not answer messages: this answers for them.
-            if is_question(&message) && self.is_dead(&to) {
+            if message.is_question() && self.is_dead(&to) {
                 self.with(key, false, |machine, ctx, out| {
-                    machine.on_message(ctx, to, dead_letter(), out);
+                    machine.on_message(ctx, to, Message::DEAD_LETTER, out);
                 });
                 continue;
             }
@@ -448,8 +448,8 @@ impl Store {
     pub(crate) fn on_frame(&self, from: Incarnation, frame: SessionFrame) {
         let SessionFrame { key, to, message } = frame;
         if to != self.me {
-            if is_question(&message) {
-                (self.send)(&[], SessionFrame { key, to: from, message: dead_letter() });
+            if message.is_question() {
+                (self.send)(&[], SessionFrame { key, to: from, message: Message::DEAD_LETTER });
             }
             return;
         }
@@ -467,16 +467,7 @@ impl Store {
         if matches!(message, Message::Nack { reason: NackReason::Full, .. }) {
             self.full.note(from, self.clock.now());
         }
-        // Only messages that a copy must remember create an entry; a stray answer does not.
-        let create = matches!(
-            message,
-            Message::Prepare { .. }
-                | Message::Accept { .. }
-                | Message::Invite { .. }
-                | Message::Locate { .. }
-                | Message::Begin { .. }
-        );
-        self.with(&key, create, |machine, ctx, out| {
+        self.with(&key, message.makes_a_copy(), |machine, ctx, out| {
             if matches!(message, Message::Locate { .. }) {
                 let members = machine.config().map(Config::everyone).unwrap_or_default();
                 for peer in members.into_iter().filter(|peer| self.is_dead(peer)) {
@@ -707,16 +698,6 @@ impl Store {
     }
 }
 
-fn is_question(message: &Message) -> bool {
-    matches!(
-        message,
-        Message::Prepare { .. }
-            | Message::Accept { .. }
-            | Message::Locate { .. }
-            | Message::Begin { .. }
-    )
-}
-
 /// Whether both offer the same record, and as much of it.
 fn is_same_offer(one: &Message, other: &Message) -> bool {
     match (one, other) {
@@ -736,10 +717,6 @@ fn is_over(body: &Body) -> bool {
 
 fn no_room() -> Message {
     Message::Nack { reason: NackReason::Full, promised: None, cfg: None, watermark: 0 }
-}
-
-fn dead_letter() -> Message {
-    Message::Nack { reason: NackReason::Dead, promised: None, cfg: None, watermark: 0 }
 }
 
 fn keys_in(stripe: &Mutex<Stripe>, wanted: impl Fn(&Session) -> bool) -> Vec<SessionKey> {

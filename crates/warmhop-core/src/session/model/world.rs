@@ -468,17 +468,9 @@ impl Tables {
     fn dead_letter(&mut self, id: u32) -> Option<u32> {
         let Envelope { from, to, what } = self.envelope(id).clone();
         let what = match what {
-            What::Protocol(
-                Message::Prepare { .. }
-                | Message::Accept { .. }
-                | Message::Locate { .. }
-                | Message::Begin { .. },
-            ) => What::Protocol(Message::Nack {
-                reason: NackReason::Dead,
-                promised: None,
-                cfg: None,
-                watermark: 0,
-            }),
+            What::Protocol(message) if message.is_question() => {
+                What::Protocol(Message::DEAD_LETTER)
+            }
             What::Order { ticket, exec } => {
                 let done =
                     ExecDone::Refused { reason: NackReason::Dead, promised: None, watermark: 0 };
