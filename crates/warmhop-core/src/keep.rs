@@ -69,16 +69,8 @@ mod tests {
             for other in (0..states.len()).filter(|other| *other != me) {
                 let incarnation = Incarnation([other as u8; 16]);
                 let hello = PeerNews {
-                    peer: peer(other),
-                    incarnation,
-                    generation: 1,
-                    seq: 1,
-                    mesh: "127.0.0.1:7001".parse().unwrap(),
-                    http: None,
-                    zone: None,
                     draining: draining == Some(other),
-                    knows_more: false,
-                    young: false,
+                    ..PeerNews::of(peer(other), incarnation, "127.0.0.1:7001".parse().unwrap())
                 };
                 let news = AppNews::of(app.clone(), 1, states[other]);
                 let news = News::App { peer: peer(other), incarnation, generation: 1, news };

@@ -144,18 +144,7 @@ mod tests {
                 continue;
             }
             let incarnation = Incarnation([at; 16]);
-            let hello = PeerNews {
-                peer: peer(at),
-                incarnation,
-                generation: 1,
-                seq: 1,
-                mesh: "127.0.0.1:7001".parse().unwrap(),
-                http: None,
-                zone: None,
-                draining: false,
-                knows_more: false,
-                young: false,
-            };
+            let hello = PeerNews::of(peer(at), incarnation, "127.0.0.1:7001".parse().unwrap());
             let (state, in_flight) = (*state, *in_flight);
             let news = AppNews { in_flight, ..AppNews::of(app(), 1, state) };
             let news = News::App { peer: peer(at), incarnation, generation: 1, news };

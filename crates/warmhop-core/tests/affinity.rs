@@ -397,16 +397,8 @@ fn view_of(others: &[Other]) -> View {
     for (name, life, draining, state) in others {
         let (peer, incarnation) = (PeerId::new(name).unwrap(), Incarnation([*life; 16]));
         let news = PeerNews {
-            peer: peer.clone(),
-            incarnation,
-            generation: 1,
-            seq: 1,
-            mesh: "127.0.0.1:7001".parse().unwrap(),
-            http: None,
-            zone: None,
             draining: *draining,
-            knows_more: false,
-            young: false,
+            ..PeerNews::of(peer.clone(), incarnation, "127.0.0.1:7001".parse().unwrap())
         };
         view.apply(News::Peer(news), Now(1), Source::FirstHand);
         let app = AppName::new("shop").unwrap();

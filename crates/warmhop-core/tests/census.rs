@@ -30,16 +30,8 @@ fn hello(view: &mut View, number: u8, life: u8, now: Now, source: Source) {
 
 fn news_of(number: u8, life: u8) -> PeerNews {
     PeerNews {
-        peer: name(number),
-        incarnation: inc(number + 100 * life),
         generation: u64::from(life) + 1,
-        seq: 1,
-        mesh: "127.0.0.1:7001".parse().unwrap(),
-        http: None,
-        zone: None,
-        draining: false,
-        knows_more: false,
-        young: false,
+        ..PeerNews::of(name(number), inc(number + 100 * life), "127.0.0.1:7001".parse().unwrap())
     }
 }
 

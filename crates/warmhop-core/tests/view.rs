@@ -30,16 +30,11 @@ fn life(name: &str, generation: u64) -> Incarnation {
 
 fn hello(name: &str, generation: u64, seq: u64) -> PeerNews {
     PeerNews {
-        peer: peer(name),
-        incarnation: life(name, generation),
         generation,
         seq,
-        mesh: "127.0.0.1:7001".parse().unwrap(),
-        http: None,
         zone: Some(format!("zone-{seq}")),
         draining: seq % 2 == 1,
-        knows_more: false,
-        young: false,
+        ..PeerNews::of(peer(name), life(name, generation), "127.0.0.1:7001".parse().unwrap())
     }
 }
 

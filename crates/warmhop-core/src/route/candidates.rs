@@ -18,7 +18,7 @@ pub struct Noted {
     pub load: Option<NotedLoad>,
     /// This peer's requests that it is serving.
     pub ours: u32,
-    /// The client of the request in question has its share of the places there.
+    /// The request's client has used its share of the places there.
     pub shut: bool,
 }
 
@@ -143,16 +143,8 @@ mod tests {
         let (peer, incarnation) = (PeerId::new("one").expect("a name"), Incarnation([1; 16]));
         let mut view = View::new(PeerId::new("me").expect("a name"));
         let hello = PeerNews {
-            peer: peer.clone(),
-            incarnation,
-            generation: 1,
-            seq: 1,
-            mesh: "127.0.0.1:7001".parse().expect("an address"),
-            http: None,
             zone: Some(String::from("a")),
-            draining: false,
-            knows_more: false,
-            young: false,
+            ..PeerNews::of(peer.clone(), incarnation, "127.0.0.1:7001".parse().expect("an address"))
         };
         let _ = view.apply(News::Peer(hello), at(1_000), Source::FirstHand);
         let news = AppNews { in_flight: 7, ..AppNews::of(app(), 1, state) };

@@ -660,16 +660,12 @@ mod tests {
         for number in numbers {
             view.apply(
                 News::Peer(PeerNews {
-                    peer: PeerId::new(&format!("p{number}")).unwrap(),
-                    incarnation: peer(*number),
-                    generation: 1,
-                    seq: 1,
-                    mesh: "127.0.0.1:7001".parse().unwrap(),
-                    http: None,
-                    zone: None,
                     draining: leaving.contains(number),
-                    knows_more: false,
-                    young: false,
+                    ..PeerNews::of(
+                        PeerId::new(&format!("p{number}")).unwrap(),
+                        peer(*number),
+                        "127.0.0.1:7001".parse().unwrap(),
+                    )
                 }),
                 Now(1),
                 Source::FirstHand,

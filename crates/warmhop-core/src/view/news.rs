@@ -75,6 +75,25 @@ pub struct PeerNews {
     pub young: bool,
 }
 
+impl PeerNews {
+    /// The first news of a process with no front door and in no zone, which stays and is no newcomer.
+    #[must_use]
+    pub fn of(peer: PeerId, incarnation: Incarnation, mesh: SocketAddr) -> Self {
+        Self {
+            peer,
+            incarnation,
+            generation: 1,
+            seq: 1,
+            mesh,
+            http: None,
+            zone: None,
+            draining: false,
+            knows_more: false,
+            young: false,
+        }
+    }
+}
+
 /// A peer's news about one of its apps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppNews {

@@ -28,16 +28,9 @@ fn name(number: u8) -> PeerId {
 
 fn hello(number: u8, draining: bool) -> News {
     News::Peer(PeerNews {
-        peer: name(number),
-        incarnation: inc(number),
-        generation: 1,
         seq: 1 + u64::from(draining),
-        mesh: "127.0.0.1:7001".parse().unwrap(),
-        http: None,
-        zone: None,
         draining,
-        knows_more: false,
-        young: false,
+        ..PeerNews::of(name(number), inc(number), "127.0.0.1:7001".parse().unwrap())
     })
 }
 

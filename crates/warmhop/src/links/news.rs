@@ -213,16 +213,12 @@ mod tests {
 
     fn own() -> OwnNews {
         OwnNews::new(PeerNews {
-            peer: PeerId::new("a").unwrap(),
-            incarnation: Incarnation([1; 16]),
             generation: 5,
-            seq: 1,
-            mesh: "127.0.0.1:1".parse().unwrap(),
-            http: None,
-            zone: None,
-            draining: false,
-            knows_more: false,
-            young: false,
+            ..PeerNews::of(
+                PeerId::new("a").unwrap(),
+                Incarnation([1; 16]),
+                "127.0.0.1:1".parse().unwrap(),
+            )
         })
     }
 

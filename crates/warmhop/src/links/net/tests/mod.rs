@@ -314,18 +314,11 @@ fn hello_of(name: &str) -> wire::Hello {
     wire::Hello {
         version: wire::PROTOCOL_VERSION,
         dial: 1,
-        peer: PeerNews {
-            peer: id(name),
-            incarnation: Incarnation::of(&id(name), WallTime(9), 9),
-            generation: 1,
-            seq: 1,
-            mesh: "127.0.0.1:9".parse().unwrap(),
-            http: None,
-            zone: None,
-            draining: false,
-            knows_more: false,
-            young: false,
-        },
+        peer: PeerNews::of(
+            id(name),
+            Incarnation::of(&id(name), WallTime(9), 9),
+            "127.0.0.1:9".parse().unwrap(),
+        ),
     }
 }
 
