@@ -7,7 +7,7 @@ mod bed;
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use bed::{Bed, eventually, peer};
+use bed::{Bed, eventually, in_time, peer};
 use tokio::sync::oneshot;
 use warmhop::config::SessionPolicy;
 use warmhop::ids::AppName;
@@ -279,18 +279,7 @@ async fn every_key_is_listed_from_every_peer() {
     }
     for mesh in &bed.peers {
         let registers = registers(mesh);
-        let mut listed = BTreeSet::new();
-        let (mut cursor, mut calls) = (0, 0);
-        loop {
-            let (keys, next) = registers.keys(cursor, 1).await.unwrap();
-            listed.extend(keys.iter().map(|key| String::from_utf8(key.to_vec()).unwrap()));
-            calls += 1;
-            assert!(calls < 1000, "the cursor never comes to its end");
-            cursor = next;
-            if cursor == 0 {
-                break;
-            }
-        }
+        let listed = BTreeSet::from_iter(listed(&registers, 1, async || ()).await);
         let missing: Vec<_> = expected.difference(&listed).collect();
         assert!(missing.is_empty(), "{missing:?}");
     }
@@ -316,22 +305,28 @@ async fn what_two_lost_holders_held_is_absent_and_its_key_is_free() {
     bed.all_see_each_other().await;
     // Those that live again have forgotten what they witnessed: for a while they are no witnesses.
     let reborn = registers(&bed.peers[1]);
-    let told = loop {
-        match reborn.get(KEY).await {
-            Err(RegisterError::Unavailable(_)) => {}
-            told => break told,
+    let found = in_time("it is a witness again", async {
+        loop {
+            match reborn.get(KEY).await {
+                Err(RegisterError::Unavailable(_)) => {}
+                found => break found,
+            }
         }
-    };
-    assert!(matches!(told, Ok(None)), "{told:?}");
+    })
+    .await;
+    assert!(matches!(found, Ok(None)), "{found:?}");
     let reported =
         bed.peers.iter().any(|it| !it.metrics().contains("warmhop_sessions_lost_total 0"));
     assert!(reported, "a loss is counted");
-    let begun = loop {
-        match reborn.put(KEY, "new", Expires::Default, When::Always).await {
-            Err(RegisterError::Unavailable(_)) => {}
-            begun => break begun,
+    let begun = in_time("the key is free", async {
+        loop {
+            match reborn.put(KEY, "new", Expires::Default, When::Always).await {
+                Err(RegisterError::Unavailable(_)) => {}
+                begun => break begun,
+            }
         }
-    };
+    })
+    .await;
     assert!(begun.unwrap().done);
     for mesh in &bed.peers {
         assert_eq!(text(&registers(mesh), KEY).await.as_deref(), Some("new"));
@@ -515,13 +510,16 @@ async fn a_value_that_is_read_does_not_end_but_one_with_an_end_of_its_own_does()
     let ends = async |key: &[u8]| here.get(key).await.unwrap().map(|it| it.expires).unwrap();
     let (used, own) = (ends(KEY).await, ends(b"own").await);
     let there = registers(&bed.peers[1]);
-    let moved = loop {
-        let value = there.get(KEY).await.unwrap().expect("it is read all the time");
-        if value.expires > used {
-            break value;
+    let moved = in_time("a read moves the end", async {
+        loop {
+            let value = there.get(KEY).await.unwrap().expect("it is read all the time");
+            if value.expires > used {
+                break value;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
+    })
+    .await;
     assert_eq!((&moved.bytes[..], moved.version), (&b"used"[..], first));
     assert_eq!(ends(b"own").await, own);
 }
@@ -559,12 +557,8 @@ async fn where_memory_is_full_changes_are_refused_and_reads_and_deletions_go_on(
     for at in 0..2 {
         assert!(here.delete(key(at).as_bytes(), When::Always).await.unwrap().done);
     }
-    let mut put = put_64(&here, &key(0)).await;
-    while let Err(RegisterError::Full(_)) = put {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        put = put_64(&here, &key(0)).await;
-    }
-    assert!(put.unwrap().done, "there is room again");
+    let value = vec![0; KIB_64];
+    put_in_time(&here, &key(0), &value, Expires::Default).await;
 }
 
 async fn put_64(registers: &Registers, key: &str) -> Result<Change, RegisterError> {
@@ -615,15 +609,18 @@ async fn small_mesh(bytes: u64) -> Bed {
     mesh_with(&["a", "b", "c"], policy).await
 }
 
-/// Writes `value` once there is room for it. Where there never is, this goes on for ever.
+/// Writes `value` under a new key once there is room for it.
 async fn put_in_time(on: &Registers, key: &str, value: &[u8], expires: Expires) {
-    loop {
-        match on.put(key.as_bytes(), value.to_vec(), expires, When::Absent).await {
-            Ok(change) => break assert!(change.done, "{key} is new"),
-            Err(RegisterError::Full(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
-            Err(error) => panic!("{key}: {error}"),
+    in_time("there is room", async {
+        loop {
+            match on.put(key.as_bytes(), value.to_vec(), expires, When::Absent).await {
+                Ok(change) => break assert!(change.done, "{key} is new"),
+                Err(RegisterError::Full(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(error) => panic!("{key}: {error}"),
+            }
         }
-    }
+    })
+    .await;
 }
 
 async fn nothing_is_kept(bed: &Bed) {

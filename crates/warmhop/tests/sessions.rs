@@ -4,6 +4,7 @@
 
 mod bed;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bed::{Bed, Client, Gate, Plan, eventually};
@@ -227,16 +228,24 @@ async fn a_client_that_leaves_in_the_middle_does_not_block_its_session() {
     let two = bed.peers[1].clone();
     let mut client = Client::default();
     client.post(&two, "/add", "a").await;
-    for _ in 0..20 {
+    for at in 0..20 {
         let (two, mut client) = (two.clone(), client.clone());
-        let leaving = tokio::spawn(async move { client.post(&two, "/add", "x").await });
+        let item = format!("x{at}");
+        let leaving = tokio::spawn(async move { client.post(&two, "/add", item).await });
         tokio::time::sleep(Duration::from_micros(rand::random_range(0..800))).await;
         leaving.abort();
         let _ = leaving.await;
     }
     let list = client.post(&two, "/add", "z").await;
     assert_eq!(list.status, StatusCode::OK);
-    assert!(list.text.starts_with("a ") && list.text.ends_with("z "), "{}", list.text);
+    let items: Vec<&str> = list.text.split_whitespace().collect();
+    let [first, abandoned @ .., last] = &items[..] else { panic!("{items:?}") };
+    assert_eq!((*first, *last), ("a", "z"), "what was answered is there");
+    // Whether they were added is open; which of two came first is, too.
+    let sent: BTreeSet<String> = (0..20).map(|at| format!("x{at}")).collect();
+    let added: BTreeSet<String> = abandoned.iter().map(|it| (*it).to_owned()).collect();
+    assert!(added.is_subset(&sent), "{items:?}");
+    assert_eq!(added.len(), abandoned.len(), "one was added twice: {items:?}");
 }
 
 #[tokio::test]

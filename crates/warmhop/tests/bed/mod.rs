@@ -257,8 +257,8 @@ impl Client {
         self.send(mesh, Request::get(path).body(Body::empty()).unwrap()).await
     }
 
-    pub(crate) async fn post(&mut self, mesh: &Mesh, path: &str, body: &'static str) -> Answer {
-        self.send(mesh, Request::post(path).body(Body::from(body)).unwrap()).await
+    pub(crate) async fn post(&mut self, mesh: &Mesh, path: &str, body: impl Into<Body>) -> Answer {
+        self.send(mesh, Request::post(path).body(body.into()).unwrap()).await
     }
 
     pub(crate) async fn post_keyed(
@@ -303,6 +303,12 @@ impl Client {
             .and_then(|cookie| cookie.rsplit_once('.'))
             .map_or("", |(_, route)| route)
     }
+}
+
+/// The outcome of `waiting`, which may include a peer's own waits of up to half a minute.
+pub(crate) async fn in_time<T>(what: &str, waiting: impl Future<Output = T>) -> T {
+    let outcome = tokio::time::timeout(3 * PATIENCE, waiting).await;
+    outcome.unwrap_or_else(|_| panic!("never happened: {what}"))
 }
 
 /// Waits for a condition that is observable from outside.
