@@ -132,6 +132,15 @@ async fn two_doors() -> ([Mesh; 2], [SocketAddr; 2]) {
     (meshes, doors)
 }
 
+/// A client's connection that speaks HTTP/2 with prior knowledge.
+async fn http_2(door: SocketAddr) -> hyper::client::conn::http2::SendRequest<Body> {
+    let stream = TokioIo::new(TcpStream::connect(door).await.unwrap());
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream);
+    let (sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
 /// Sends raw bytes; all that comes back up to the end of the connection.
 async fn exchange(door: SocketAddr, bytes: &str) -> String {
     let mut stream = TcpStream::connect(door).await.unwrap();
@@ -192,14 +201,7 @@ async fn trailers_pass_both_ways_without_what_a_head_is_believed_for() {
         let answer = ask(door, "GET /trailers", "").await;
         assert!(answer.ends_with("2\r\nok\r\n0\r\n\r\n"), "{answer}");
 
-        let stream = TcpStream::connect(door).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http2::handshake::<_, _, Body>(
-            TokioExecutor::new(),
-            TokioIo::new(stream),
-        )
-        .await
-        .unwrap();
-        tokio::spawn(connection);
+        let mut sender = http_2(door).await;
         let request = Request::post("http://a.test/trailers").body(with_trailers()).unwrap();
         let answer =
             sender.send_request(request).await.unwrap().into_body().collect().await.unwrap();
@@ -228,14 +230,7 @@ async fn an_app_hints_to_its_client_where_that_can_be_told() {
         assert!(old.starts_with("HTTP/1.0 200 OK\r\n"), "{old}");
         assert!(old.ends_with("\r\n\r\nnobody to hint to"), "{old}");
 
-        let stream = TcpStream::connect(door).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http2::handshake::<_, _, Body>(
-            TokioExecutor::new(),
-            TokioIo::new(stream),
-        )
-        .await
-        .unwrap();
-        tokio::spawn(connection);
+        let mut sender = http_2(door).await;
         let request = Request::get("http://a.test/hints").body(Body::empty()).unwrap();
         let answer = sender.send_request(request).await.unwrap();
         let body = answer.into_body().collect().await.unwrap().to_bytes();
@@ -246,14 +241,7 @@ async fn an_app_hints_to_its_client_where_that_can_be_told() {
 #[tokio::test]
 async fn over_http_2_a_request_names_one_host_and_no_user() {
     let (_meshes, doors) = two_doors().await;
-    let stream = TcpStream::connect(doors[0]).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http2::handshake::<_, _, Body>(
-        TokioExecutor::new(),
-        TokioIo::new(stream),
-    )
-    .await
-    .unwrap();
-    tokio::spawn(connection);
+    let mut sender = http_2(doors[0]).await;
     let mut status = async |uri: &str, hosts: &[&'static str]| {
         let mut request = Request::get(uri).body(Body::empty()).unwrap();
         for host in hosts {

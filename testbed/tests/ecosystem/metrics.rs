@@ -15,7 +15,7 @@ use warmhop_testbed::workspace;
 
 use crate::front_doors::Doors;
 use crate::installed::{Tested, debian, home};
-use crate::support::{QUICK, World, shop, until};
+use crate::support::{QUICK, World, never_on, shop, until};
 use crate::test;
 
 /// The tests of this module.
@@ -58,16 +58,8 @@ async fn alerts() -> Tested {
 async fn prometheus() -> Tested {
     let checks = debian("usr/bin/promtool")?;
     let program = debian("usr/bin/prometheus")?;
-    let world =
-        World::with(2, vec![shop(QUICK, "")], "[log]\naccess = 'stderr'\n", |index, config| {
-            if index == 1 {
-                config["app"].as_array_mut().unwrap()[0]
-                    .as_table_mut()
-                    .unwrap()
-                    .insert("start".into(), "never".into());
-            }
-        })
-        .await;
+    let logged = "[log]\naccess = 'stderr'\n";
+    let world = World::with(2, vec![shop(QUICK, "")], logged, never_on(1)).await;
     world.warm(0).await;
     let mut client = Client::new();
     client.set_cookie("warmhop", "forged.peer-1");

@@ -15,7 +15,7 @@ use warmhop_testbed::client::Client;
 
 use crate::browser::Browser;
 use crate::installed::{Tested, home};
-use crate::support::{APP, ENDLESS, QUICK, SLOW, World, program_built, shop, until};
+use crate::support::{APP, ENDLESS, QUICK, SLOW, World, never_on, program_built, shop, until};
 use crate::test;
 
 /// The tests of this module.
@@ -68,12 +68,7 @@ async fn dashboard() -> Tested {
     ];
     let mut world = World::with(3, apps, "", |index, config| {
         config["peer"].as_table_mut().unwrap().insert("zone".into(), ["a", "b", "b"][index].into());
-        if index == 1 {
-            config["app"].as_array_mut().unwrap()[0]
-                .as_table_mut()
-                .unwrap()
-                .insert("start".into(), "never".into());
-        }
+        never_on(1)(index, config);
     })
     .await;
     world.expect_errors();

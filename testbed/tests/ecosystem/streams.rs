@@ -11,7 +11,7 @@ use toml::Table;
 
 use crate::balancers;
 use crate::installed::{Skipped, Tested, debian, debian_file, libraries, python};
-use crate::support::{BOUND, World};
+use crate::support::{BOUND, World, never_on};
 use crate::test;
 
 /// The tests of this file.
@@ -32,12 +32,7 @@ async fn hopping(folder: &Path, run: Vec<String>, more: &str) -> World {
     .unwrap();
     app.insert("dir".into(), folder.to_str().unwrap().into());
     app.insert("run".into(), run.into());
-    let world = World::with(2, vec![app], "", |index, config| {
-        if index == 1 {
-            config["app"].as_array_mut().unwrap()[0]["start"] = "never".into();
-        }
-    })
-    .await;
+    let world = World::with(2, vec![app], "", never_on(1)).await;
     world.warm(0).await;
     world
 }

@@ -3,8 +3,7 @@
 use http::HeaderMap;
 use warmhop_testbed::client::Client;
 
-use crate::requests::never_on;
-use crate::support::{QUICK, SLOW, Shopper, World, shop, until};
+use crate::support::{QUICK, SLOW, Shopper, World, never_on, shop, until};
 
 #[tokio::test]
 async fn from_the_first_response_on_the_cookie_names_the_entry_peer() {

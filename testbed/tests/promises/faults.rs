@@ -5,8 +5,7 @@ use nix::sys::signal::Signal;
 use warmhop_testbed::client::Client;
 use warmhop_testbed::mesh::Mesh;
 
-use crate::requests::never_on;
-use crate::support::{APP, BOUND, QUICK, Shopper, World, shop, until};
+use crate::support::{APP, BOUND, QUICK, Shopper, World, never_on, shop, until};
 
 /// A mesh of three with the app ready on all of them.
 async fn three_ready() -> World {

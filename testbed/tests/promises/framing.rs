@@ -5,8 +5,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use warmhop_testbed::client::Client;
 
-use crate::requests::never_on;
-use crate::support::{BOUND, QUICK, World, shop};
+use crate::support::{BOUND, QUICK, World, never_on, shop};
 
 #[tokio::test]
 async fn heads_beyond_their_bounds_are_refused_and_the_next_client_is_served() {

@@ -2,10 +2,10 @@
 //! is not undone, so each runs once, or its client is told that nobody knows.
 
 use http::{Method, StatusCode};
-use tokio::task::JoinSet;
 use warmhop_testbed::client::{Client, Reply};
 
 use crate::faults::{kill_executor, two_to_run_it};
+use crate::sessions::all_are_kept_of_a_race;
 use crate::support::{QUICK, Shopper, World, shop};
 
 async fn add(client: &mut Client, world: &World, door: usize, item: &str, key: &str) -> Reply {
@@ -20,31 +20,7 @@ async fn keyed_changes_that_race_at_three_peers_while_their_session_moves_are_al
         world.warm(index).await;
     }
     for _ in 0..8 {
-        let mut shopper = Shopper::default();
-        shopper.add(world.http(0)).await;
-        let mut racing = JoinSet::new();
-        for turn in 0..24 {
-            let (addr, mut client) = (world.http(turn % 3), shopper.client.clone());
-            racing.spawn(async move {
-                let mut call = client.call(Method::POST, format!("/cart/add?item=race-{turn}"));
-                if turn % 2 == 0 {
-                    call = call.header("idempotency-key", format!("\"{turn}\""));
-                }
-                call.send(addr).await.unwrap()
-            });
-        }
-        while let Some(reply) = racing.join_next().await {
-            reply.unwrap().ok().unwrap();
-        }
-        let reply = shopper.client.get(world.http(1), "/cart").await.unwrap().ok().unwrap();
-        let cart = reply.json().unwrap();
-        let items = cart["items"].as_array().unwrap();
-        for turn in 0..24 {
-            let item = format!("race-{turn}");
-            let times = items.iter().filter(|it| **it == *item).count();
-            assert_eq!(times, 1, "{item} in {items:?}");
-        }
-        assert_eq!(cart["count"], items.len());
+        all_are_kept_of_a_race(&world).await;
     }
 }
 

@@ -11,8 +11,9 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use warmhop_testbed::client::Client;
 
-use crate::requests::never_on;
-use crate::support::{APP, BOUND, QUICK, READY_PATH, Shopper, World, program_built, shop, until};
+use crate::support::{
+    APP, BOUND, QUICK, READY_PATH, Shopper, World, never_on, program_built, shop, until,
+};
 
 #[tokio::test]
 async fn a_peer_reports_itself_its_apps_and_the_others() {

@@ -6,7 +6,7 @@ use http::{Method, StatusCode};
 use tokio::task::JoinSet;
 use warmhop_testbed::client::Client;
 
-use crate::support::{APP, ENDLESS, QUICK, SLOW, Shopper, World, shop, until};
+use crate::support::{APP, ENDLESS, QUICK, SLOW, Shopper, World, never_on, shop, until};
 
 #[tokio::test]
 async fn a_request_to_a_cold_app_is_answered_over_one_hop_while_its_copy_starts() {
@@ -234,15 +234,6 @@ async fn an_app_that_fails_everywhere_is_refused_with_the_reason() {
     assert_eq!(reply.json().unwrap()["status"], reply.status.as_u16());
     // The peer itself is well.
     assert_eq!(world.admin(0, Method::GET, "/readyz").await.status, StatusCode::OK);
-}
-
-/// A change of configuration by which the app never runs on the peer at `index`.
-pub(crate) fn never_on(index: usize) -> impl Fn(usize, &mut toml::Table) {
-    move |peer, config| {
-        if peer == index {
-            config["app"].as_array_mut().unwrap()[0]["start"] = "never".into();
-        }
-    }
 }
 
 #[tokio::test]

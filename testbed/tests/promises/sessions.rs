@@ -4,8 +4,7 @@ use http::{Method, StatusCode};
 use tokio::task::JoinSet;
 use warmhop_testbed::client::Client;
 
-use crate::requests::never_on;
-use crate::support::{APP, QUICK, SLOW, Shopper, World, shop, until};
+use crate::support::{APP, QUICK, SLOW, Shopper, World, never_on, shop, until};
 
 #[tokio::test]
 async fn counts_stay_exact_over_the_cut_over_under_load() {
@@ -51,39 +50,44 @@ async fn a_session_goes_on_at_whichever_peer_is_asked() {
     }
 }
 
+/// Changes of one session at three peers at once, half of them with a key: the session moves between
+/// the peers while its requests look for it.
+pub(crate) async fn all_are_kept_of_a_race(world: &World) {
+    let mut shopper = Shopper::default();
+    shopper.add(world.http(0)).await;
+    let mut racing = JoinSet::new();
+    for turn in 0..24 {
+        let (addr, mut client) = (world.http(turn % 3), shopper.client.clone());
+        racing.spawn(async move {
+            let mut call = client.call(Method::POST, format!("/cart/add?item=race-{turn}"));
+            if turn % 2 == 0 {
+                call = call.header("idempotency-key", format!("\"{turn}\""));
+            }
+            call.send(addr).await.unwrap()
+        });
+    }
+    while let Some(reply) = racing.join_next().await {
+        reply.unwrap().ok().unwrap();
+    }
+    let reply = shopper.client.get(world.http(1), "/cart").await.unwrap().ok().unwrap();
+    let cart = reply.json().unwrap();
+    let items = cart["items"].as_array().unwrap();
+    for turn in 0..24 {
+        let item = format!("race-{turn}");
+        let times = items.iter().filter(|it| **it == *item).count();
+        assert_eq!(times, 1, "{item} in {items:?}");
+    }
+    assert_eq!(cart["count"], items.len());
+}
+
 #[tokio::test]
 async fn changes_that_race_at_two_peers_are_all_kept() {
     let world = World::new(3, shop(QUICK, "effects = 'session-only'")).await;
     for index in 0..3 {
         world.warm(index).await;
     }
-    // Each time the session moves between the peers while its requests look for it.
     for _ in 0..10 {
-        let mut shopper = Shopper::default();
-        shopper.add(world.http(0)).await;
-        let mut racing = JoinSet::new();
-        for turn in 0..24 {
-            let (addr, mut client) = (world.http(turn % 3), shopper.client.clone());
-            racing.spawn(async move {
-                let mut call = client.call(Method::POST, format!("/cart/add?item=race-{turn}"));
-                if turn % 2 == 0 {
-                    call = call.header("idempotency-key", format!("\"{turn}\""));
-                }
-                call.send(addr).await.unwrap()
-            });
-        }
-        while let Some(reply) = racing.join_next().await {
-            reply.unwrap().ok().unwrap();
-        }
-        let reply = shopper.client.get(world.http(1), "/cart").await.unwrap().ok().unwrap();
-        let cart = reply.json().unwrap();
-        let items = cart["items"].as_array().unwrap();
-        for turn in 0..24 {
-            let item = format!("race-{turn}");
-            let times = items.iter().filter(|it| **it == *item).count();
-            assert_eq!(times, 1, "{item} in {items:?}");
-        }
-        assert_eq!(cart["count"], items.len());
+        all_are_kept_of_a_race(&world).await;
     }
 }
 

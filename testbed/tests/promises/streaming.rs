@@ -13,7 +13,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2;
 use hyper::ext::Protocol;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -22,8 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::{self, Message};
 use warmhop_testbed::client::{Client, RequestBody};
 
-use crate::requests::never_on;
-use crate::support::{APP, BOUND, QUICK, World, shop, until};
+use crate::support::{APP, BOUND, QUICK, World, never_on, shop, until};
 
 const MIB: usize = 1 << 20;
 
@@ -177,6 +176,12 @@ async fn a_websocket_passes_a_hop() {
     let (mut socket, response) = timeout(BOUND, connect).await.unwrap().unwrap();
     assert_eq!(response.status(), 101);
     assert!(response.headers().contains_key("via"));
+    echoes_and_closes(&mut socket).await;
+    world.in_flight(0, 0).await;
+}
+
+/// Sends messages, each of which comes back, and closes the WebSocket.
+async fn echoes_and_closes<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut WebSocketStream<S>) {
     for message in
         [Message::text("hello"), Message::binary(vec![7; 100_000]), Message::text("and again")]
     {
@@ -186,7 +191,6 @@ async fn a_websocket_passes_a_hop() {
     }
     socket.close(None).await.unwrap();
     while timeout(BOUND, socket.next()).await.expect("the close is answered").is_some() {}
-    world.in_flight(0, 0).await;
 }
 
 pub(crate) type Socket = tokio_tungstenite::WebSocketStream<TcpStream>;
@@ -243,13 +247,7 @@ async fn a_websocket_over_http_2_passes_a_hop() {
     assert!(!response.headers().contains_key("sec-websocket-accept"));
     let io = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
     let mut socket = WebSocketStream::from_raw_socket(io, Role::Client, None).await;
-    for message in [Message::text("hello"), Message::binary(vec![7; 100_000])] {
-        socket.send(message.clone()).await.unwrap();
-        let back = timeout(BOUND, socket.next()).await.unwrap().unwrap().unwrap();
-        assert!(back == message);
-    }
-    socket.close(None).await.unwrap();
-    while timeout(BOUND, socket.next()).await.expect("the close is answered").is_some() {}
+    echoes_and_closes(&mut socket).await;
     world.in_flight(0, 0).await;
 
     // And from the peer where the app is.

@@ -28,6 +28,15 @@ pub(crate) const SLOW: u32 = 40_000;
 /// A stock that is never read to its end within a test.
 pub(crate) const ENDLESS: u32 = 100_000_000;
 
+/// A change of configuration by which the app never runs on the peer at `index`.
+pub(crate) fn never_on(index: usize) -> impl Fn(usize, &mut Table) {
+    move |peer, config| {
+        if peer == index {
+            config["app"].as_array_mut().unwrap()[0]["start"] = "never".into();
+        }
+    }
+}
+
 /// The bookshop with a stock of `docs` books, and further keys of its `[[app]]` table.
 pub(crate) fn shop(docs: u32, more: &str) -> Table {
     let mut app: Table = format!(

@@ -15,8 +15,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::net::TcpListener;
 use warmhop_testbed::client::Client;
 
-use crate::requests::never_on;
-use crate::support::{QUICK, World, shop, until};
+use crate::support::{QUICK, World, never_on, shop, until};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CLIENT_SPAN: &str = "00f067aa0ba902b7";
