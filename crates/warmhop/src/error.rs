@@ -77,7 +77,8 @@ pub enum ControlError {
         #[source]
         source: Box<StartMeshError>,
     },
-    /// Another peer is not taken for gone: only one that this peer knows, and nobody hears, can be.
+    /// The other peer is not considered gone: that is possible only for one that this peer knows and
+    /// that nobody hears.
     #[error("{name} is not taken for gone: {why}")]
     NotGone {
         /// That peer.

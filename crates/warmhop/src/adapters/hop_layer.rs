@@ -258,7 +258,7 @@ impl Shared {
         if self.spec.policy.session != SessionMode::None {
             return Way::Mesh(ingress, slot);
         }
-        // Nobody has settled yet who its client is.
+        // No front door has determined its client yet.
         match slot.enter(true, Flow::default()) {
             Ok((_, guard)) => Way::Inner(Some(guard)),
             // A peer that leaves has taken its apps out of the mesh; this one is still at work.

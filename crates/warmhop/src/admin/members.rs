@@ -1,4 +1,4 @@
-//! The other peers as an operator knows them: one that never comes back.
+//! What an operator knows about other peers and this peer cannot: that one never comes back.
 
 use axum::Router;
 use axum::extract::{Path, State};

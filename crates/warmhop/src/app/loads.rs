@@ -15,7 +15,7 @@ use crate::hop::Load;
 #[derive(Debug, Default)]
 pub(crate) struct Loads {
     noted: Mutex<HashMap<PeerId, Noted>>,
-    /// Whose requests they are that other peers are serving, where clients have shares.
+    /// How many requests of each client other peers are serving, where clients have shares.
     shares: Mutex<HashMap<PeerId, Arc<Shares>>>,
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct Places {
 
 /// Whose request this is: its client's, by the address that it came from, and its session's.
 pub(crate) fn flow_of(from: Option<IpAddr>, session: Option<&SessionId>) -> Flow {
-    // 0 stands for nobody in particular.
+    // 0 means that the client is not known.
     let client = match from.map(|ip| ip.to_canonical()) {
         Some(IpAddr::V4(ip)) => 1 << 32 | u64::from(u32::from(ip)),
         // A client has as many addresses as it likes below its own network's prefix.
@@ -188,11 +188,11 @@ impl Line {
     }
 }
 
-/// How one stands that waits.
+/// Where a waiting request is in its line.
 enum Settled {
     /// It is another's turn.
     Behind,
-    /// It looks whether there is a place for it.
+    /// It checks whether there is a place for it.
     Looks,
     /// It is its turn from now on.
     IsCalled,
@@ -201,7 +201,8 @@ enum Settled {
 }
 
 impl Turn {
-    /// Settles whether its client is held, which is for the first of its requests to find out.
+    /// Where the request is by now. The first request of each client also finds out whether its client
+    /// is held back.
     fn settled(&self, is_held_back: bool) -> Settled {
         let (ticket, flow) = (self.ticket, self.flow);
         let mut lines = self.places.lines();

@@ -5,7 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use warmhop_core::queue::Flow;
 
-/// By client. One that has none is not in it, so that it grows no further than there are places.
+/// By client. A client without a place is not in it, so it has at most as many entries as there are
+/// places.
 #[derive(Debug, Default)]
 pub(crate) struct Shares(Mutex<HashMap<u64, u32>>);
 
@@ -45,7 +46,7 @@ impl Shares {
     }
 }
 
-/// Whether a flow's client is one that can be told from others: one whose address is not known is not.
+/// Whether the client of a flow is known by its address, and so can be distinguished from others.
 pub(crate) fn is_known(flow: Flow) -> bool {
     flow.client != 0
 }

@@ -306,8 +306,8 @@ impl Slot {
         share.is_some_and(|share| has() >= share)
     }
 
-    /// How many requests are told to be in flight here: of an app whose copies become more where they
-    /// are busy, what says whether this one is.
+    /// How many requests in flight this peer announces. If the app starts further copies when its
+    /// copies are busy, the number tells the others whether this copy is.
     pub(crate) fn told_in_flight(&self) -> u32 {
         let (in_flight, spec) = (self.in_flight.load(Ordering::Relaxed), self.spec());
         let (Some(scale), Some(places)) = (spec.policy.scale, spec.policy.concurrency) else {

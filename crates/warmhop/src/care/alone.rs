@@ -1,5 +1,5 @@
-//! Warns when this peer hears none of two or more others: it refuses changes of sessions and keys from then
-//! on, and nothing but a client's error would say why.
+//! Warns when this peer knows two or more others and hears none of them: from then on it refuses changes of
+//! sessions and keys, and without a warning only a client's error would say why.
 
 use tracing::{info, warn};
 use warmhop_core::config::WithoutMajority;
@@ -8,7 +8,7 @@ use warmhop_core::view::Liveness;
 use crate::request::node::Node;
 use crate::request::unheard::{WAY_OUT, in_words};
 
-/// Whether this peer was alone when it was last looked at.
+/// Whether this peer was alone at the last look.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     is_alone: bool,

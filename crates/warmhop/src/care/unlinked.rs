@@ -45,7 +45,7 @@ impl Watch {
         }
     }
 
-    /// Whether to warn of a peer now, which is noted.
+    /// Whether to warn of a peer now; if so, the time is noted.
     fn is_due(&mut self, peer: &PeerId, now: Instant) -> bool {
         let told = self.told.get(peer);
         let is_due = told.is_none_or(|told| now.duration_since(*told) >= AGAIN_AFTER);

@@ -1,5 +1,4 @@
-//! A client's connection on which interim responses are written between what is written anyway:
-//! hyper's server can send none.
+//! A client's connection, with interim responses written in between: hyper's server cannot send any.
 
 use std::io;
 use std::pin::Pin;

@@ -224,7 +224,7 @@ async fn connection<IO>(
     let in_flight = InFlight::new(Arc::clone(account));
     let stream = Framed::new(Prompt::new(stream, HEAD_TIMEOUT, connected), in_flight.clone());
     let (interims, ingress) = (Arc::<interim::Queue>::default(), Arc::clone(&door.ingress));
-    // As an app's response is cleaned.
+    // The same fields are removed as from an app's response.
     let clean = move |headers: &mut HeaderMap| {
         fields::remove_our_cookie(headers, &ingress.node.store.policy().cookie);
     };

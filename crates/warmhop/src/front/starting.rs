@@ -105,7 +105,7 @@ pub(crate) fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
             .iter()
             .any(|name| field(name).is_some_and(|value| value.starts_with(b"prefetch")))
     };
-    // What most requests of programs lack comes first.
+    // First the check that most requests of programs fail.
     *method == Method::GET
         && headers.contains_key(ACCEPT)
         && prefers_html(headers)

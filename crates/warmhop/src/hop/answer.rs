@@ -19,7 +19,7 @@ pub(crate) struct Arrived {
     pub(crate) method: Method,
     pub(crate) fields: HeaderMap,
     pub(crate) incoming: HopIncoming,
-    /// The entry peer takes interim responses.
+    /// The entry peer accepts interim responses.
     pub(crate) takes_interim: bool,
 }
 

@@ -134,8 +134,8 @@ pub(crate) fn mend_framing(status: StatusCode, headers: &mut HeaderMap) {
     if no_content || headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
-    // The same length several times, in one field or more, is one length (RFC 9112 section 6.3),
-    // but over HTTP/2 it is an error, and of a field with a list hyper makes no answer at all.
+    // The same length several times, in one field or more, is one length (RFC 9112 section 6.3).
+    // Over HTTP/2 it would be an error, and hyper refuses to send a field that has a list.
     let lengths = headers.get_all(header::CONTENT_LENGTH);
     let mut fields = lengths.iter().map(HeaderValue::as_bytes);
     let Some(first) = fields.next() else { return };
@@ -246,7 +246,7 @@ impl Via {
     }
 }
 
-/// Appends an element to the list that the fields of this name form; the list is one field then.
+/// Appends an element to the list that the fields of this name form, and joins the list into one field.
 fn append_list(headers: &mut HeaderMap, name: HeaderName, element: &HeaderValue) {
     let mut list = match headers.entry(name) {
         Entry::Vacant(none) => {

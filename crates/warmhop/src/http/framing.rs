@@ -31,7 +31,7 @@ pub(crate) const FIELDS_MAX: usize = 128;
 /// The longest body that a head may announce: hyper counts no further.
 const LENGTH_MAX: u64 = u64::MAX - 2;
 
-/// The first byte of a TLS connection, a handshake record (RFC 8446 section 5.1), and of no HTTP.
+/// The first byte of a TLS connection, a handshake record (RFC 8446 section 5.1). No HTTP begins with it.
 const TLS_HANDSHAKE: u8 = 22;
 
 /// What ends a spoilt head for hyper.

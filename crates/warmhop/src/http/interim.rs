@@ -1,6 +1,6 @@
 //! Interim responses (RFC 9110 section 15.2) on their way from an app to its client, such as `103
-//! Early Hints`. hyper cannot send them, so they wait here for whoever writes to the client's
-//! connection, or to the hop that the request came by.
+//! Early Hints`. hyper cannot send them, so they wait here for the task that writes to the
+//! client's connection, or to the hop that the request came by.
 
 use std::collections::VecDeque;
 use std::fmt;

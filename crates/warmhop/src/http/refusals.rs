@@ -18,7 +18,7 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 pub(crate) enum Refusal {
     /// A head that two readers could understand differently.
     AmbiguousHead,
-    /// A head that is none of HTTP.
+    /// A head that is not HTTP.
     UnreadableHead,
     /// A head with more fields or bytes than there may be.
     HeadTooLarge,
@@ -64,7 +64,7 @@ impl Refusal {
         Self::UntrustedProxy,
     ];
 
-    /// The refusal that hyper's error means; `None` if it means another end of a connection.
+    /// The refusal that hyper's error means; `None` if the connection ended for another reason.
     pub(crate) fn of_error(error: &(dyn Error + 'static)) -> Option<Self> {
         let error = error.downcast_ref::<hyper::Error>()?;
         if error.is_parse_too_large() {
@@ -73,7 +73,7 @@ impl Refusal {
         if error.is_parse() {
             return Some(Self::UnreadableHead);
         }
-        // What the client itself ended, or the network, is no refusal.
+        // A connection that its client or the network ended was not refused.
         let error = error.source()?.downcast_ref::<h2::Error>()?;
         error.is_library().then_some(Self::Http2Error)
     }

@@ -46,7 +46,7 @@ pub(super) struct KnownState {
     pub(super) departed: bool,
     /// A task keeps a link to it.
     pub(super) kept: bool,
-    /// That task has no link to keep.
+    /// Its task has no link.
     pub(super) missing: Option<Missing>,
 }
 
@@ -170,7 +170,7 @@ impl Book {
         }
     }
 
-    /// Others hear a peer anew: it has been without a link only from now on.
+    /// Others hear a peer again: the time that it is without a link counts from now on.
     pub(crate) fn is_back(&self, peer: &PeerId) {
         if let Some(known) = self.lock().get(peer)
             && let Some(missing) = &mut known.lock().missing

@@ -27,7 +27,7 @@ pub(crate) const FULL: VarInt = VarInt::from_u32(10);
 pub(crate) const SILENT: VarInt = VarInt::from_u32(11);
 /// The operator of the peer has configured it to refuse the other.
 pub(crate) const REFUSED: VarInt = VarInt::from_u32(12);
-/// As [`GOODBYE`], but others have not taken in all that the peer held.
+/// As [`GOODBYE`], but others have not yet copied all that the peer held.
 pub(crate) const CUT_SHORT: VarInt = VarInt::from_u32(13);
 
 /// A stream of an unknown kind or with a malformed frame is stopped and reset with this code.

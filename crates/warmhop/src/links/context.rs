@@ -54,7 +54,7 @@ pub(crate) struct NetParts {
     pub(crate) acceptors: TaskTracker,
     /// This peer is about to leave.
     pub(crate) draining: AtomicBool,
-    /// Others have not taken in all that this peer holds.
+    /// Others have not yet copied all that this peer holds.
     pub(crate) owes: AtomicBool,
     /// Members that this peer refuses.
     pub(crate) refused: watch::Sender<RefusedPeers>,

@@ -23,7 +23,7 @@ pub(crate) enum Heard {
     Gone,
     /// It said goodbye.
     Left,
-    /// It said goodbye before others had taken in what it held.
+    /// It said goodbye before others had copied all that it held.
     CutShort,
 }
 

@@ -454,8 +454,8 @@ impl Net {
         }
     }
 
-    /// Notes whether others have yet to take in what this peer holds: if it ends like that, its goodbye
-    /// says so, and what it held counts as lost.
+    /// Notes whether others have yet to copy what this peer holds. If it ends before they have, its
+    /// goodbye says so, and what it held counts as lost.
     pub(crate) fn owe(&self, owes: bool) {
         self.parts.owes.store(owes, Ordering::Release);
     }

@@ -66,7 +66,7 @@ struct Seed {
     reached: bool,
     /// It has led to another peer, or leads to this one alone.
     met: bool,
-    /// It leads to this peer alone, by the latest attempt.
+    /// According to the latest attempt, it leads to this peer alone.
     leads_here: bool,
     trouble: Option<Trouble>,
     since: Instant,
@@ -110,7 +110,7 @@ impl Trouble {
         }
     }
 
-    /// Another peer than the one that is looked for answers at `addr`.
+    /// A different peer from the one that is wanted answers at `addr`.
     pub(crate) fn leads_elsewhere(addr: SocketAddr) -> Self {
         Self::lasting(format!("another peer answers at {addr}"))
     }

@@ -151,7 +151,7 @@ pub(crate) fn put_frame<T: Serialize>(
     })
 }
 
-/// Addresses a frame of a session that was put to another peer. Nothing else of it depends on that.
+/// Changes the addressee of a session's encoded frame. No other byte of it depends on the addressee.
 pub(crate) fn readdress(frame: &mut [u8], key: &SessionKey, to: Incarnation) {
     // The name's length fits one byte.
     let at = FRAME_HEADER_BYTES + 1 + key.app.as_str().len() + key.sid.0.len();

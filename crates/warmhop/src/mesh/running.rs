@@ -307,9 +307,9 @@ impl Mesh {
         peer_service::ask(&self.0.net, peer, name, request).await
     }
 
-    /// Takes an operator's word that a peer which is not heard never comes back with what it held: this
-    /// peer no longer waits for it, and goes on without it, alone if all others are gone. Each peer has
-    /// to be told. If that peer lives after all, on the other side of a cut link, a key may have two
+    /// Takes an operator's word that a silent peer never comes back with what it held: this peer no
+    /// longer waits for it, and goes on without it, alone if all others are gone. Call it at each peer
+    /// that is left. If the silent peer lives after all, on the other side of a cut link, a key may have two
     /// values until the link is mended, of which one is then lost.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
 //! The answer to an operation on a register. It travels with the response that carries it, so it
-//! lies below whatever runs operations.
+//! is below everything that runs operations.
 
 use std::sync::Arc;
 

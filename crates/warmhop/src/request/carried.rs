@@ -155,7 +155,7 @@ impl Node {
         Err(LocalError::Problem(Box::new(Problem::new(ProblemKind::SessionTooLarge, detail))))
     }
 
-    /// The error for a field that says nothing this peer understands; the session stays as it was.
+    /// The error for a field that this peer does not understand; the session stays as it was.
     fn malformed(&self, slot: &Slot, why: &'static str) -> LocalError {
         tracing::warn!(app = %slot.name(), why, "the app's Warmhop-Session field (RFC 9651) is malformed; its session stays as it was");
         self.metrics.session_malformed.inc();

@@ -575,7 +575,7 @@ impl Node {
 struct Considering {
     decision: Decision,
     candidates: Vec<Considered>,
-    /// It waits only because its client has its share.
+    /// It waits only because its client has used its share.
     is_held_back: bool,
 }
 

@@ -13,7 +13,7 @@ use crate::hop::{HopRefusal, SentProblem};
 use crate::http::body::Body;
 use crate::request::error_page::{ErrorPage, Shown, in_plain_words};
 
-/// The detail where no majority is reached, before the peers are named that are not heard.
+/// The detail if no majority is reached. The names of the peers that are not heard follow it.
 pub(crate) const NO_MAJORITY: &str =
     "no majority of the peers that hold this session could be reached";
 /// Replaces the peers' names if they are not shown.

@@ -1,6 +1,6 @@
-//! Whose a request is, where each client has a share of an app's places: what of it bears on where the
-//! request goes, and what the peer is told that it is sent to. The copy of that peer counts the client's
-//! requests, whichever peers they came by.
+//! The client of a request, where each client has a share of an app's places: how its share affects
+//! where the request goes, and how the peer that it is sent to learns who the client is. The copy there
+//! counts the client's requests, whichever peers they came by.
 
 use http::HeaderMap;
 use http::header::HeaderName;
@@ -16,13 +16,13 @@ use crate::hop::{HopRefusal, HopRequest, Load};
 /// Names the client of a hop. No client can send it, and no app sees it.
 const CLIENT: HeaderName = HeaderName::from_static("warmhop-client");
 
-/// The client of a request, where that one has a share of the app's places.
+/// The client of a request, if clients have shares of the app's places and this one is known.
 pub(super) fn sharer(flow: Flow, slot: &Slot) -> Option<u64> {
     let is_shared = is_known(flow) && slot.spec().policy.share().is_some();
     is_shared.then_some(flow.client)
 }
 
-/// Tells the peer that a request is sent to whose it is.
+/// Adds to a hop which client its request is from.
 pub(super) fn name_client(flow: Flow, slot: &Slot, request: &mut HopRequest) {
     if is_known(flow) && slot.spec().policy.concurrency.is_some() {
         let client = format!("{:x}", flow.client);
@@ -31,7 +31,7 @@ pub(super) fn name_client(flow: Flow, slot: &Slot, request: &mut HopRequest) {
     }
 }
 
-/// Notes where a peer refused a request that has places: they are for other clients.
+/// Notes that a peer refused a request although it has free places: those are for other clients.
 pub(super) fn note_refusal(
     waits: &mut Waits,
     slot: &Slot,
@@ -46,7 +46,7 @@ pub(super) fn note_refusal(
     }
 }
 
-/// Takes out of the fields of a hop whose it is.
+/// Removes the client from the fields of a hop, and returns it.
 pub(super) fn take_client(fields: &mut HeaderMap) -> Flow {
     let named = fields.remove(CLIENT);
     let client =
@@ -54,7 +54,7 @@ pub(super) fn take_client(fields: &mut HeaderMap) -> Flow {
     Flow { client: client.unwrap_or(0), session: 0 }
 }
 
-/// What is noted of other peers that bears on a request which waits so.
+/// What this peer has noted of others, as far as it matters to a request that waits like this one.
 pub(super) fn noted_for(slot: &Slot, whose: &Waits) -> impl Fn(&PeerId) -> Noted {
     let flow = whose.flow;
     let share = slot.spec().policy.share().filter(|_| is_known(flow));
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_is_taken_out_of_the_fields_and_whatever_else_stands_there_is_nobody() {
+    fn a_client_is_removed_from_the_fields_and_an_invalid_one_counts_as_unknown() {
         for (value, client) in [("1c0000201", 0x1_c000_0201), ("", 0), ("x", 0), ("-1", 0)] {
             let mut fields = HeaderMap::new();
             fields.insert(CLIENT, HeaderValue::from_static(value));

@@ -88,8 +88,8 @@ impl Entry {
     }
 }
 
-/// The counters of each app's sessions. What is forgotten of one app's, which may last for moments,
-/// says nothing of another's: their stamps are compared to those of the same app only.
+/// The counters of each app's sessions. Stamps are compared within one app only: an app whose sessions
+/// last for moments forgets much sooner than others.
 #[derive(Default)]
 pub(crate) struct Processes(Vec<(AppName, Process)>);
 

@@ -23,7 +23,7 @@ pub(crate) struct Copy {
     /// Whether the app speaks the carried `Warmhop-Session` field.
     pub(crate) carried: bool,
     pub(super) in_flight: AtomicU32,
-    /// Whose those are, where clients have shares.
+    /// How many of those each client has, where clients have shares.
     pub(super) shares: Shares,
     pub(super) idle: Notify,
     pub(super) stop: Mutex<Option<StopFn>>,
@@ -66,7 +66,7 @@ impl Copy {
         self.hangs.load(Ordering::SeqCst)
     }
 
-    /// Resolves once it was found to hang: requests that wait for it wait in vain.
+    /// Resolves once it was found to hang: requests need not wait for it any longer.
     pub(crate) async fn given_up(&self) {
         let told = self.given_up.notified();
         tokio::pin!(told);

@@ -26,7 +26,7 @@ pub(crate) struct Gossip {
 #[derive(Default)]
 pub(in crate::links) struct OwnNode {
     pub(in crate::links) generation: AtomicU64,
-    /// The highest version of its state; no message that has it leaves before it stands here.
+    /// The highest version of its state. It is stored here before any message with it leaves.
     pub(in crate::links) version: AtomicU64,
 }
 

@@ -170,7 +170,7 @@ fn operations_of(rest: &mut &[u8]) -> Option<Vec<u8>> {
     Some(operations)
 }
 
-/// Returns where they are about this peer's own present life.
+/// The places of those that are about this peer's own present life.
 fn screen_operations(operations: &[u8], me: Me<'_>) -> Option<Vec<Range<usize>>> {
     let mut rest = operations;
     let mut nodes = 0;
@@ -507,7 +507,7 @@ mod tests {
         let alone = screened(&message_of_delta(&own), me).unwrap();
         assert_eq!(alone.serialize_to_vec(), EMPTY_ACK);
 
-        // An answer brings its digest as well.
+        // An answer also contains its digest.
         let mut answer = Vec::from(HEADER);
         answer.extend([1, 1, 0]);
         put_node(&mut answer, "a", 1);
