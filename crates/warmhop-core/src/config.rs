@@ -129,13 +129,13 @@ macro_rules! changeable {
 
 changeable! { AppPolicy ScalePolicy WakePolicy AlivePolicy SessionPolicy }
 
-/// From how many places of a copy on one is kept, by default, for others than the client that has
-/// the most. Of fewer it would be too large a part of what the copy can do, where all clients come
+/// If a copy has at least so many places, one client may not have all of them by default. With fewer
+/// places, the one kept free would be too large a part of the copy's capacity where all clients come
 /// from one address.
 const SHARED_FROM: u32 = 8;
 
 impl AppPolicy {
-    /// How many places of one copy one client may have, where that is fewer than there are.
+    /// How many places of one copy one client may have, if that is fewer than all.
     #[must_use]
     pub fn share(&self) -> Option<u32> {
         let places = self.concurrency?;

@@ -53,7 +53,7 @@ struct Client {
 #[derive(Debug, Clone, Default)]
 pub struct FairQueue {
     clients: Turns<Client>,
-    /// Where nobody is called, all that wait are of clients that are held.
+    /// If nobody is called, all that wait are of held clients.
     called: Option<Ticket>,
     /// Each has somebody who waits.
     held: BTreeSet<u64>,
@@ -119,8 +119,8 @@ impl FairQueue {
         self.called.is_some() || self.held.contains(&flow.client)
     }
 
-    /// The one that is called may not have the places that are free, for its client has its share: it
-    /// waits on, before the others of its client, which is held. Who is called in its stead.
+    /// The called request may not have the free places, since its client has used its share: it waits
+    /// on, before the others of its client, which is held. Returns who is called in its place.
     pub fn hold(&mut self, ticket: Ticket, flow: Flow) -> Option<Ticket> {
         if self.called != Some(ticket) {
             return None;
@@ -133,7 +133,7 @@ impl FairQueue {
         self.called
     }
 
-    /// The first of a client that is held: the one that finds out when that is over.
+    /// The first request of a held client: the one that finds out when the client may go on.
     #[must_use]
     pub fn first_of_held(&self, client: u64) -> Option<Ticket> {
         let sessions = &self.clients.by_key.get(&client)?.sessions;
@@ -141,7 +141,7 @@ impl FairQueue {
         first.filter(|_| self.held.contains(&client))
     }
 
-    /// The client may have places again. Who is called, if nobody was.
+    /// The client may have places again. Returns who is called now, if nobody was.
     pub fn release(&mut self, client: u64) -> Option<Ticket> {
         if self.held.remove(&client) && self.called.is_none() {
             self.called = self.next();

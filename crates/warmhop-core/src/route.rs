@@ -89,7 +89,7 @@ pub struct LocalApp {
     pub latency_us: u32,
     /// How long until the next start begins by itself: the rest of a back-off.
     pub starts_in: Option<Duration>,
-    /// The request's client has its share of the places here.
+    /// The request's client has used its share of the places here.
     pub shut: bool,
 }
 
@@ -141,7 +141,7 @@ pub struct Candidate<'a> {
     pub eta: Option<Duration>,
     /// The version that it serves, if one is named.
     pub version: Option<&'a AppVersion>,
-    /// The request's client has its share of the places there.
+    /// The request's client has used its share of the places there.
     pub shut: bool,
 }
 
@@ -528,8 +528,8 @@ fn is_full_there(q: &Question<'_>, peer: &PeerId) -> bool {
     q.candidates.iter().any(|c| c.peer == peer && is_full(q, c))
 }
 
-/// Whether a place is free that the request may not have, since its client has its share of that
-/// copy's, and none that it may have: others are to have their turns.
+/// Whether all free places are barred to the request, because its client has used its share of those
+/// copies: other clients get them.
 #[must_use]
 pub fn is_held_back(q: &Question<'_>) -> bool {
     let pin = q.affinity.filter(|pin| q.app.session == SessionMode::Pinned && pin.lives);
@@ -545,7 +545,7 @@ pub fn is_held_back(q: &Question<'_>) -> bool {
     is_shut && !open_here && !open_there()
 }
 
-/// Whether a place that is free is another's, who waits for it.
+/// Whether a free place belongs to another request, which waits for it.
 fn is_behind(q: &Question<'_>) -> bool {
     q.app.concurrency.is_some() && (q.queued.behind || q.queued.gave_way)
 }

@@ -115,7 +115,7 @@ pub struct PeerBelief {
     pub met: bool,
     /// It left cleanly: nobody needs to wait for this life of it any more.
     pub left: bool,
-    /// It left before others had taken in what it held: with it went what it had witnessed.
+    /// It left before others had copied all that it held: what it had witnessed went with it.
     pub cut_short: bool,
     /// Since when it has been silent, if it is.
     silent: Option<Now>,
@@ -510,8 +510,8 @@ impl View {
         changed
     }
 
-    /// As [`View::left`], but others have not taken in what the peer held: a later life of it counts
-    /// as after a crash.
+    /// As [`View::left`], but others have not copied all that the peer held: its next life counts as
+    /// one after a crash.
     pub fn cut_short(&mut self, peer: &PeerId, incarnation: &Incarnation, now: Now) -> bool {
         let changed = self.left(peer, incarnation, now);
         if changed && let Some(belief) = self.belief_mut(peer) {
@@ -543,10 +543,10 @@ impl View {
         }
     }
 
-    /// The lives that replaced others, until `within` has passed in which what those held could be
-    /// brought to them. A peer that fell silent less than `within` before or after that brings
-    /// nothing, however long it is silent: the time begins anew when it is heard again. What one held
-    /// that fell silent earlier had been brought to others.
+    /// The lives that replaced others, until `within` has passed, in which other peers could give them
+    /// back what their predecessors held. A peer that fell silent less than `within` before or after the
+    /// start of such a life gives nothing back as long as it is silent: the time begins again when it is
+    /// heard again. A peer that fell silent earlier had given to others what it held.
     pub fn reborn(&self, now: Now, within: Duration) -> impl Iterator<Item = Incarnation> + '_ {
         let delayed = move |since: Now| {
             self.peers.values().any(|belief| belief.delays_repair(since, within, now))
@@ -588,7 +588,7 @@ impl View {
         for peer in &forgotten {
             self.end_life(peer, now);
         }
-        // While a peer is silent, what it may hold has not been brought to those that were reborn.
+        // A silent peer has given nothing back to those that were reborn.
         let all_are_heard = self.peers.values().all(|p| p.left || p.alive == Liveness::Alive);
         if all_are_heard && self.reborn.values().any(|since| over(*since)) {
             Arc::make_mut(&mut self.reborn).retain(|_, since| !over(*since));
@@ -701,7 +701,7 @@ impl PeerBelief {
         self.silent.unwrap_or(self.heard)
     }
 
-    /// Whether this peer was silent while it should have brought others what they lost at `since`,
+    /// Whether this peer was silent while it should have given others back what they lost at `since`,
     /// and has not been heard for `within` since then.
     fn delays_repair(&self, since: Now, within: Duration, now: Now) -> bool {
         let is_heard = self.alive == Liveness::Alive;

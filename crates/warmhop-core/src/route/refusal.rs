@@ -57,7 +57,7 @@ pub enum Refusal {
         max_wait: Duration,
         /// How long the requests that still wait should take.
         retry_after: Duration,
-        /// There are places, but its client has its share of them.
+        /// There are free places, but its client has used its share of them.
         held_back: bool,
     },
     /// The peers that it was sent to refused it or could not be reached, and no copy is starting.

@@ -8,13 +8,13 @@
 //! one of them finds too few.
 //!
 //! * A peer no longer counts once it is *proven* gone: it left cleanly, or runs as another process.
-//!   One that left before others had taken in what it held counts as missed, unless everyone else
+//!   One that left before others had copied all that it held counts as missed, unless everyone else
 //!   known has answered: it cannot answer any more.
 //! * One *silent* peer may be missed. A second may be missed only if a majority of everyone known
 //!   has met it and has not heard it for long (`absent`).
 //! * A peer that was *reborn* a moment ago has forgotten what it witnessed, and counts as missed.
 //!   Once everyone known has answered, nobody is left who could know more, and nothing is missed.
-//!   What it held is brought to it by peers: while one of them is silent, time proves nothing
+//!   Other peers give it back what it held: while one of them is silent, time proves nothing
 //!   ([`View::reborn`]).
 //! * A *young* peer may be reborn, and the peers that know may not have been heard yet. It counts
 //!   as missed until a settled peer vouches for it: that peer knows it, and knows of no former
@@ -55,7 +55,7 @@ pub struct Census {
     pub absent: Vec<Incarnation>,
     /// Those that replaced a former process less than [`REBORN_FOR`] ago.
     pub reborn: Vec<Incarnation>,
-    /// Those of the silent that left before others had taken in what they held. This is not sent to
+    /// Those of the silent that left before others had copied all that they held. This is not sent to
     /// others: each knows by itself who left.
     #[serde(skip)]
     pub cut_short: Vec<Incarnation>,
@@ -173,7 +173,7 @@ pub struct Roll {
     answered: BTreeSet<Incarnation>,
     silent: BTreeSet<Incarnation>,
     reborn: BTreeSet<Incarnation>,
-    /// Those that left before others had taken in what they held.
+    /// Those that left before others had copied all that they held.
     cut_short: BTreeSet<Incarnation>,
     /// Those that are young by their own answer.
     young: BTreeSet<Incarnation>,

@@ -173,8 +173,8 @@ impl Replica {
             && self.seldom.births.is_empty()
     }
 
-    /// An owner that is no member keeps its promise for as long as the members may keep what was
-    /// chosen by it, and no longer.
+    /// An owner outside of the members keeps its promise for as long as the members may keep the
+    /// records that it had chosen, and no longer.
     pub(super) fn owns_elsewhere(&mut self, b: Ballot, until: WallTime) {
         let others = self.seldom.births.iter().any(|birth| birth.b > b);
         if self.accepted.is_none() && self.promised() == Some(b) && !others {
@@ -325,9 +325,9 @@ impl Replica {
             self.seldom.births.retain(|birth| birth.b > record.p.ballot);
             self.seldom.tidy();
         }
-        // Accepting includes a promise of the record's ballot. What was promised before is over with
-        // it: the record decides for how long this copy matters. One that holds nothing may be used
-        // again from now on, however long ago it ended.
+        // Accepting includes a promise of the record's ballot and ends all earlier promises: the record
+        // decides for how long this copy matters. A record that holds nothing counts from now on,
+        // however long ago its session ended.
         self.above = None;
         let grace = ctx.policy.forget_grace + LONGER_THAN_OWNER;
         let is_over = record.body.state.is_none();

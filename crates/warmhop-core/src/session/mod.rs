@@ -376,7 +376,7 @@ impl Session {
                 if let Some(former) = before.filter(|it| *it != b.proposer && *it != ctx.me) {
                     self.nack(former, NackReason::Higher, Some(b), out);
                 }
-                // Where its owner only confirms it, the record decides for how long it is kept.
+                // If its owner only confirms it, the record decides for how long it is kept.
                 if self.copy.accepted.is_none() || self.copy.is_claimed() {
                     self.copy.keep_until(expiry, ctx.policy.forget_grace);
                 }

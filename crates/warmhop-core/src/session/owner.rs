@@ -694,7 +694,7 @@ impl Session {
 }
 
 impl Proposal {
-    /// Whether `to` is sent no body.
+    /// Whether messages to `to` leave out the body.
     fn is_spared(&self, to: Incarnation) -> bool {
         self.same_as.is_some() && !self.need_full.contains(&to)
     }

@@ -104,8 +104,8 @@ pub(super) fn compose(
     body
 }
 
-/// The body that remains of one whose time is over. Its requests stay: a peer that has not seen the
-/// latest of them may ask for another, which would be below a floor that forgetting them raised.
+/// The body that remains of one whose time is over. Its requests stay: forgetting them would raise the
+/// floor, and a peer that has not seen the latest ones could then ask for a request below it.
 pub(super) fn over(base: &Body) -> Body {
     Body { state: None, ..base.clone() }
 }
@@ -123,8 +123,8 @@ pub(super) fn renumber(body: &mut Arc<Body>, rid: RequestKey, keyed: bool, n: u6
     }
 }
 
-/// Keeps the responses of the latest `max` requests. Of the others it is known that they were
-/// applied, as of those whose response is too large.
+/// Keeps the responses of the latest `max` requests. Of the others only the fact that they were applied
+/// is kept, as of requests whose response is too large.
 fn drop_responses(body: &mut Body, max: usize) {
     let with_response = |it: &&mut Recent| matches!(it.response, Stored::Response(_));
     for entry in body.recent.iter_mut().rev().filter(with_response).skip(max) {

@@ -45,7 +45,7 @@ impl Confirmation {
         let mut nonces: ArrayVec<u64, MEMBERS_MAX> =
             others.iter().filter_map(|(_, answered)| *answered).collect();
         nonces.sort_unstable_by(|one, other| other.cmp(one));
-        // How many of the others a majority lacks.
+        // How many of the others are missing for a majority.
         let lacks = members / 2 + 1 - usize::from(own);
         let up_to = lacks.checked_sub(1).and_then(|at| nonces.get(at)).copied();
         Self { all: needs_none || lacks == 0, up_to, members, own, others }
@@ -84,7 +84,7 @@ mod tests {
         let mut covered = [0, 0];
         for members in 1..=MEMBERS_MAX {
             for case in 0..2 * 4_usize.pow(members as u32) {
-                // This peer may be none of the members any more.
+                // This peer may no longer be a member.
                 let is_member = case % 2 == 0;
                 let others = members - usize::from(is_member);
                 let answers = (0..others).map(|at| nonces[case / 2 / 4_usize.pow(at as u32) % 4]);

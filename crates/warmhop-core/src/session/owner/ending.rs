@@ -1,9 +1,9 @@
-//! The end of a session whose time is over: its owner writes that down, so that the members need not
-//! keep what nobody can read any more, and tells the peers that only remember where it began.
+//! The end of a session whose time is over: its owner writes an empty record, so that the members need
+//! not keep what nobody can read any more, and informs the peers that only remember its beginning.
 //!
-//! This is for sessions whose app sets their time, as registers: whether it is over is decided by
-//! their owner's clock alone, so an owner that writes it down changes nothing that could be read. It
-//! is a write like any other: a later owner finds it, and a copy that was away gets it.
+//! This is for sessions whose app sets their time, such as registers: their owner's clock alone decides
+//! whether it is over, so the record changes nothing that could be read. It is a write like any other: a
+//! later owner finds it, and a copy that was away gets it.
 
 use alloc::sync::Arc;
 use core::time::Duration;
@@ -12,11 +12,11 @@ use crate::ids::WallTime;
 use crate::session::message::{Message, Record};
 use crate::session::{Ctx, Effect, Effects, Role, Session, recent};
 
-/// How long after the end its owner writes it down: for clocks that are set back a little.
+/// How long after the end its owner writes that record: a clock may be set back a little.
 const WRITTEN_AFTER: Duration = Duration::from_secs(1);
 
 impl Session {
-    /// When to write down that the session is over, if it holds anything and nothing is under way.
+    /// When to write that the session is over, if it holds anything and nothing is under way.
     pub(in crate::session) fn ends_at(&self) -> Option<WallTime> {
         let Role::Owner(owner) = &self.role else { return None };
         let is_idle = self.line.queue.is_empty() && self.line.flights.is_empty();
@@ -29,7 +29,7 @@ impl Session {
         chosen.body.state.as_ref().map(|_| chosen.body.expiry.after(WRITTEN_AFTER))
     }
 
-    /// Writes down that the session is over, once it is.
+    /// Writes that the session is over, once it is.
     pub(super) fn end_if_over(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         if self.ends_at().is_none_or(|at| at > ctx.wall) {
             return;
@@ -41,7 +41,7 @@ impl Session {
         self.propose(ctx, record, None, None, out);
     }
 
-    /// About to forget a session that is over, its owner tells the peers that are no members: they
+    /// An owner that is about to forget a session informs the peers outside of the members: they
     /// remember where it began, and cannot know that it is over.
     pub(in crate::session) fn dismiss_witnesses(&self, ctx: &Ctx<'_>, out: &mut Effects) {
         let Role::Owner(owner) = &self.role else { return };

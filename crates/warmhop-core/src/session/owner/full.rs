@@ -1,5 +1,5 @@
-//! Members that had no room for a copy: when an owner offers one again. A body may be large, and a member
-//! that is full stays so for a while.
+//! Members that had no room for a copy, and when their owner offers it again: a body may be large, and a
+//! full member stays full for a while.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -9,7 +9,7 @@ use crate::session::Ctx;
 
 /// The longest time between two offers: soon enough for a member that has room again.
 pub(super) const OFFERED_WITHIN: Duration = Duration::from_secs(8);
-/// How many doublings it takes from a resend's span to that, at most.
+/// The most doublings from the first wait, that of a resend, to [`OFFERED_WITHIN`].
 const DOUBLINGS_MAX: u32 = 12;
 
 /// The members that refused a copy lately.
@@ -33,7 +33,7 @@ impl Full {
             self.0.len() - 1
         });
         let refusal = &mut self.0[at];
-        // What was on its way before is no offer of its own.
+        // A refusal of what was sent before that offer does not count.
         if refusal.again <= ctx.now {
             let span = ctx.policy.resend_after * (1 << (refusal.times + 1).min(DOUBLINGS_MAX));
             refusal.times = refusal.times.saturating_add(1);
@@ -51,7 +51,7 @@ impl Full {
         self.0.iter_mut().for_each(|it| it.again = now);
     }
 
-    /// Only those of which this is true may refuse any more.
+    /// Only members of which this is true can refuse again.
     pub(super) fn retain(&mut self, keeps: impl Fn(Incarnation) -> bool) {
         self.0.retain(|it| keeps(it.by));
         if self.0.is_empty() {

@@ -46,7 +46,7 @@ impl Session {
         let idle = self.line.flights.is_empty();
         let Role::Owner(owner) = &mut self.role else { return };
         let may_invite = idle && owner.serving && owner.work.proposal.is_none();
-        // Looked at first: to change what is not there would take memory for it.
+        // Checked first: changing an absent entry would allocate it.
         if owner.work.yielding.is_none() {
             return;
         }

@@ -5,8 +5,8 @@
 //! although each went alone. Struck off in time, the first leaves two members that both hold
 //! everything, and the second leaves one that does.
 //!
-//! Only a proof strikes a member off, or its own word that it leaves: one that is merely silent may
-//! be needed again, and a change of members would not wait for it.
+//! A member is struck off only if it is proven gone or has said that it leaves: one that is merely
+//! silent may be needed again, and a change of members would not wait for it.
 
 use core::time::Duration;
 
@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(leaves(&owned(&[2]), &[2], &[2], &[]), strikes(2));
         assert_eq!(leaves(&owned(&[2, 3]), &[2, 3], &[2], &[]), Mend::Nothing);
         assert_eq!(leaves(&owned(&[2, 3]), &[2, 3], &[2, 3], &[]), strikes(2));
-        // First the one whose vote is lost, as long as the other one's can be had.
+        // First the one whose vote is lost, as long as the other one still votes.
         assert_eq!(leaves(&owned(&[2, 3]), &[2], &[2], &[3]), strikes(3));
         // One that is only silent would be needed for every change after that.
         assert_eq!(leaves(&owned(&[2, 3]), &[2], &[2], &[]), Mend::Nothing);
