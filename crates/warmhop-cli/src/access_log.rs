@@ -207,7 +207,7 @@ impl Writer {
         }
     }
 
-    /// Writes the lines that are buffered. Those that find no room stay there until there is some.
+    /// Writes the buffered lines. Lines that find no room stay in the buffer until there is room.
     fn flush(&mut self) {
         match self.sink.flush() {
             Ok(()) => self.buffered = 0,
@@ -222,7 +222,7 @@ impl Writer {
             Ok(sink) => {
                 info!(file = %path.display(), "the access log was opened again");
                 self.sink = sink;
-                // The former file took what it could.
+                // The former file has everything that it could take.
                 let lost = std::mem::take(&mut self.buffered);
                 self.asked.dropped.fetch_add(lost, Ordering::Relaxed);
             }

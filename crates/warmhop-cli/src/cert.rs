@@ -22,7 +22,7 @@ pub fn make_authority(out: &Path, cluster: &str, force: bool) -> Result<String, 
     // Writing to a string cannot fail.
     let _ = write!(
         text,
-        "wrote {dir}/ca.pem      the authority of the cluster {cluster}; peers trust whom it vouches for\n\
+        "wrote {dir}/ca.pem      the authority of the cluster {cluster}; peers trust the identities that it issues\n\
          wrote {dir}/ca-key.pem  its private key: anybody who has it can make peers, so keep it off them\n\
          \n\
          Next, for each peer: warmhop cert peer NAME --ca {dir} --out certs/NAME\n"
@@ -48,7 +48,7 @@ pub fn issue_peer(
     let (dir, cluster) = (out.display(), authority.cluster());
     let _ = write!(
         text,
-        "wrote {dir}/ca.pem    whom this peer trusts\n\
+        "wrote {dir}/ca.pem    the authority that this peer trusts\n\
          wrote {dir}/cert.pem  {name} of the cluster {cluster}\n\
          wrote {dir}/key.pem   its private key\n\
          \n\

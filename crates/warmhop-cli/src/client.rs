@@ -284,7 +284,7 @@ impl Admin {
             .header(USER_AGENT, concat!("warmhop/", env!("CARGO_PKG_VERSION")));
         if let Some(token) = &self.token {
             let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-                .map_err(|_| self.not_a_peer("the token has characters that no token has"))?;
+                .map_err(|_| self.not_a_peer("the token has characters that no token may have"))?;
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
         }

@@ -332,7 +332,7 @@ impl Config {
             is_root && app.spec.policy.start != StartMode::Never && app.wanted.user.is_none()
         });
         apps.map(|app| {
-            let what = "the app is root as its peer is, and can read the mesh's keys";
+            let what = "the app runs as root, like its peer, and can read the mesh's keys";
             let remedy = "give it a user of its own: user = \"NAME\"";
             let problem = self.problem(&format!("app.{}", app.spec.name), what, remedy);
             Problem { key: format!("app.{}.user", app.spec.name), is_warning: true, ..problem }

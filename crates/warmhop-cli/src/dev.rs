@@ -182,7 +182,7 @@ fn places(peers: u16, port: u16) -> Result<Vec<Place>, Failure> {
         if !matches!(free, Some(Ok(()))) {
             let front = u32::from(port) + u32::from(at);
             return Err(Failure::failed(format!(
-                "port {front} cannot be listened on: choose others with --port, which names the \
+                "cannot listen on port {front}: choose others with --port, which names the \
                  first of {peers}"
             )));
         }

@@ -58,8 +58,8 @@ pub fn check_level(text: &str) -> Result<(), String> {
 /// The filter that `text` means.
 ///
 /// # Errors
-/// What is wrong with it. A lone word that is no level would be taken for the name of a target, of which
-/// everything is logged, and of all else nothing: a misspelt level would silence the log.
+/// What is wrong with it. A single word that is no level would count as the name of a target, and
+/// nothing but that target would be logged: a misspelt level would silence the log.
 fn filter(text: &str) -> Result<EnvFilter, String> {
     let is_fine = |word: &str| {
         word.contains(['=', '['])

@@ -115,9 +115,10 @@ enum Command {
     },
     /// Show the peers of the mesh: who is there, since when, and where.
     Members {
-        /// Have the peer that is asked take this silent one for gone for good, and go on without it.
-        /// Say so to each peer that is left, and only of a peer that is stopped: if it lives behind a
-        /// cut link, both sides go on, and one loses what it answered.
+        /// Declare that this silent peer is gone for good, so that the peer that is asked goes on
+        /// without it. Repeat the command at each peer that is left, and use it only for a peer that is
+        /// stopped: if it still runs behind a cut link, both sides go on, and one of them loses changes
+        /// that it answered.
         #[arg(long, value_name = "NAME", value_parser = |text: &str| PeerId::new(text).map_err(|error| error.to_string()))]
         gone: Option<PeerId>,
         #[command(flatten)]

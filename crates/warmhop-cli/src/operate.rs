@@ -85,7 +85,12 @@ pub fn step(json: &str) -> (String, bool) {
         Some("serves") => (format!("{}: it serves\n", text("peer")), false),
         Some("failed") => {
             let (peer, error) = (text("peer"), text("error"));
-            (format!("{peer}: {error}; the old copy serves on, and nobody else was asked\n"), true)
+            (
+                format!(
+                    "{peer}: {error}; the old copy keeps serving, and no other peer was asked\n"
+                ),
+                true,
+            )
         }
         _ => (String::new(), false),
     }

@@ -87,7 +87,7 @@ impl Settings {
         let endpoint: Uri = url.parse().map_err(|error| wrong(&format!("{url:?}: {error}")))?;
         match endpoint.scheme_str() {
             Some("http" | "https") if endpoint.authority().is_some() => {}
-            _ => return Err(wrong(&format!("{url:?} is no URL of a collector"))),
+            _ => return Err(wrong(&format!("{url:?} is not the URL of a collector"))),
         }
         // Variables for traces alone take precedence over the general ones.
         let either = |end: &str| {
@@ -289,7 +289,7 @@ async fn send_all(
         match losses.note(dropped.load(Ordering::Relaxed), Instant::now()) {
             Some(Word::Lost(lost)) => {
                 let error = outcome.err().unwrap_or_else(|| "it is too slow".into());
-                warn!(endpoint = %settings.endpoint, %error, lost, "spans are lost; see to the collector");
+                warn!(endpoint = %settings.endpoint, %error, lost, "spans are lost: check the collector");
             }
             Some(Word::SentAgain(lost)) => {
                 info!(endpoint = %settings.endpoint, lost, "spans are sent again");

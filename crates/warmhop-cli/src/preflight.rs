@@ -49,8 +49,8 @@ pub fn check(config: &Config) -> Result<(), Failure> {
     if failures.is_empty() { Ok(()) } else { Err(Failure::together(failures)) }
 }
 
-/// What [`run`](crate::run::run) and a reload would refuse on this machine, of a configuration that
-/// [`check`] accepts: what is missing here, and may be there where the peer runs.
+/// Why [`run`](crate::run::run) and a reload would refuse on this machine a configuration that [`check`]
+/// accepts: what it names is missing here, and may exist on the machine where the peer runs.
 #[must_use]
 pub fn refused_here(config: &Config) -> Vec<String> {
     load(config).err().map_or_else(Vec::new, |failure| failure.messages)

@@ -1,4 +1,4 @@
-//! Standard error, which a thread of its own writes to.
+//! Standard error, written by a thread of its own.
 //!
 //! ```text
 //! the threads that log ── lines, bounded ──▶ the writer ──▶ standard error
@@ -180,7 +180,7 @@ mod tests {
 
     use super::*;
 
-    /// A reader that takes a line only when it is told to, and hands on what it took.
+    /// A reader that takes a line only on demand, and passes it on.
     struct Reader {
         takes: Receiver<()>,
         took: SyncSender<Vec<u8>>,
@@ -188,7 +188,7 @@ mod tests {
 
     impl Write for Reader {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Nobody tells it any more: it hangs no longer.
+            // Nobody demands any more: it no longer hangs.
             let _ = self.takes.recv();
             let _ = self.took.send(bytes.to_vec());
             Ok(bytes.len())

@@ -79,7 +79,7 @@ pub enum ControlError {
     },
     /// The other peer is not considered gone: that is possible only for one that this peer knows and
     /// that nobody hears.
-    #[error("{name} is not taken for gone: {why}")]
+    #[error("{name} cannot be declared gone: {why}")]
     NotGone {
         /// That peer.
         name: String,

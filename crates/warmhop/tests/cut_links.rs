@@ -229,7 +229,7 @@ async fn a_peer_that_hears_nobody_refuses_changes_and_says_whom_it_does_not_hear
         eventually("nobody has heard it for long", || one.write_off(&name).is_ok()).await;
     }
     let twice = one.write_off(&PeerId::new("two").unwrap()).unwrap_err().to_string();
-    assert!(twice.contains("two is not taken for gone"), "{twice}");
+    assert!(twice.contains("two cannot be declared gone"), "{twice}");
     let mut client = Client::default();
     for expected in ["a ", "a a "] {
         let served = client.post(one, "/add", "a").await;

@@ -208,7 +208,7 @@ impl Http1Client {
     }
 }
 
-/// An error of hyper's, which calls a head too large for the number of its fields as well.
+/// An error of hyper's, which also calls a head with too many fields too large.
 fn in_words(error: hyper::Error) -> BoxError {
     if error.is_parse_too_large() {
         let most = HEAD_BYTES_MAX / 1024;

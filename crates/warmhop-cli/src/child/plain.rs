@@ -40,11 +40,11 @@ const FIELDS_ADDED: usize = 3;
 const LENGTH_DIGITS_MAX: usize = 19;
 
 thread_local! {
-    /// The allocation for the fields of a request that was sent, for those of the next answer.
+    /// The allocation for the fields of a sent request, reused for the fields of the next answer.
     static SPARE: Cell<Option<HeaderMap>> = const { Cell::new(None) };
 }
 
-/// Keeps the allocation for the fields of a request that needs them no more.
+/// Keeps the allocation for the fields of a request that no longer needs it.
 pub(super) fn keep_spare(mut fields: HeaderMap) {
     if fields.capacity() <= FIELDS_MAX {
         fields.clear();

@@ -16,8 +16,8 @@ use super::service::ChildService;
 /// An app that starts may have so many open probes: the first may be the one that it answers,
 /// however slowly.
 const OPEN_MAX: usize = 4;
-/// For how many times of [`Probe::timeout`] a later one stays open. It then gives its place to
-/// another: what the app accepted while it was stuck it may never answer.
+/// How long a later probe stays open, as a multiple of [`Probe::timeout`]. Then another one gets its
+/// place: an app may never answer what it accepted while it was stuck.
 const LATER_STAYS: u32 = 3;
 /// Readiness is probed this often at first, then ever more rarely …
 const INTERVAL_FIRST: Duration = Duration::from_millis(10);
@@ -148,7 +148,7 @@ impl Probe {
     }
 }
 
-/// Whether something came that is no answer in HTTP, rather than nothing.
+/// Whether an answer came that is not HTTP, rather than no answer.
 fn is_out_of_form(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {

@@ -32,7 +32,7 @@ pub(super) async fn tls(
     let mut config = https::client(file, NAMED_BY, "its certificate")?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     let name = ServerName::try_from(host.to_owned())
-        .map_err(|_| format!("{host} is no name that a certificate can have"))?;
+        .map_err(|_| format!("{host} is not a name that a certificate can have"))?;
     match TlsConnector::from(Arc::new(config)).connect(name, stream).await {
         Ok(stream) => Ok(Box::new(stream)),
         Err(error) => Err(reason(&error)),
@@ -56,7 +56,7 @@ fn reason(error: &io::Error) -> String {
             "it does not speak TLS; a peer's own admin listener is asked by http://".into()
         }
         Some(Error::AlertReceived(AlertDescription::CertificateRequired)) => {
-            "it asks for a client's certificate, which this program has none of; let it ask for a token \
+            "it asks for a client's certificate, and this program has none; let it ask for a token \
              instead"
                 .into()
         }

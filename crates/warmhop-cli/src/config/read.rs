@@ -255,7 +255,7 @@ fn read_apps(root: &mut Table<'_>, redis: bool) -> Vec<App> {
             root.reader.report(
                 Some(span),
                 format!("app.{}.name", app.spec.name),
-                "the keys of the endpoint in [session] redis have that name",
+                "this name is reserved for the keys of the endpoint in [session] redis",
                 "give the app another name",
             );
             continue;

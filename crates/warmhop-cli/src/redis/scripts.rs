@@ -16,12 +16,12 @@ const LONG_RUNS: u32 = 100;
 /// How many scripts run at once on other threads; further ones wait.
 const AT_ONCE: usize = 8;
 
-/// How many bytes the reply of a script may take that runs beside other commands of its client.
+/// The longest reply, in bytes, of a script that runs beside other commands of its client.
 pub(super) const CONFINED_REPLY_BYTES_MAX: usize = 4096;
 
-/// The bounds of a script that runs beside commands of its client about other keys: it stays where
-/// the keys live that it names, publishes nothing and has a short reply. One that goes on has done
-/// nothing, and is run anew when it is its turn to be answered.
+/// The bounds of a script that runs beside commands of its client about other keys: it uses only keys
+/// that live where those that it names do, publishes nothing and has a short reply. A script that
+/// exceeds them has done nothing, and runs again when it is its turn to be answered.
 #[derive(Default)]
 pub(super) struct Confined {
     ran: AtomicBool,

@@ -20,7 +20,7 @@ use super::engine::{Database, Request};
 use super::frame::{Reply, VALUE_BYTES_MAX};
 use super::scripts::{CONFINED_REPLY_BYTES_MAX, Confined};
 
-/// A batch ends when its replies take so much, in bytes.
+/// A batch ends once its replies take so many bytes.
 pub(super) const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// How many bytes of requests are under way at once, and held back by a transaction, at most.
 pub(super) const HELD_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -28,8 +28,8 @@ pub(super) const HELD_BYTES_MAX: usize = 8 * 1024 * 1024;
 const REPLY_WITHIN: Duration = Duration::from_secs(30);
 /// How many commands of one batch are under way at once.
 const UNDER_WAY_MAX: usize = 64;
-/// How often the endpoint checks whether a client has left whose command waits and that has sent
-/// more already.
+/// How often the endpoint checks whether a client has left that has sent more while its command
+/// waits.
 const LEFT_ASKED_EVERY: Duration = Duration::from_millis(100);
 /// A bound in bytes on the replies to one client's commands under way, together with those that
 /// wait to be written. A command about many keys is under way alone, and has another bound.
@@ -55,7 +55,7 @@ async fn has_left(stream: &TcpStream) -> io::Error {
 /// How the run of a command ended.
 enum Ran {
     Done(Reply),
-    /// Nothing was done: it cannot be carried out as long as it is [`Confined`]. This runs it without.
+    /// Nothing was done, because it exceeds its bounds ([`Confined`]). This runs it without them.
     Anew(Running),
 }
 

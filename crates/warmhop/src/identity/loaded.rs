@@ -162,7 +162,9 @@ impl Loaded {
 
         let verifier = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider())
             .build()
-            .map_err(|error| malformed(&ca_path, &format!("is of no use as authority: {error}")))?;
+            .map_err(|error| {
+                malformed(&ca_path, &format!("cannot be used as an authority: {error}"))
+            })?;
         let name = ServerName::try_from(TLS_NAME).expect("the constant is a DNS name");
         if let Err(error) =
             verifier.verify_server_cert(own, &chain[1..], &name, &[], UnixTime::now())

@@ -43,7 +43,7 @@ pub(super) fn read_file(table: &mut Table<'_>) -> Option<PathBuf> {
         Err(error) if error.is_missing => {
             field.warn(error.to_string(), "put it there before the app starts");
         }
-        Err(error) => field.report(error.to_string(), "mend that file, or name another"),
+        Err(error) => field.report(error.to_string(), "correct that file, or name another"),
     }
     Some(file)
 }
@@ -59,12 +59,12 @@ pub(super) fn read_env(table: &mut Table<'_>, redis: bool) -> BTreeMap<String, S
             field.report("a variable's name is empty or has = or NUL in it", "rename it");
         } else if name.get_ref() == "PORT" {
             field.report(
-                "this variable is set by warmhop, which chooses the app's port",
+                "warmhop sets this variable itself, to the port that it chooses for the app",
                 "remove it, and let the app listen on 127.0.0.1:$PORT",
             );
         } else if name.get_ref() == "REDIS_URL" && redis {
             field.report(
-                "this variable is set by warmhop to where [session] redis keeps the app's sessions",
+                "warmhop sets this variable itself, to the address of [session] redis",
                 "remove it, or name a Redis of the app's own in another variable",
             );
         } else if let Some(text) = field.text() {

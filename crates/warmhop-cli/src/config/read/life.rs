@@ -35,7 +35,7 @@ pub(super) fn read_ready(table: &mut Table<'_>, app_host: Option<&str>) -> Ready
         if !asks_http && probe.has(key) {
             probe.report_missing(
                 "path",
-                &format!("{key} says how an answer has to be, and nothing is asked for"),
+                &format!("{key} applies to the answers of a path, and no path is set"),
                 "add path = \"/healthz\", or whatever the app answers at",
             );
         }
@@ -63,7 +63,7 @@ fn statuses(field: &Field<'_>) -> Vec<u16> {
     let items = field.array().unwrap_or_default();
     if items.is_empty() || items.len() > STATUSES_MAX {
         field.report(
-            format!("{} statuses are not 1 to {STATUSES_MAX}", items.len()),
+            format!("{} statuses are given; 1 to {STATUSES_MAX} are allowed", items.len()),
             "name those that count, or leave status out: 2xx and 3xx",
         );
     }
@@ -90,7 +90,7 @@ pub(super) fn read_alive(table: &mut Table<'_>, ready: &Ready, policy: &mut AppP
     if alive.path.is_none() && ready.path.is_none() {
         probe.report_missing(
             "path",
-            "nothing is asked for, and a copy that hangs still accepts connections",
+            "no path is probed, and a copy that hangs still accepts connections",
             "add path = \"/healthz\", or whatever the app answers at when it is well",
         );
     }
@@ -123,7 +123,7 @@ fn read_share(table: &mut Table<'_>, policy: &mut AppPolicy) {
     let Some(places) = policy.concurrency else {
         if let Some(field) = table.take(KEY) {
             field.report(
-                "it is a part of concurrency, which the app does not have",
+                "it is a share of concurrency, which the app does not set",
                 "add concurrency = 4 to the app, or how many requests one copy serves well at once",
             );
         }
@@ -146,7 +146,7 @@ fn read_scale(table: &mut Table<'_>, policy: &mut AppPolicy) {
     if policy.concurrency.is_none() {
         inner.report_missing(
             "at",
-            "is a part of concurrency, which the app does not have",
+            "is a share of concurrency, which the app does not set",
             "add concurrency = 4 to the app, or how many requests one copy serves well at once",
         );
     }
@@ -162,7 +162,7 @@ fn read_wake(table: &mut Table<'_>, policy: &mut AppPolicy) {
         if items.len() > WAKE_ITEMS_MAX {
             field.report(
                 format!("{} are more than {WAKE_ITEMS_MAX}", items.len()),
-                "name the commonest, or beginnings of paths",
+                "name the most common ones, or beginnings of paths, such as \"/status/*\"",
             );
         }
         let one = |item: &Field<'_>| {

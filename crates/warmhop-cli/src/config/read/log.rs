@@ -20,7 +20,7 @@ pub(super) fn read(root: &mut Table<'_>) -> Log {
                 if let Some(missing) = dir.filter(|dir| !dir.exists()) {
                     field.warn(
                         format!("there is no folder {}", missing.display()),
-                        "make it before the peer runs",
+                        "create it before the peer starts",
                     );
                 }
                 file.map(AccessTo::File)

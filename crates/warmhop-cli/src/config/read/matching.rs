@@ -18,7 +18,7 @@ pub(super) fn read(table: &mut Table<'_>) -> (Vec<Match>, bool) {
             let items = field.array().unwrap_or_default();
             if items.is_empty() || items.len() > MATCHES_MAX {
                 field.report(
-                    format!("{} tables are not 1 to {MATCHES_MAX}", items.len()),
+                    format!("{} tables are given; 1 to {MATCHES_MAX} are allowed", items.len()),
                     "leave match out for every request, or name each kind of request once",
                 );
             }
@@ -43,7 +43,7 @@ fn one(mut table: Table<'_>) -> Match {
             let items = field.array().unwrap_or_default();
             if items.is_empty() || items.len() > MATCHES_MAX {
                 field.report(
-                    format!("{} hosts are not 1 to {MATCHES_MAX}", items.len()),
+                    format!("{} hosts are given; 1 to {MATCHES_MAX} are allowed", items.len()),
                     "leave host out for any host",
                 );
             }

@@ -39,9 +39,12 @@ fn an_app_may_answer_for_several_hosts_and_paths() {
 #[test]
 fn a_match_that_can_be_none_is_refused() {
     for (keys, expected) in [
-        ("match = []", ":6:9: app.x.match: 0 tables are not 1 to 64"),
+        ("match = []", ":6:9: app.x.match: 0 tables are given; 1 to 64 are allowed"),
         ("match = '/x'", ":6:9: app.x.match: \"/x\" is not valid; expected a table"),
-        ("match = [{ host = [] }]", ":6:19: app.x.match[0].host: 0 hosts are not 1 to 64"),
+        (
+            "match = [{ host = [] }]",
+            ":6:19: app.x.match[0].host: 0 hosts are given; 1 to 64 are allowed",
+        ),
         ("match = { host = ['a', 'b/c'] }", ":6:24: app.x.match.host[1]: \"b/c\" is not valid"),
         ("match = { host = 'a.*.b' }", ":6:18: app.x.match.host: \"a.*.b\" is not valid"),
         ("match = { host = '*.' }", ":6:18: app.x.match.host: \"*.\" is not valid"),

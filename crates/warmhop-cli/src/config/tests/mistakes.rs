@@ -175,11 +175,11 @@ const OF_APPS: &[(&str, &str)] = &[
     ),
     (
         "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nenv = { PORT = '80' }",
-        ":6:16: app.x.env.PORT: this variable is set by warmhop, which chooses the app's port; remove it, and let the app listen on 127.0.0.1:$PORT",
+        ":6:16: app.x.env.PORT: warmhop sets this variable itself, to the port that it chooses for the app; remove it, and let the app listen on 127.0.0.1:$PORT",
     ),
     (
         "[peer]\nname = 'p'\n[session]\nredis = '127.0.0.1:6401'\n[[app]]\nname = 'x'\nrun = ['sh']\nenv = { REDIS_URL = 'redis://db' }",
-        ":8:21: app.x.env.REDIS_URL: this variable is set by warmhop to where [session] redis keeps the app's sessions; remove it, or name a Redis of the app's own in another variable",
+        ":8:21: app.x.env.REDIS_URL: warmhop sets this variable itself, to the address of [session] redis; remove it, or name a Redis of the app's own in another variable",
     ),
     (
         "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nmatch = { host = 'http://shop' }",

@@ -231,7 +231,7 @@ impl Database {
             };
             let (reply, needs, published) = came_to;
             if let Some(confined) = &request.confined {
-                // What came behind it may be about the other key, and be done.
+                // A command behind it may be about the other key, and may have run already.
                 if needs.is_some() && confined.ran() {
                     let detail = "nothing was done: others changed the key, and its other keys";
                     return Err(Reply::error("TRYAGAIN", detail).into());
