@@ -118,7 +118,7 @@ pub fn recipe(wanted: Wanted, status: &Status) -> Result<String, String> {
     let names: Vec<&str> = backends.iter().map(|backend| backend.name.as_str()).collect();
     let _ = writeln!(text, "# The mesh as {} sees it: {}.", names[0], names.join(", "));
     text.push_str("# A peer that joins later has to be added; print this again.\n");
-    text.push_str("# Name this balancer in [http] trusted_proxies of every peer, for apps to be told of clients.\n");
+    text.push_str("# Name this balancer in [http] trusted_proxies of every peer, so that apps learn who their clients are.\n");
     text.push_str("# Front doors with TLS: docs/load-balancers.md tells what to change below.\n");
     for host in ["0.0.0.0", "[::]"] {
         if backends.iter().any(|backend| backend.host == host) {

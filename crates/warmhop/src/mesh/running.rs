@@ -317,7 +317,7 @@ impl Mesh {
     pub fn write_off(&self, peer: &PeerId) -> Result<(), ControlError> {
         let node = &self.0.node;
         if let Some(life) = node.edit_view(|view, now| view.write_off(peer, now)) {
-            tracing::warn!(%peer, "the peer is taken for gone for good, on an operator's word");
+            tracing::warn!(%peer, "the peer counts as gone for good, on an operator's word");
             node.is_over(life);
             return Ok(());
         }
