@@ -10,7 +10,7 @@ use toml::{Table, Value};
 /// What a program that reads files is given to read its standard input.
 const STDIN: &str = "/dev/stdin";
 
-/// The apps of a file, as they stand in a peer's configuration: every path made absolute.
+/// The apps of a file in the form for a peer's configuration: every path is absolute.
 ///
 /// Paths in `dir` and `run` are relative to the file's own folder, which is also where an app
 /// without a `dir` runs. A bare program name means one that was built with the testbed, if
@@ -29,8 +29,8 @@ pub fn read(file: &Path) -> Result<Vec<Table>> {
         .with_context(|| format!("in the app file {}", file.display()))
 }
 
-/// Has `warmhop check` look at the apps of a file, so that a mistake is told with its line there
-/// and not with that of a configuration which nobody wrote.
+/// Has `warmhop check` check the apps of a file, so that a mistake is reported with its line there
+/// and not with the line of a generated configuration.
 ///
 /// # Errors
 /// Everything that is wrong with them.

@@ -1,5 +1,5 @@
-//! What messages cost: how long one takes to a subscriber at another peer, beside the hop of a request
-//! to that peer, and what subscriptions cost that hear nothing.
+//! The cost of messages: how long one takes to a subscriber at another peer, compared with the hop of a
+//! request to that peer, and what idle subscriptions cost.
 
 use std::time::{Duration, Instant};
 
@@ -138,7 +138,7 @@ async fn idle(mesh: &Mesh, terminal: &Terminal) -> Result<()> {
     Ok(())
 }
 
-/// What the second peer has resident, in KiB.
+/// The second peer's resident memory in KiB.
 fn resident(mesh: &Mesh) -> Result<u64> {
     let process = mesh.peer(1).process().context("the peer does not run")?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid))?;
@@ -147,7 +147,7 @@ fn resident(mesh: &Mesh) -> Result<u64> {
     Ok(kib.parse()?)
 }
 
-/// How many milliseconds of a second all peers run while nobody asks for anything.
+/// How many milliseconds of processor time a second all peers use while they are idle.
 async fn busy(mesh: &Mesh) -> Result<f64> {
     let ran = || -> Result<f64> {
         let mut nanos = 0.0;

@@ -1,8 +1,8 @@
 //! What a request costs a peer, beside HAProxy and nginx in front of the same app.
 //!
-//! Everything that serves is bound to the first core and what asks to the second, the contenders
-//! take turns, and what is compared is the CPU that each took a request, which the kernel counts by
-//! thread: it is steadier than any rate. A sample in which others used the cores is thrown away.
+//! All servers are bound to the first core and the client to the second, and the contenders take turns.
+//! The figure is the CPU time of each for a request, which the kernel counts by thread: it is steadier
+//! than any rate. A sample in which other processes used the cores is discarded.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -19,9 +19,9 @@ use crate::terminal::Terminal;
 
 const BOUND: Duration = Duration::from_secs(30);
 const BODY_BYTES: usize = 1024;
-/// A sample in which others used more of a core than this says nothing.
+/// A sample in which other processes used more of a core than this is discarded.
 const OTHERS_MAX: f64 = 0.1;
-/// How often a sample is taken anew before the machine counts as busy.
+/// How often a sample is repeated before the machine counts as busy.
 const TRIES: usize = 5;
 /// The kernel's unit of time in `/proc/stat`: 100 a second on every Linux that matters.
 const TICKS: f64 = 100.0;
@@ -246,7 +246,7 @@ fn peers(
     std::fs::create_dir_all(&folder)?;
     let (here, ca) = (text(&folder)?, text(&folder.join("ca"))?);
     cert(binary, &["ca", "--cluster", "bench", "--out", &ca])?;
-    // nginx is told its port by a file, which the app's command makes of one with a mark in it.
+    // nginx gets its port from a file, which the app's command makes from a template.
     std::fs::write(folder.join("app.conf"), nginx_conf("PORT", &app("127.0.0.1:PORT")))?;
     let start = format!(
         "sed s/PORT/$PORT/g {here}/app.conf > {here}/$PORT.conf; unset LD_PRELOAD; \

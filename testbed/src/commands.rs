@@ -98,8 +98,8 @@ pub async fn down() -> Result<()> {
     };
     let alive: Vec<&PeerRecord> = records.iter().filter(|peer| peer.process.is_alive()).collect();
     let under: Vec<ProcessId> = alive.iter().flat_map(|p| p.process.descendants()).collect();
-    // All are told at once, so that none spends its drain on moving sessions to another that
-    // is about to go.
+    // All get the signal at once, so that none spends its drain on moving sessions to a peer that is
+    // about to leave.
     for peer in &alive {
         peer.process.signal(Signal::SIGTERM)?;
         // A stopped process acts on SIGTERM only once it goes on.

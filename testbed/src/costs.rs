@@ -1,8 +1,8 @@
 //! What a request allocates at the peers that it passes, beside the most that it may.
 //!
-//! Times say little on a machine that does other things as well, but the same request on a
-//! connection of its own allocates the same everywhere. Peers of debug builds count. What they
-//! allocate when nobody asks for anything is measured first and taken off.
+//! Times say little on a machine that does other things as well, but the same request on a connection of
+//! its own makes the same allocations everywhere. Peers of debug builds count them. What idle peers
+//! allocate is measured first and subtracted.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,11 +24,11 @@ const PEERS: usize = 3;
 const BOUND: Duration = Duration::from_secs(60);
 /// How long idle peers are watched.
 const IDLE: Duration = Duration::from_secs(2);
-/// Requests before those that count: connections are opened, and what grows has grown.
+/// Requests before those that count: they open connections and grow the buffers that grow.
 const WARM_UP: u32 = 50;
 const REQUESTS: u32 = 200;
-/// How often a way that takes more than it may is measured anew: the peers may have had other
-/// things to do meanwhile, and only ever more.
+/// How often a way that takes more than it may is measured again: other work of the peers in the
+/// meantime can only add to it.
 const TRIES: u32 = 4;
 
 /// A way that requests take, and the most allocations that one may take at all peers together.
@@ -44,8 +44,8 @@ enum Asks {
     Redis(&'static [&'static str]),
 }
 
-/// Each `most` is what was counted when it was written down and a sixth above: whoever adds an
-/// allocation on purpose raises it, and whoever saves some lowers it.
+/// Each `most` is the count at the time of writing plus a sixth: a change that adds an allocation on
+/// purpose raises it, and one that saves some lowers it.
 fn ways() -> [Way; 7] {
     let http = |name, door, method, target, session, most| Way {
         name,

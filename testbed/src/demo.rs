@@ -1,8 +1,8 @@
 //! The guided tour: a request to a cold app answered at once, the cut-over, an owner killed.
 //!
 //! It runs on a mesh of its own, in `target/testbed-demo` and on free ports, so it disturbs no
-//! mesh that is up. Every figure it prints was measured in the run, and everything it says was
-//! checked; what did not hold is marked, and makes the tour fail.
+//! mesh that is up. Every figure it prints was measured in the run, and every claim was
+//! checked; a claim that did not hold is marked, and makes the tour fail.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -25,13 +25,13 @@ const PEERS: usize = 3;
 const APP: &str = "bookshop";
 /// The start is some seconds of work; on a busy machine it may take many times that.
 const START_BOUND: Duration = Duration::from_secs(90);
-/// A hop takes milliseconds and a start seconds. What tells them apart leaves room for a machine
+/// A hop takes milliseconds and a start seconds. The limit between them leaves room for a machine
 /// that is busy building an index on one of its cores.
 const HOPS_PER_START_MIN: u32 = 5;
 const FAILOVER_BOUND: Duration = Duration::from_secs(10);
-/// The key of the payment in whose middle a peer is killed.
+/// The key of the payment during which a peer is killed.
 const PAYMENT: &str = "ada-pays-once";
-/// How long the shop takes over a payment, in milliseconds: long enough to be caught at it.
+/// How long the shop takes for a payment, in milliseconds: long enough to be killed during one.
 const PAYMENT_MS: u64 = 300;
 const PACE: Duration = Duration::from_millis(60);
 const WIDTH: usize = 74;
@@ -331,7 +331,7 @@ impl Shopper {
     }
 }
 
-/// Tells the tour and keeps count of what did not hold.
+/// Prints the tour and counts the claims that did not hold.
 struct Guide {
     terminal: Terminal,
     failed: usize,

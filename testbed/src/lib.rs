@@ -1,12 +1,12 @@
 //! Launches, breaks and judges meshes of real `warmhop` processes on this machine.
 //!
-//! Everything here stands outside of the mesh: it runs the binary, reads the admin listener's
+//! Everything here is outside of the mesh: it runs the binary, reads the admin listener's
 //! JSON and speaks HTTP to the front doors, as any user could. It depends on no other crate of
-//! the workspace, so whatever it shows holds for the outside that users rely on.
+//! the workspace, so whatever it shows holds for users, too.
 //!
 //! | module | owns |
 //! | --- | --- |
-//! | [`process`] | what is a process still, and ending it without ending another |
+//! | [`process`] | whether a process still runs, and ending it without ending another |
 //! | [`ports`] | which ports the peers of a mesh use |
 //! | [`apps`] | reading the `[[app]]` tables that a mesh is to serve |
 //! | [`mesh`] | peers: their certificates, configurations, processes; waiting for what they report |

@@ -81,7 +81,7 @@ enum Command {
     /// twice, a read was stale, or a session has two histories.
     #[command(after_long_help = chaos::MORE_HELP)]
     Chaos {
-        /// How many peers, from 3 to 15. With 3 nobody can take the place of one that leaves, so
+        /// How many peers, from 3 to 15. With 3, no peer can take the place of one that leaves, so
         /// the failpoints in a change of members are left out.
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(3..=15))]
         peers: u16,
@@ -92,7 +92,7 @@ enum Command {
         #[arg(long, value_delimiter = ',', value_enum)]
         faults: Vec<Kind>,
         /// Repeats the schedule of an earlier run: which faults, on whom, how long, and what
-        /// clients ask for. What meets what is up to the machine.
+        /// clients ask for. Which requests meet which fault depends on the machine.
         #[arg(long)]
         seed: Option<u64>,
         /// How many clients. Each works on one session at a time; every second one uses an app that

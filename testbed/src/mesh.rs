@@ -5,8 +5,8 @@
 //! FOLDER/NAME/warmhop.toml, certs/, log
 //! ```
 //!
-//! A [`Mesh`] ends with its value: whatever it started is killed, apps included, however the
-//! program that holds it comes to its end short of SIGKILL. [`Mesh::release`] lets it live on.
+//! A [`Mesh`] ends with its value: whatever it started is killed, apps included, unless the
+//! program that holds it is killed by SIGKILL. [`Mesh::release`] lets the peers live on.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -34,7 +34,7 @@ const POLL: Duration = Duration::from_millis(15);
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(3);
 const LOG_LINES: usize = 15;
 
-/// What a mesh is to be like.
+/// The settings of a mesh.
 #[derive(Debug, Clone)]
 pub struct Spec {
     /// Where its files go.
@@ -218,7 +218,7 @@ impl Mesh {
         Ok(())
     }
 
-    /// Kills the peer at `index` as a power cut would; its apps must see to themselves.
+    /// Kills the peer at `index` as a power cut would.
     ///
     /// # Errors
     /// If it does not run.
@@ -231,7 +231,7 @@ impl Mesh {
         Ok(())
     }
 
-    /// Ends the peer at `index` in an orderly way; returns how it exited.
+    /// Shuts the peer at `index` down cleanly; returns how it exited.
     ///
     /// # Errors
     /// If it does not run, or has to be killed.
@@ -269,7 +269,7 @@ impl Drop for Mesh {
         for peer in &mut self.peers {
             let Some((mut child, process)) = peer.child.take() else { continue };
             self.orphans.extend(process.descendants());
-            // Failures here have nobody left to be told.
+            // Nobody is left to report a failure to.
             let _ = process.signal(Signal::SIGCONT);
             let _ = process.signal(Signal::SIGKILL);
             let _ = child.wait();
@@ -299,7 +299,7 @@ impl Peer {
         self.process().is_some_and(ProcessId::is_alive)
     }
 
-    /// What its admin listener says at `/v1/status`.
+    /// The answer of its admin listener at `/v1/status`.
     ///
     /// # Errors
     /// If it does not answer.
@@ -390,7 +390,7 @@ pub fn spawn(folder: &Path, detached: bool, env: &[(&str, &str)]) -> Result<Chil
     command.spawn().context("cannot start warmhop")
 }
 
-/// What the admin listener at `admin` says at `/v1/status`.
+/// The answer of the admin listener at `admin` at `/v1/status`.
 ///
 /// # Errors
 /// If it does not answer with JSON.

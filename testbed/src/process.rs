@@ -1,7 +1,7 @@
-//! What is a process still, and ending it without ending another.
+//! Whether a process still runs, and how to end it without ending another.
 //!
-//! A pid alone is no name: once its process is gone the kernel may give it to another. A pid
-//! with the time its process started is one, so every signal checks both first.
+//! A pid alone does not identify a process: once the process is gone, the kernel may give its pid to
+//! another. A pid together with the start time does, so every signal checks both first.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

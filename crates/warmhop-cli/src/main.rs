@@ -406,7 +406,7 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
         }),
         Command::Members { gone: Some(peer), ask } => in_runtime(async move {
             let path = format!("/v1/members/{peer}/gone");
-            act(ask, &path, |_| format!("{peer} is taken for gone for good\n")).await
+            act(ask, &path, |_| format!("{peer} counts as gone for good\n")).await
         }),
         Command::Members { ask, .. } => in_runtime(async {
             let coloured = log::is_coloured(&std::io::stdout());

@@ -1,4 +1,4 @@
-//! What befalls an app while its peer is well.
+//! Faults of an app whose peer is healthy.
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
@@ -6,12 +6,12 @@ use nix::sys::signal::Signal;
 use super::faults::Breaker;
 use crate::process::ProcessId;
 
-/// How often in a row a copy is killed that flaps.
+/// How often in a row a flapping copy is killed.
 const FLAPS_MAX: u32 = 4;
 
 impl Breaker {
-    /// Its process stands still. What becomes of it is its peer's affair: where it lives on still, it
-    /// goes on.
+    /// Its process is stopped (SIGSTOP). Its peer decides what happens then; if the process is still
+    /// alive afterwards, it continues.
     pub(super) async fn hang(&mut self, victim: usize) -> Result<(Vec<usize>, String)> {
         if !self.signal_app(victim, Signal::SIGSTOP)? {
             return Ok(not_there(victim));
@@ -26,7 +26,7 @@ impl Breaker {
         Ok((vec![victim], format!("its app stood still, and {end} within {span:.1?}")))
     }
 
-    /// It lives on and takes no connection any more.
+    /// It keeps running and accepts no more connections.
     pub(super) fn refuse(&mut self, victim: usize) -> Result<(Vec<usize>, String)> {
         if !self.signal_app(victim, Signal::SIGUSR1)? {
             return Ok(not_there(victim));
@@ -34,7 +34,7 @@ impl Breaker {
         Ok((vec![victim], "its app took no more connections".to_owned()))
     }
 
-    /// It ends in bad order as soon as it is there again, some times in a row.
+    /// It fails as soon as it runs again, several times in a row.
     pub(super) async fn flap(&mut self, victim: usize) -> Result<(Vec<usize>, String)> {
         let mut ends = 0;
         for _ in 0..FLAPS_MAX {
@@ -44,7 +44,7 @@ impl Breaker {
         Ok((vec![victim], format!("its app was killed {ends} times in a row")))
     }
 
-    /// It ends by itself in good order, as those do that end when they are idle.
+    /// It exits by itself with status 0, as apps do that exit when they are idle.
     pub(super) fn end_app(&mut self, victim: usize) -> Result<(Vec<usize>, String)> {
         if !self.signal_app(victim, Signal::SIGTERM)? {
             return Ok(not_there(victim));
@@ -52,7 +52,7 @@ impl Breaker {
         Ok((vec![victim], "its app ended by itself".to_owned()))
     }
 
-    /// An app's process, if one runs; who looks after it is above it.
+    /// An app's process, if one runs, below the guard that supervises it.
     fn app_of(&self, victim: usize) -> Option<ProcessId> {
         let peer = self.mesh.peer(victim).process()?;
         peer.descendants().into_iter().rfind(|process| process.command().contains("ledger"))

@@ -1,5 +1,5 @@
-//! What is done to the mesh: one fault after the other from a seeded schedule, each undone before
-//! the next, with time for the mesh to repair itself in between, since that is what is promised.
+//! Breaks the mesh: one fault after the other by a seeded schedule. Each is undone before the next, and the
+//! mesh gets time to repair itself in between, since that is what it promises.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
@@ -26,17 +26,17 @@ use crate::mesh::{Mesh, warmhop_cert};
 const WHOLE_WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 
-/// How long a peer runs with a failpoint that nothing reaches.
+/// How long a peer runs with a failpoint that it does not reach.
 const TRIPS_WITHIN: Duration = Duration::from_secs(20);
 /// The highest pass at which a seeded failpoint ends its peer.
 const PASS_MAX: u64 = 3;
-/// How many sessions are begun to have a failpoint reached.
+/// How many sessions are begun so that a peer reaches its failpoint.
 const STIRRING_MAX: usize = 12;
-/// How a peer says that it leaves before others hold what it holds.
+/// How a peer reports that it leaves before others hold what it holds.
 const COUNTED_ON: &str = "some sessions still have this peer as a member";
-/// How many requests each of them makes: more than a session needs to move.
+/// How many requests each of those sessions gets: more than it needs to move.
 const ARRIVALS_MAX: usize = 6;
-/// How long one request of theirs may take.
+/// How long one of these requests may take.
 const STIRS_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long a peer may take to answer once it was started.
@@ -73,13 +73,13 @@ pub enum Kind {
     Kill,
     /// An app's process is killed.
     App,
-    /// An app's process stands still.
+    /// An app's process is stopped (SIGSTOP).
     Hang,
-    /// An app lives on and takes no more connections.
+    /// An app keeps running and accepts no more connections.
     Refuse,
     /// An app's process is killed again and again.
     Flap,
-    /// An app ends by itself, in good order.
+    /// An app exits by itself with status 0.
     End,
     /// A peer is stopped (SIGSTOP) for 1 to 10 s and goes on.
     Pause,
@@ -89,7 +89,7 @@ pub enum Kind {
     OneWay,
     /// Links lose 5 to 30 % of what passes and hold the rest back for 5 to 60 ms.
     Loss,
-    /// One link is cut in the middle of whatever passes.
+    /// One link is cut while messages pass over it.
     Cut,
     /// Two links are cut, each in one direction or in both, for longer than it takes to suspect.
     Links,
@@ -97,7 +97,7 @@ pub enum Kind {
     Isolate,
     /// A peer is killed and, as soon as it runs again, another one is stopped for a moment.
     KillPause,
-    /// Every peer in turn is ended in an orderly way and started again.
+    /// Every peer in turn is shut down cleanly and started again.
     Roll,
     /// A peer's certificate is replaced under load.
     Rotate,
@@ -112,7 +112,7 @@ pub enum Kind {
 pub struct Point {
     /// Its name in `WARMHOP_FAILPOINTS`.
     pub name: &'static str,
-    /// What has to be done to the others for a peer to reach it.
+    /// What makes a peer reach it.
     stir: Stir,
 }
 
@@ -123,15 +123,15 @@ enum Stir {
     /// The app is ready at it alone, and clients begin sessions elsewhere, so that these hop.
     HopThere,
     /// It has sessions of its own, and one of the others drains, so that their members change.
-    /// The one that drains stays until the fault is over: it is asked for its votes still.
+    /// The draining peer stays until the fault is over: it is still asked for its votes.
     Drain,
     /// Clients of sessions that another owns keep arriving at it, so that the sessions move.
     Arrive,
 }
 
 impl Point {
-    /// Those that a mesh of so many peers can reach without losing two holders at once: members
-    /// are changed without a loss only where another peer can take the place of one that drains.
+    /// The failpoints that a mesh of so many peers can reach without losing two holders at once:
+    /// members change without a loss only if another peer can take the place of one that drains.
     #[must_use]
     pub fn within_reach_of(peers: usize) -> Vec<Self> {
         Self::ALL.into_iter().filter(|point| peers > 3 || point.stir != Stir::Drain).collect()
@@ -200,7 +200,7 @@ impl Kind {
 }
 
 impl Kind {
-    /// Whether it takes longer than a short run should be spent on.
+    /// Whether it takes too long for a short run.
     #[must_use]
     pub fn is_long(self) -> bool {
         matches!(self, Self::Isolate)
@@ -216,20 +216,20 @@ pub struct Breaker {
     pub relay: Relay,
     /// The run's clock.
     pub load: Arc<Load>,
-    /// Where the schedule comes from.
+    /// The source of the schedule.
     pub rng: SmallRng,
     /// What was done.
     pub faults: Vec<Fault>,
     /// The failpoints whose turn has not come yet.
     pub points: Vec<Point>,
-    /// The keys of the clients' sessions, as peers told them.
+    /// The keys of the clients' sessions, as peers reported them.
     pub keys: BTreeMap<Thread, String>,
     /// Sessions that no client asks for.
     pub idle: Idle,
 }
 
 impl Breaker {
-    /// Does one thing of the kind, undoes it, and waits until the mesh is whole.
+    /// Makes one fault of the kind, undoes it, and waits until the mesh is whole.
     ///
     /// # Errors
     /// If a peer cannot be started again, or the mesh does not become whole in time.
@@ -272,7 +272,7 @@ impl Breaker {
         self.whole_again(kind.name()).await
     }
 
-    /// Waits until the mesh is whole, and writes down when it was.
+    /// Waits until the mesh is whole, and records when it was.
     async fn whole_again(&mut self, after: &str) -> Result<()> {
         let healed = Instant::now();
         let done = self.whole(after).await;
@@ -409,7 +409,7 @@ impl Breaker {
         bail!("{} ended by itself ({status}); its log: {}", peer.name, peer.folder().display())
     }
 
-    /// Has the app ready at `victim` alone, as far as that can be had, and begins sessions
+    /// Makes the app ready at `victim` alone, as far as that is possible, and begins sessions
     /// elsewhere: these run at `victim`, which votes for them.
     async fn hop_to(&mut self, victim: usize) {
         let app = APPS[0].name;
@@ -430,7 +430,7 @@ impl Breaker {
         self.mesh.peer(peer).app_state(APPS[0].name).await == "ready"
     }
 
-    /// Whether the peer heard it; one that does not answer has no app that runs.
+    /// Whether the peer answered; one that does not has no running app.
     async fn tell_app(&self, peer: usize, action: &str) -> bool {
         let path = format!("/v1/apps/{}/{action}", APPS[0].name);
         let mut admin = Client::new();
@@ -534,8 +534,8 @@ impl Breaker {
         (peers, format!("links {} cut for {span:.1?}", told.join(", ")))
     }
 
-    /// What the first one held is gone when the second one, which may hold the only other copy,
-    /// says nothing.
+    /// What the first peer held is gone while the second one, which may hold the only other copy, is
+    /// silent.
     async fn kill_and_pause(&mut self, victim: usize) -> Result<(Vec<usize>, String)> {
         let count = self.mesh.peers().len();
         let other = (victim + 1 + self.rng.random_range(0..count - 1)) % count;
@@ -587,7 +587,7 @@ impl Breaker {
         Ok(())
     }
 
-    /// What the mesh lacks to be whole, if anything.
+    /// Why the mesh is not whole yet, if it is not.
     async fn lacking(&mut self) -> Option<String> {
         if self.mesh.peers().iter().any(|peer| !peer.is_alive()) || !self.mesh.is_formed().await {
             return Some("not every peer sees every other".to_owned());
@@ -615,8 +615,8 @@ impl Breaker {
         self.short().await
     }
 
-    /// What the peers themselves tell to be short of members or an owner: sessions that nobody works
-    /// on as well, and keys.
+    /// What the peers report to be short of members or an owner: keys, and sessions, unused ones
+    /// included.
     async fn short(&self) -> Option<String> {
         let statuses = join_all(self.mesh.peers().iter().map(|peer| peer.status())).await;
         let mut lives = BTreeMap::new();
@@ -626,7 +626,7 @@ impl Breaker {
         }
         for (peer, status) in self.mesh.peers().iter().zip(statuses.iter().flatten()) {
             let others = status["peers"].as_array().into_iter().flatten();
-            // Of whoever died and came back unseen, what it held is not missed yet.
+            // If a peer died and came back unnoticed, nobody misses yet what it held.
             let former = others.clone().find(|other| {
                 let name = other["name"].as_str().unwrap_or_default();
                 lives.get(name).is_some_and(|life| *life != other["incarnation"])
@@ -643,8 +643,8 @@ impl Breaker {
         None
     }
 
-    /// The members of a session as its owner knows them; the names of those that are gone for good
-    /// are no peers' names. Nobody where nobody owns it.
+    /// The members of a session as its owner knows them; members that are gone for good do not have
+    /// names of peers. Empty if nobody owns the session.
     async fn members_of(&self, key: &str) -> Vec<String> {
         for (index, peer) in self.mesh.peers().iter().enumerate() {
             let Some(told) = self.ask(index, &format!("/v1/sessions/{key}")).await else {

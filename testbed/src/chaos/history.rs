@@ -1,11 +1,10 @@
-//! What is written down during a run: by the clients what they asked and saw, by the apps what
-//! they ran, by the faults' driver what it did. The checker judges these records and nothing
-//! else.
+//! The records of a run: what clients asked and saw, what apps ran, and which faults were made. The
+//! judge uses these records and nothing else.
 //!
 //! Each client works on one session at a time, which holds a list of items. An append adds one
 //! item that occurs nowhere else, and its answer is the whole list; a read's answer is the whole
-//! list too. So every answer shows the session's history up to a point, and the histories of one
-//! session can be laid over each other.
+//! list too. So every answer shows the session's history up to a point, and the answers of one
+//! session can be compared.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +13,8 @@ use super::leases::{Hold, LetIn};
 /// Microseconds since the run began, on the one monotonic clock of the process that records.
 pub type Micros = u64;
 
-/// One client's session, as the client counts: it starts another where it is told that its
-/// session is lost, and says so.
+/// One client's session, as the client counts: when it learns that its session is lost, it begins
+/// another and records that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Thread {
     /// Which client.
@@ -34,7 +33,7 @@ pub enum Operation {
         item: String,
         /// It carried an `Idempotency-Key`, the same one at each attempt.
         keyed: bool,
-        /// The app was told to take this long, in milliseconds.
+        /// How long the app was asked to take, in milliseconds.
         slow_ms: u64,
     },
     /// Asks for the list.
@@ -43,7 +42,7 @@ pub enum Operation {
     Echo,
 }
 
-/// What one attempt came to.
+/// The outcome of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
@@ -63,7 +62,7 @@ pub enum Outcome {
         /// The mesh said that it went on under another session (`Warmhop-Session-Forked`).
         forked: bool,
     },
-    /// No connection came about: no byte of the request left.
+    /// No connection was made: no byte of the request was sent.
     NotSent {
         /// The error.
         error: String,
@@ -78,13 +77,13 @@ pub enum Outcome {
 /// One attempt of one operation, written when it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Attempt {
-    /// Whose.
+    /// Whose attempt it is.
     pub thread: Thread,
     /// The app that it asked for.
     pub app: String,
-    /// Which of the thread's operations; a repeat has the same number.
+    /// The operation's number within its thread; a repeat has the same one.
     pub number: u32,
-    /// From 0.
+    /// The number of the attempt, from 0.
     pub attempt: u32,
     /// What it asked for.
     pub operation: Operation,
@@ -117,7 +116,7 @@ pub struct Run {
     pub at_unix_ms: u64,
 }
 
-/// What a client of the Redis-speaking endpoint asked of one key.
+/// What a client of the Redis-speaking endpoint asked one key for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Asked {
@@ -166,14 +165,14 @@ pub enum Came {
         /// The sum.
         number: i64,
     },
-    /// The client was told that nothing was done, or could not even ask.
+    /// Nothing was done, by the answer or because the request could not be sent.
     Refused {
-        /// What it was told.
+        /// The answer.
         error: String,
     },
     /// It may have been done.
     Unknown {
-        /// What the client was told, or why it heard nothing.
+        /// The answer, or why there was none.
         error: String,
     },
 }
@@ -197,7 +196,7 @@ pub struct KeyOperation {
     pub came: Came,
 }
 
-/// A session that no client asked for, and that was not whole in time after a fault.
+/// An idle session that was not whole in time after a fault.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Orphan {
     /// Its key.
@@ -208,7 +207,7 @@ pub struct Orphan {
     pub fault: usize,
     /// When it was given up.
     pub at: Micros,
-    /// What each peer said of it.
+    /// What each peer reported about it.
     pub told: String,
 }
 
@@ -217,7 +216,7 @@ pub struct Orphan {
 pub struct Fault {
     /// Its kind as `--faults` names it.
     pub kind: String,
-    /// Who was hit.
+    /// Which peers it hit.
     pub peers: Vec<String>,
     /// What was done, in a few words.
     pub what: String,
@@ -252,16 +251,16 @@ pub struct Armed {
     pub point: String,
     /// At which pass the peer was to end.
     pub pass: u64,
-    /// It did; else the time was up before.
+    /// Whether it ended there; otherwise the time was up before.
     pub tripped: bool,
 }
 
-/// Who owned how many sessions, asked of the admin listeners now and then.
+/// How many sessions a peer owned, as its admin listener reported now and then.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Sample {
     /// When.
     pub at: Micros,
-    /// Which peer.
+    /// Which peer was asked.
     pub peer: String,
     /// Absent where the peer did not answer.
     pub owned: Option<u64>,
@@ -272,7 +271,7 @@ pub struct Sample {
 /// A whole run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// What it can be repeated by.
+    /// The seed with which it can be repeated.
     pub seed: u64,
     /// When it began, in milliseconds since the Unix epoch, which is how the apps count.
     pub began_unix_ms: u64,

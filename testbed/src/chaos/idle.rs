@@ -2,7 +2,7 @@
 //! listeners, and read once at the end.
 //!
 //! Clients at work repair what they use: a request of a session whose owner is gone takes it over.
-//! Whether the mesh repairs what nobody uses shows in these alone.
+//! Only idle sessions show whether the mesh repairs what nobody uses.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use super::history::{Orphan, Thread};
 use super::load::{IDLE_FROM, Load, Walker};
 use crate::client::Client;
 
-/// Within this time after a fault was undone, every one is to be whole.
+/// Every one has to be whole within this time after a fault was undone.
 pub const WHOLE_WITHIN: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_secs(1);
 const ASKED_WITHIN: Duration = Duration::from_secs(2);
@@ -28,7 +28,7 @@ const ITEMS: usize = 2;
 #[derive(Debug, Default)]
 pub struct Idle {
     walkers: Vec<Walker>,
-    /// Their keys, by those who began them.
+    /// Their keys, by the clients that began them.
     keys: BTreeMap<Thread, String>,
     /// Those that were not whole in time.
     pub orphans: Vec<Orphan>,
@@ -55,16 +55,15 @@ impl Idle {
         idle
     }
 
-    /// How many are looked after.
+    /// How many are checked.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.keys.len() as u64
     }
 
-    /// Waits until each is whole, and writes down those that are not `WHOLE_WITHIN` after
-    /// `healed`; these are looked after no longer, nor are those of which a fault that `may_lose`
-    /// them has left no majority. `names` are the peers', in the order of
-    /// `admins`.
+    /// Waits until each is whole, and records those that are not `WHOLE_WITHIN` after `healed`. These
+    /// are no longer checked, nor are those that a fault which `may_lose` them has left without a
+    /// majority. `names` are the peers', in the order of `admins`.
     pub async fn whole(
         &mut self,
         healed: Instant,
@@ -112,14 +111,14 @@ impl Idle {
 
 /// What a session lacks.
 struct Lacking {
-    /// What each peer said of it.
+    /// What each peer reported about it.
     told: String,
-    /// More than half of the members that somebody named live.
+    /// Whether more than half of the members that any peer named are alive.
     has_majority: bool,
 }
 
-/// Whether one peer, and no other, owns the session and counts as many living members as there
-/// should be; else what each peer said of it.
+/// Whether exactly one peer owns the session and counts as many living members as there should be;
+/// otherwise what each peer reported about it.
 async fn is_whole(key: &str, names: &[String], admins: &[SocketAddr]) -> Result<(), Lacking> {
     let path = format!("/v1/sessions/{key}");
     let told = join_all(admins.iter().map(|admin| ask(*admin, &path))).await;

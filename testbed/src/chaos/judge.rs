@@ -4,11 +4,11 @@
 //! the operation left or found it. That makes linearizability (Herlihy and Wing, 1990) exact and
 //! cheap to decide, where in general one has to search (Wing and Gong, 1993): the longest answer
 //! gives the order of all appends that took effect, every other answer must be a beginning of it,
-//! and so each operation has one place in that order. An append stands where its item stands; a
-//! read stands behind the last item that it saw. Placing them so is the only possibility, so the
-//! history is linearizable if and only if no operation that ended before another began stands
-//! behind it. An append whose outcome the client never learnt never ended; where no answer shows
-//! it, it may as well not have happened.
+//! and so each operation has one place in that order. An append has the place of its item, a
+//! read the place behind the last item that it saw. No other order is possible, so the history is
+//! linearizable if and only if no operation that ended before another began comes after it in that
+//! order. An append whose outcome the client never learnt counts as one that never ended; if no
+//! answer shows it, it need not have happened.
 
 mod session;
 mod shown;
@@ -24,7 +24,7 @@ use super::leases;
 use super::linear::{self, Finding};
 use super::waits::{self, cause, longest_by_stretch, percentile};
 
-/// How long after a fault what it did may still be felt.
+/// How long after a fault its effects may still last.
 pub const GRACE: Micros = 20_000_000;
 const EXAMPLES_MAX: usize = 10;
 
@@ -47,7 +47,7 @@ pub struct Verdict {
     pub faults: BTreeMap<String, u64>,
     /// How often a peer ran with each failpoint, and how often it ended there.
     pub failpoints: BTreeMap<String, (u64, u64)>,
-    /// Why the run ended before its time, if it did.
+    /// Why the run ended early, if it did.
     pub cut_short: Option<String>,
     /// How long clients went without an answer, by the kind of fault.
     pub unavailable: BTreeMap<String, Unavailable>,
@@ -74,9 +74,9 @@ pub struct Verdict {
     pub lost_to: BTreeMap<String, u64>,
     /// Sessions that it reported lost without such a fault.
     pub lost_without_cause: u64,
-    /// Clients whose session never held anything and who were told that it is lost.
+    /// Clients that got an answer that their session is lost, although it never held anything.
     pub lost_nothing: u64,
-    /// How often such clients were refused for want of a majority, which nothing of theirs needs.
+    /// How often such clients were refused because no majority was reached, which they do not need.
     pub refused_nothing: u64,
     /// Keys that clients of the Redis-speaking endpoint used, and operations on them.
     pub keys: (u64, u64),
@@ -89,14 +89,14 @@ pub struct Verdict {
     pub locks: (u64, u64),
     /// Clients that limiters let in, and those of them that were one too many within a window.
     pub let_in: (u64, u64),
-    /// What operations on keys were told instead of an answer, by its first word, and by the fault
-    /// that it belongs to.
+    /// The errors that operations on keys got, by their first word, and by the fault that they belong
+    /// to.
     pub key_errors: BTreeMap<String, BTreeMap<String, u64>>,
     /// Sessions that no client asked for, and that were looked after to the end.
     pub idle: u64,
     /// Those that had no owner, two, or too few living members for long after a fault.
     pub orphaned: u64,
-    /// Some of what was wrong, told.
+    /// Some of what was wrong, in words.
     pub examples: Vec<String>,
 }
 
@@ -105,7 +105,7 @@ pub struct Verdict {
 pub struct Refusals {
     /// How many.
     pub count: u64,
-    /// What the client may be told so for; empty where it never may.
+    /// Why the client may get it; empty if it never may.
     pub allowed: String,
     /// How many by the fault that they belong to; `none` where there is none.
     pub during: BTreeMap<String, u64>,
@@ -203,8 +203,7 @@ fn count_attempts(history: &History, verdict: &mut Verdict) {
     }
 }
 
-/// Whether the sessions that clients were told are lost had anything to lose, and a fault to lose it
-/// to.
+/// Whether sessions that were reported lost held anything, and whether a fault explains the loss.
 fn judge_lost_sessions(
     history: &History,
     threads: &BTreeMap<Thread, Vec<&Attempt>>,
@@ -339,8 +338,8 @@ fn line(operation: &KeyOperation) -> String {
     format!("{began:.4}–{ended:.4} s client {client} at {door}: {asked:?} → {came:?}")
 }
 
-/// What an attempt without an answer came to, and why a client may be told so; `None` where it
-/// never may.
+/// The outcome of an attempt without an answer, and why a client may get it; `None` if it never
+/// may.
 fn name(outcome: &Outcome, attempt: &Attempt) -> (String, Option<&'static str>) {
     match outcome {
         Outcome::Refused { status, problem, .. } => {

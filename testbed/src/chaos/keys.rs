@@ -1,9 +1,9 @@
 //! Clients of the Redis-speaking endpoint: a few at a time meet on a key that nobody used before,
 //! each at a door of its own, and use it as applications do: for a lock, a counter, a value, and in
-//! transactions. What each asked and heard is written down; `linear` judges it.
+//! transactions. Each records what it asked and got; `linear` judges that.
 //!
-//! Keys are many and short-lived, so that many are born while something is broken, and what one of
-//! them went through can be searched for an order that explains it.
+//! Keys are many and short-lived: so many of them are created during a fault, and the history of each is
+//! short enough to search for an order that explains it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -138,7 +138,7 @@ impl KeyClient {
         self.replace(None, Some(to)).await;
     }
 
-    /// Asks for something, and writes down what came of it.
+    /// Asks for something, and records the outcome.
     async fn does(&mut self, asked: Asked) -> Came {
         self.uses += 1;
         let began = self.load.now();
@@ -165,7 +165,7 @@ impl KeyClient {
         came
     }
 
-    /// Replaces what it reads, or what it knows itself to have set, in a transaction.
+    /// Replaces in a transaction what it reads, or what it set itself.
     async fn replace(&mut self, only: Option<String>, to: Option<String>) {
         let key = self.key.clone();
         let words = |words: &[&str]| words.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
@@ -243,7 +243,7 @@ impl KeyClient {
     }
 }
 
-/// What an error says of whether anything was done.
+/// Whether anything was done, according to an error.
 fn told(error: String) -> Came {
     match error.split(' ').next() {
         Some("UNKNOWN") => Came::Unknown { error },

@@ -1,6 +1,6 @@
 //! Clients of locks with a lease and of limiters, as libraries have them: `SET NX PX` given back by a
 //! script that compares and deletes, fenced by a counter; and a script that lets so many in within a
-//! moving window. What they hold and what they were let do says by itself whether two held one lock, or
+//! moving window. Their records alone show whether two clients held one lock, or
 //! too many were let in.
 
 use std::sync::Arc;
@@ -26,7 +26,7 @@ const LEASE_MS: u64 = 1_500;
 /// How many are let in within a window.
 pub const LIMIT: usize = 5;
 const WINDOW_MS: u64 = 1_000;
-/// How far the peers' clocks may be apart, all of them being one machine's.
+/// How far the peers' clocks may differ, since all of them run on one machine.
 const CLOCKS_MS: u64 = 20;
 
 const GIVE_BACK: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then \
@@ -44,11 +44,11 @@ pub struct Hold {
     pub lock: String,
     /// Which client.
     pub client: u32,
-    /// From when on it knew that it held it.
+    /// Since when it knew that it held it.
     pub from: Micros,
     /// Until when: it gave it back then, or its lease may have ended.
     pub until: Micros,
-    /// The number that it drew while it held it, if it was told one by then.
+    /// The number that it drew while it held it, if it got one.
     pub fence: Option<i64>,
 }
 
@@ -59,11 +59,11 @@ pub struct LetIn {
     pub limiter: String,
     /// When it asked.
     pub began: Micros,
-    /// When it was told.
+    /// When it got the answer.
     pub ended: Micros,
 }
 
-/// One that goes on until the run is over; those of a group share a lock and a limiter.
+/// A client that goes on until the run is over; the clients of a group share a lock and a limiter.
 pub async fn run(load: Arc<Load>, group: u32, client: u32, seed: u64) {
     let mut user = User {
         rng: SmallRng::seed_from_u64(seed ^ (u64::from(group * AT_ONCE + client) << 32) ^ 0x6C65),
@@ -159,7 +159,7 @@ impl User {
     }
 }
 
-/// What holds and limiters prove.
+/// What the records of locks and limiters prove.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Finding {
     /// Pairs of holds of one lock at one time.

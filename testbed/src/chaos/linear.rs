@@ -1,8 +1,8 @@
 //! Whether what clients saw of one key can have happened in some order that real time allows.
 //!
-//! The search is that of Wing and Gong (1993), with Lowe's memory of what was tried in vain
-//! (2017): of the operations that may come next, one that fits the key's value is taken, and
-//! another in its place where that leads nowhere. An operation whose outcome nobody learnt may take
+//! The search is that of Wing and Gong (1993), and remembers failed states as Lowe's does (2017): of the
+//! operations that may come next it takes one that fits the key's value, and another one if that leads
+//! to no order. An operation whose outcome nobody learnt may take
 //! effect at any time after it was sent, or never. Few operations meet on one key, and no key has
 //! many, so that a search is short; one that is not is given up and counted.
 
@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::history::{Asked, Came, Fault, KeyOperation, Micros};
 
-/// No key has more operations than a search can tell apart.
+/// No key has more operations than a search can distinguish.
 pub const OPERATIONS_MAX: usize = 128;
 /// How many steps one search may take.
 const STEPS_MAX: usize = 2_000_000;

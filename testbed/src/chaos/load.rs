@@ -1,8 +1,8 @@
-//! The clients: each works on one session at a time and writes down all that it sees.
+//! The clients: each works on one session at a time and records all that it sees.
 //!
-//! They know the contract only. After a failed connection they go to another front door; what is
-//! safe or carries a key they repeat until it is answered; an unkeyed append whose outcome is
-//! unknown they leave.
+//! They know only the contract. After a failed connection they go to another front door. They repeat a
+//! request that is safe or has a key until it is answered, and do not repeat an unkeyed append whose
+//! outcome is unknown.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -29,12 +29,12 @@ use crate::client::Client;
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How long it goes on repeating one operation.
 const REPEATS_WITHIN: Duration = Duration::from_secs(60);
-/// The answer to a repeat that is the last word on its operation.
+/// The answer to a repeat that settles its operation.
 const KEY_UNKNOWN: &str = ":idempotency-key-outcome-unknown";
 /// How many items a session gets before its client begins another.
 const ITEMS_MAX: usize = 60;
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// The numbers of those that begin a session and leave it alone begin here.
+/// The first number of the clients that begin a session and leave it alone.
 pub const IDLE_FROM: u32 = 100_000;
 /// How long the last read of a session that was left alone may be repeated.
 const READ_WITHIN: Duration = Duration::from_secs(20);
@@ -46,7 +46,7 @@ pub struct Load {
     pub doors: Vec<(String, SocketAddr)>,
     /// When the run began.
     pub began: Instant,
-    /// Set when clients are to finish what they do and end.
+    /// Set when clients are to finish their operation and end.
     pub over: AtomicBool,
     /// What they saw.
     pub attempts: Mutex<Vec<Attempt>>,
@@ -70,7 +70,7 @@ impl Load {
     }
 }
 
-/// What is shared, even where one who held it has panicked.
+/// The shared records, even if a thread that held them has panicked.
 pub(super) fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -89,7 +89,7 @@ enum Habit {
 }
 
 impl Habit {
-    /// One client of six never names its appends, one never makes any.
+    /// One client of six never uses keys, and one never appends.
     fn of(client: u32) -> Self {
         match client % 6 {
             4 => Self::Keyless,

@@ -1,12 +1,12 @@
-//! Chaos: load and faults on a mesh of real processes, and a judge that saw neither.
+//! Chaos: load and faults on a mesh of real processes, and a judge that knows only their records.
 //!
 //! | module | owns |
 //! | --- | --- |
 //! | [`run`] | one run from its beginning to its end |
-//! | [`faults`] | what is done to the mesh |
+//! | [`faults`] | the faults, and when each is made |
 //! | [`judge`] | what the clients' histories prove |
 //! | [`linear`] | what the histories of keys prove |
-//! | [`history`] | what is written down during a run |
+//! | [`history`] | the records of a run |
 //! | [`load`] | the clients of apps |
 //! | [`keys`] | the clients of the Redis-speaking endpoint |
 //! | [`leases`] | the clients of locks with a lease and of limiters |
@@ -57,7 +57,7 @@ pub const APPS: [LedgerApp; 2] = [
     LedgerApp { name: "session-only", host: "session-only.localhost", effects: "session-only" },
 ];
 
-/// Runs of this length and longer make the faults that take long, too, unless told which to make.
+/// Runs of at least this length also make the faults that take long, unless `--faults` selects some.
 const LONG_FROM: Duration = Duration::from_secs(150);
 
 /// How many sessions are begun and left alone.

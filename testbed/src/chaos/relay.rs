@@ -1,10 +1,10 @@
 //! A relay for the datagrams between peers, so that links can be cut, made lossy and slowed down
 //! without any privilege.
 //!
-//! Each peer listens where it always does, but advertises a port of the relay. What arrives there
-//! is told apart by its source, which is the sender's own mesh port, and goes on from a socket of
-//! that pair; what comes back goes the same way back. So each direction of each pair of peers has
-//! a rule of its own, whoever dialled.
+//! Each peer listens where it always does, but advertises a port of the relay. The relay
+//! identifies the sender of a datagram by its source, the sender's own mesh port, and forwards it from a
+//! socket of that pair; answers take the same way back. So each direction of each pair of peers has a
+//! rule of its own, whichever peer opened the connection.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};

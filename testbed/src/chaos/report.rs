@@ -1,7 +1,7 @@
-//! A run as one page for people: the verdict, what clients bore over time, and every fault.
+//! A run as one page for people: the verdict, how long clients waited over time, and every fault.
 //!
 //! The page is one file that opens from disk: its style and its plots are inside, it fetches
-//! nothing and needs no script. It is written as well-formed XML, so that a parser can vouch for
+//! nothing and needs no script. It is written as well-formed XML, so that a parser can check
 //! it, and everything that comes from a run is escaped on its way in (`Text`).
 
 mod plot;

@@ -1,4 +1,4 @@
-//! One run: a mesh behind a relay, clients, faults until the time is up, and what was seen.
+//! One run: a mesh behind a relay, clients, faults until the time is up, and the records of it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -27,16 +27,16 @@ use crate::mesh::{self, Mesh, Spec};
 use crate::ports::{PeerPorts, Reservation};
 use crate::terminal::Terminal;
 
-/// How long clients may take to finish what they do when the time is up.
+/// How long clients may take to finish their operations when the time is up.
 const CLIENTS_END_WITHIN: Duration = Duration::from_secs(90);
-/// For so many clients of apps there is one group that meets on keys.
+/// There is one group of clients that use keys for so many clients of apps.
 const CLIENTS_PER_GROUP: u32 = 8;
 /// How many keys are read once more at the end, the newest.
 const READ_AGAIN: usize = 400;
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 const SAMPLE_WITHIN: Duration = Duration::from_millis(700);
 
-/// What a run is to be like.
+/// The settings of a run.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// How many peers, from 3 to 15.
@@ -55,7 +55,7 @@ pub struct Options {
     pub folder: PathBuf,
 }
 
-/// Carries a run out. One that ends before its time returns what was seen until then, and why.
+/// Carries a run out. If it ends early, the records say why.
 ///
 /// # Errors
 /// If the mesh does not form, or what it wrote cannot be read.
@@ -184,7 +184,7 @@ impl Stage {
         })
     }
 
-    /// Lets the clients finish, ends the mesh and returns what was seen.
+    /// Lets the clients finish, ends the mesh and returns the records.
     ///
     /// # Errors
     /// If what the apps wrote cannot be read.
@@ -308,8 +308,8 @@ fn log_of(folder: &Path, peer: &str) -> PathBuf {
     folder.join(format!("{peer}.ledger.jsonl"))
 }
 
-/// Asks each peer each second what it owns and holds. All at once, so that one that stands still
-/// keeps nobody waiting.
+/// Asks each peer each second what it owns and holds: all at once, so that a stopped one delays no
+/// other.
 async fn sample(load: Arc<Load>, peers: Vec<PeerPorts>, samples: Arc<Mutex<Vec<Sample>>>) {
     let mut every = interval(SAMPLE_EVERY);
     loop {
@@ -327,7 +327,7 @@ async fn sample(load: Arc<Load>, peers: Vec<PeerPorts>, samples: Arc<Mutex<Vec<S
     }
 }
 
-/// What the apps wrote down. The last line of a process that was killed may be half a line.
+/// The records of the apps. The last line of a process that was killed may be cut off.
 fn runs(folder: &Path, peers: &[String]) -> Result<Vec<Run>> {
     let mut runs = Vec::new();
     let mut halves: HashMap<&str, usize> = HashMap::new();

@@ -3,8 +3,8 @@
 //! A wait is the time from an operation's first attempt to its answer, or to the end of its last
 //! attempt where it got none, less what the app was asked to take. It belongs to the fault within
 //! whose time or aftermath it begins, else to the first fault that begins while it lasts, else to
-//! none. The aftermath of a fault lasts until the mesh is whole again, and a little longer where no
-//! other begins: so no fault answers for what another did, and none for what happens in calm.
+//! none. The aftermath of a fault lasts until the mesh is whole again, and a little longer if no
+//! other begins: so no fault is blamed for another's effects, or for what happens without any fault.
 
 use std::collections::HashMap;
 
@@ -76,8 +76,7 @@ pub fn cause(faults: &[Fault], began: Micros, ended: Micros) -> Option<usize> {
 }
 
 /// The longest wait of each client for each stretch of time that belongs to one fault, or lies
-/// between two: what a client had to bear of it. In calm, waits of one client between the same
-/// two faults are one stretch.
+/// between two. The time between two faults is one stretch for each client.
 #[must_use]
 pub fn longest_by_stretch(waits: &[Wait], faults: &[Fault]) -> Vec<(Option<usize>, Wait)> {
     let mut longest: HashMap<(Option<usize>, usize, u32), Wait> = HashMap::new();

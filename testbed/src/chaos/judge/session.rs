@@ -44,7 +44,7 @@ fn operations<'a>(attempts: &[&'a Attempt]) -> Vec<Done<'a>> {
     by_number.into_values().collect()
 }
 
-/// What clients did to one session, and saw of it.
+/// What clients did with one session, and saw of it.
 struct Seen<'a> {
     who: String,
     operations: Vec<Done<'a>>,
@@ -68,7 +68,7 @@ pub(super) fn judge(thread: Thread, attempts: &[&Attempt], verdict: &mut Verdict
     }
 }
 
-/// Where an operation stands in the order of all: an append of the item at position p at 2p + 1, a
+/// The place of an operation in the order of all: an append of the item at position p at 2p + 1, a
 /// read of k items at 2k.
 struct Placed<'a> {
     began: Micros,
@@ -135,7 +135,7 @@ impl<'a> Seen<'a> {
         placed.collect()
     }
 
-    /// Whether no operation that ended before another began stands behind it.
+    /// Whether no operation that ended before another began comes after it in the order.
     fn judge_order(&self, verdict: &mut Verdict) {
         let who = &self.who;
         let mut by_begin = self.placed();

@@ -1,5 +1,5 @@
-//! What is planted in a history is found, under its own name and no other; and the quick check
-//! of order agrees with one that tries every order.
+//! The judge finds each violation that a history was given, and reports no other; and its quick check of
+//! the order agrees with one that tries every order.
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};

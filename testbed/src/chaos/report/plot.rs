@@ -47,7 +47,7 @@ impl Frame<'_> {
         Ok(())
     }
 
-    /// One row's title, its faults and the line that it stands on.
+    /// One row's title, its faults and its base line.
     fn row(&self, out: &mut String, title: &str, top: f64, height: f64) -> fmt::Result {
         self.faults(out, top, height)?;
         writeln!(

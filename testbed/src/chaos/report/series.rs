@@ -16,7 +16,7 @@ pub(super) struct Series {
     pub(super) bin: Micros,
     /// From the first bin to the last; empty bins included.
     pub(super) bins: Vec<Bin>,
-    /// How many sessions each peer owned, by bin and peer; absent where it did not say.
+    /// How many sessions each peer owned, by bin and peer; absent if it did not report it.
     pub(super) owned: Vec<Vec<Option<u64>>>,
     /// How often sessions went from one peer to another, by their positions.
     pub(super) moves_between: BTreeMap<(usize, usize), u64>,
