@@ -17,7 +17,8 @@ use warmhop_cli::lb::{Affinity, Balancer};
 use warmhop_cli::run::Failure;
 use warmhop_cli::{cert, dev, guard, init, lb, log, operate, run, show, watch};
 
-/// A peer of a mesh that answers the first request to a cold app from a peer where it is ready.
+/// Run and operate the peers of a mesh, in which a peer where an app is ready answers for those where
+/// it has not started.
 #[derive(Debug, Parser)]
 #[command(name = "warmhop", version, arg_required_else_help = true)]
 struct Cli {
@@ -36,24 +37,24 @@ enum Command {
         #[arg(long, value_enum, default_value_t = log::Format::Text)]
         log: log::Format,
     },
-    /// Run a few peers on this machine with one app behind them: throw-away identities, no
-    /// configuration file; Ctrl-C ends everything.
+    /// Run a few peers on this machine with one app behind them, until Ctrl-C. It needs no
+    /// configuration file: the identities are made for this run.
     Dev {
         /// How many peers.
         #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=i64::from(dev::PEERS_MAX)))]
         peers: u16,
-        /// The first peer's front door; those of the others follow. 0: whichever ports are free.
+        /// The port of the first peer's front door; the other peers have the next ones. 0: any free ports.
         #[arg(long, value_name = "P", default_value_t = 8080)]
         port: u16,
-        /// Where the app's sessions are: in its own memory, kept by the mesh (REDIS_URL is then in
-        /// the app's environment), or nowhere.
+        /// Where the app's sessions are kept: in its own memory, by the mesh (the app's environment
+        /// then has REDIS_URL), or nowhere.
         #[arg(long, value_name = "MODE", default_value = "pinned", value_parser = ["pinned", "portable", "none"])]
         session: String,
         /// The path that answers once the app is ready; without it, it is ready once it listens.
         #[arg(long, value_name = "PATH")]
         ready: Option<String>,
-        /// The app's command, which serves HTTP on 127.0.0.1:$PORT; one word with spaces in it is
-        /// a line for the shell.
+        /// The app's command, which serves HTTP on 127.0.0.1:$PORT. A single argument with spaces in
+        /// it is run by the shell.
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<String>,
     },
@@ -90,8 +91,10 @@ enum Command {
     /// Start, stop, restart or pause an app on one peer.
     #[command(subcommand)]
     App(App),
-    /// Have a peer read its configuration again. Changes that it can make while it serves are
-    /// applied; the others are listed. A file with a mistake changes nothing; exit status 2.
+    /// Have a peer read its configuration again.
+    ///
+    /// Changes that it can make while it serves are applied, and the others are listed. A file with a
+    /// mistake changes nothing, and the exit status is 2.
     Reload {
         #[command(flatten)]
         ask: Ask,
@@ -233,7 +236,7 @@ enum Cert {
         /// The folder of an identity or an authority.
         dir: PathBuf,
     },
-    /// Issue a peer's identity again, with a new key; a running peer takes it by itself.
+    /// Issue a peer's identity again, with a new key; a running peer loads it by itself.
     Renew {
         /// The identity's folder.
         dir: PathBuf,
@@ -248,22 +251,23 @@ enum Cert {
 
 #[derive(Debug, Subcommand)]
 enum App {
-    /// Start the app there.
+    /// Start the app on the peer that is asked.
     Start {
         /// Its name.
         name: String,
         #[command(flatten)]
         ask: Ask,
     },
-    /// Stop the app there once its requests have ended.
+    /// Stop the app on the peer that is asked, once its requests have ended.
     Stop {
         /// Its name.
         name: String,
         #[command(flatten)]
         ask: Ask,
     },
-    /// Start a new copy beside the one that serves there, and have it take over once it is ready; if
-    /// it does not become ready, the old one keeps serving; exit status 1.
+    /// Start a new copy beside the one that serves, and switch over once it is ready.
+    ///
+    /// If the new copy does not become ready, the old one keeps serving, and the exit status is 1.
     Restart {
         /// Its name.
         name: String,
@@ -273,7 +277,7 @@ enum App {
         #[command(flatten)]
         ask: Ask,
     },
-    /// Stop the app there and keep it from starting until it is resumed.
+    /// Stop the app on the peer that is asked, and keep it from starting until it is resumed.
     Pause {
         /// Its name.
         name: String,
@@ -292,7 +296,7 @@ enum App {
 /// Which peer to ask.
 #[derive(Debug, Args)]
 struct Listener {
-    /// The peer's admin listener, by https:// where something in front of it ends TLS.
+    /// The peer's admin listener; https:// if a proxy in front of it ends TLS.
     #[arg(
         long,
         value_name = "URL",
@@ -542,7 +546,7 @@ fn check(file: &std::path::Path) -> Result<u8, Failure> {
         let _ = writeln!(
             stderr,
             "warmhop: {}: a peer on this machine would not start with this configuration, and would \
-             refuse to reload it, for what is missing here; check it where the peer runs",
+             refuse to reload it, because of what is missing here; check it where the peer runs",
             file.display()
         );
     }
