@@ -19,7 +19,7 @@ fn five(title: &str) -> Stage {
 }
 
 /// A and B hold tea under a key; C and D were asked and hold nothing. Then A cannot be heard any more,
-/// and B and C are started anew: B, which has forgotten tea, and C, which knows nobody's former life.
+/// and B and C are restarted: B, which has forgotten tea, and C, which knows nobody's former life.
 fn two_were_started_anew(title: &str) -> Stage {
     let mut s = Stage::new(title, "A B C D");
     s.knows("A", "B C D", "");
@@ -42,9 +42,9 @@ fn two_were_started_anew(title: &str) -> Stage {
     s
 }
 
-/// The danger: B and C have met each other and D, but whoever knows that B is reborn has not been
+/// The danger: B and C have met each other and D, but no peer that knows of B's rebirth has been
 /// heard yet. B asks everyone it knows, and C, which began a moment ago, answers first: two of three
-/// known, and the third may be missed. Tea, which A and B acknowledged, would be begun anew.
+/// known, and the third may be missed. Tea, which A and B acknowledged, would begin again from nothing.
 /// The rule: a young peer counts as missed until one that is settled vouches for it.
 #[test]
 fn a_young_peer_is_no_witness_before_one_that_is_settled_vouches_for_it() {
@@ -77,7 +77,7 @@ fn a_young_peer_is_no_witness_before_one_that_is_settled_vouches_for_it() {
 /// The danger: where every peer was started a moment ago there is nobody to vouch for anyone, and a
 /// mesh that has just begun would serve no key before its peers are settled.
 /// The rule: where nobody is settled, as far as each said of itself, all of them count, and one may be
-/// missed as ever.
+/// missed, as always.
 #[test]
 fn in_a_mesh_that_has_just_begun_the_young_vouch_for_themselves() {
     let mut s = Stage::new("a mesh that has just begun", "A B C");
@@ -109,7 +109,7 @@ fn a_peer_that_was_added_begins_keys_as_soon_as_one_that_is_settled_knows_it() {
 /// The danger: A and C hold tea under a key, and B, the third member, does not. D, which reached neither
 /// of the two, asked B to begin the session at B, D and E, above what A began; then D and E are started
 /// anew. Whoever takes the session over hears of that birth, and has to close it; but those who could
-/// are gone for good. It would try in vain, it and everyone after it, and tea could never be had again
+/// are gone for good. It and every peer after it would fail, and nobody could get tea any more,
 /// although its members live.
 /// The rule: where a majority of the members holds what was found, nobody closed those members for the
 /// birth, so that nothing came of it: it is passed over.
@@ -149,10 +149,10 @@ fn a_birth_that_nobody_can_close_any_more_does_not_shut_in_what_is_held_below_it
 
 /// The danger: A and C hold tea, and B, the third member, does not: it was cut off, tried to begin the
 /// session itself at B, D and E, and finds tea as soon as it hears C. Before it does, A, D and E are
-/// started anew. C would have to close what B began, which takes D or E; so nobody could ever have tea
+/// restarted. C would have to close what B began, which takes D or E; so nobody could ever have tea
 /// again, although of its holders only one is gone.
-/// The rule: whoever begins a session as a member is the first to accept what it proposes there. Where
-/// it accepted nothing, nothing came of it.
+/// The rule: a peer that begins a session as a member is the first to accept what it proposes there. If
+/// it accepted nothing, nobody did.
 #[test]
 fn a_birth_whose_beginner_holds_nothing_of_it_came_to_nothing() {
     let mut s = five("a birth whose beginner holds nothing of it");
@@ -188,7 +188,7 @@ fn a_birth_whose_beginner_holds_nothing_of_it_came_to_nothing() {
 
 /// As above, but B tries to begin the session at A, D and E, and is no member there: it would accept
 /// nothing of what it proposes.
-/// The rule: whoever gave a birth up forgets that it tried, and by what it tells of births says so.
+/// The rule: a peer that gave a birth up forgets that it tried, and its list of births shows that.
 #[test]
 fn a_birth_that_its_beginner_gave_up_came_to_nothing_whoever_its_members_are() {
     let mut s = five("a birth that its beginner gave up");
@@ -216,9 +216,9 @@ fn a_birth_that_its_beginner_gave_up_came_to_nothing_whoever_its_members_are() {
 }
 
 /// The danger: the members of tea are A, C and D, held by A and C. B, which is none of them, tried to begin
-/// the session at A, D and E, and D remembers that. A and E are started anew: what B may have proposed
+/// the session at A, D and E, and D remembers that. A and E are restarted: what B may have proposed
 /// can never be closed, D cannot tell that it proposed nothing, and nobody asks B for a promise.
-/// The rule: everyone is asked what it knows, B too, and its word counts at once.
+/// The rule: every peer is asked what it knows, B included, and B's answer counts at once.
 #[test]
 fn whoever_began_a_session_is_asked_what_came_of_it_by_those_who_remember_it() {
     let mut s = five("a beginner is asked what came of it");
@@ -251,10 +251,10 @@ fn whoever_began_a_session_is_asked_what_came_of_it_by_those_who_remember_it() {
 }
 
 /// The danger: B owned milk, which A and E acknowledged, and was no member of it. It was deposed by a
-/// takeover that came to nothing, and A and E are started anew. Were B taken for one that gave the birth
-/// up, milk would be begun anew in silence.
-/// The rule: whoever came to own the session by a birth goes on telling of it. What can never be closed is
-/// told as lost once everyone was asked, and not waited for without end.
+/// takeover that came to nothing, and A and E are restarted. Were B taken for one that gave the birth
+/// up, the session would begin again without milk, and nobody would learn of the loss.
+/// The rule: a peer that came to own the session by a birth keeps reporting it. What can never be closed is
+/// reported as lost once everyone was asked, and is not waited for without end.
 #[test]
 fn a_birth_that_made_its_beginner_the_owner_is_never_passed_over() {
     let mut s = five("a birth that made its beginner the owner");
@@ -288,7 +288,7 @@ fn a_birth_that_made_its_beginner_the_owner_is_never_passed_over() {
 
 /// The danger: A looks for the session, and two of five take their time. B, C and D have told A that they
 /// know nothing when B begins the session, and its change is acknowledged. Then another request comes
-/// to A, waits beside the first, and is told with it that there is no such session.
+/// to A, waits beside the first, and gets the same answer: that there is no such session.
 /// The rule: what was answered before a request came says nothing to it; everyone is asked again.
 #[test]
 fn a_request_that_came_while_others_were_asked_is_told_nothing_older_than_itself() {
@@ -347,7 +347,8 @@ fn answers_to_an_earlier_look_say_nothing_to_a_later_one() {
 
 /// The danger: as above, and what arrives late would stand for promises that nobody gave: two peers that
 /// begin the session at once would not meet.
-/// The rule: whoever said that it knows nothing, before it was asked to promise, has promised nothing.
+/// The rule: a peer that reported that it knows nothing, before it was asked to promise, has promised
+/// nothing.
 #[test]
 fn an_answer_to_a_look_is_no_promise_to_a_birth() {
     let mut s = five("a look before a birth");

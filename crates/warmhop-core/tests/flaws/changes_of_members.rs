@@ -8,7 +8,7 @@ use warmhop_core::session::{Failure, Session, TokenHint};
 use crate::stage::{FIRST, Stage};
 
 /// The session goes through five configurations, from A, B and C to E, F and G, and a change is
-/// made in each. Whoever leaves never learns that it has left, nor what was changed since.
+/// made in each. A peer that leaves never learns that it has left, nor what was changed since.
 /// Returns the token of the first configuration.
 fn five_configurations(title: &str) -> (Stage, TokenHint) {
     let mut s = Stage::new(title, "A B C D E F G H");
@@ -71,7 +71,7 @@ fn five_configurations(title: &str) -> (Stage, TokenHint) {
     (s, token)
 }
 
-/// The danger: whoever asks has no token at all, and the peer that it asks never heard of the
+/// The danger: a client has no token at all, and the peer that it asks never heard of the
 /// session: to such a peer, one that lives and one that never was look the same.
 /// The rule: the first few by rank are asked, then everyone; who holds it names its members, and
 /// a takeover among them finds the newest record.
@@ -166,9 +166,9 @@ fn a_token_of_long_ago_leads_to_the_newest_record() {
     s.answered("list", "tea/A milk/D jam/E bread/F salt/G");
 }
 
-/// The danger: those that the token names have all been started anew, and know nothing. Taken for
+/// The danger: those that the token names have all been restarted, and know nothing. Taken for
 /// an answer, that is an empty session.
-/// The rule: a process that was started anew is nobody's voter, and says so; then everyone is
+/// The rule: a process that was restarted is nobody's voter, and says so; then everyone is
 /// asked whether they know of the session.
 #[test]
 fn where_all_that_a_token_names_are_gone_the_others_are_asked() {
@@ -199,7 +199,7 @@ fn where_all_that_a_token_names_are_gone_the_others_are_asked() {
 /// one that is nearly as new; either could be taken for the session.
 /// The rule: without a majority nobody can say that nothing newer was acknowledged. While the
 /// others may come back, there is no majority; once they are known to be gone for good, the
-/// session is lost, and that is what the client is told.
+/// session is lost, and the client gets that answer.
 #[test]
 fn where_the_majority_of_today_is_gone_the_takeover_says_so() {
     let (mut s, token) = five_configurations("the majority of today is gone");
@@ -231,8 +231,8 @@ fn where_the_majority_of_today_is_gone_the_takeover_says_so() {
 }
 
 /// The danger: E asks everyone where the session is, hears of nothing newer than c1, and waits for
-/// C. While it waits, the session moves on, and C is started anew once it holds no copy that
-/// counts. Of c1 a majority is gone by then; if E goes by the answers that it had before, it says
+/// C. While it waits, the session moves on, and C is restarted once it holds no copy that
+/// counts. Of c1 a majority is gone by then; if E relies on the answers that it had before, it reports
 /// that the session is lost, while B serves it.
 /// The rule: the session is lost if nobody knows of newer members *after* the majority of those
 /// that are known was gone.
@@ -415,11 +415,11 @@ fn a_seal_that_was_never_chosen_does_not_undo_what_came_after() {
     s.answered("list", "tea/A milk/C");
 }
 
-/// The danger: A went on without the others, and B, which owned the session later, was told so. When A
+/// The danger: A went on without the others, and B, which owned the session later, learnt that. When A
 /// has forgotten that, it is a member like any other that forgot; but B, which takes its vote for gone,
 /// sends it nothing any more, and the session has one copy less than it should, for ever.
-/// The rule: whoever went on without the others is asked, when a member lacks the newest record, whether
-/// it takes part again.
+/// The rule: when a member lacks the newest record, a peer that went on without the others is asked
+/// whether it takes part again.
 #[test]
 fn a_member_that_forgot_that_it_went_on_alone_gets_its_copy_again() {
     let mut s = Stage::new("a member takes part again", "A B C");
@@ -452,7 +452,7 @@ fn a_member_that_forgot_that_it_went_on_alone_gets_its_copy_again() {
 
 /// The danger: A owned the session, was cut off, and proposed to replace C by D, which nobody agreed to.
 /// Meanwhile B took the session over and replaced A by E. A is told of the members since, as many changes
-/// on as its own proposal, and goes on to take that for the newer one: it counts on members that are none.
+/// on as its own proposal, and goes on to take that for the newer one: it counts on peers that are no members.
 /// The rule: what is open was chosen, and outlasts every seal of as many changes.
 #[test]
 fn a_change_of_members_that_was_not_chosen_gives_way_to_the_one_that_was() {

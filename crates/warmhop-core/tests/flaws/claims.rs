@@ -9,11 +9,11 @@ use warmhop_core::session::repair::is_short;
 
 use crate::stage::Stage;
 
-/// The danger: B is cut off, finds its owner silent and takes the session over, in vain. Its claim is
+/// The danger: B is cut off, finds its owner silent and tries to take the session over, and fails. Its claim is
 /// left behind. When it is back, A steps down for it, and both rest: A on B's claim, B on its own.
 /// Then each later death finds a session without an owner, and the second one loses it.
-/// The rule: whoever steps down for a claim asks the claimant whether it owns the session, and
-/// succeeds it where it says no.
+/// The rule: a peer that steps down for a claim asks the claimant whether it owns the session, and
+/// takes over if it does not.
 #[test]
 fn a_claimant_that_owns_nothing_is_asked_before_anyone_rests_on_its_claim() {
     let mut s = Stage::new("a claimant that owns nothing", "A B C");
@@ -99,9 +99,9 @@ fn an_answer_about_one_claim_says_nothing_of_the_next() {
     assert_eq!(s.claimant("A"), Claimant::Unasked);
 }
 
-/// The danger: B is replaced although it lives, and the one message that tells it is lost. It counts
+/// The danger: B is replaced although it lives, and the one message that informs it is lost. It counts
 /// itself among the members for as long as it keeps its copy.
-/// The rule: it is told several times.
+/// The rule: it is informed several times.
 #[test]
 fn a_member_that_was_replaced_is_told_more_than_once() {
     let mut s = Stage::new("a member that was replaced", "A B C D");
@@ -120,8 +120,8 @@ fn a_member_that_was_replaced_is_told_more_than_once() {
 }
 
 /// The danger: A is cut off while B and C are replaced by D and E, one after the other, and nobody
-/// reaches A. Then B and C end. A knows of them alone: it takes itself for the last of three, counts on
-/// a session that it is no majority of, and asks nobody.
+/// reaches A. Then B and C end. A knows of them alone: it considers itself the last of three, which is
+/// no majority, and asks nobody.
 /// The rule: a member whose companions are gone asks everyone who the members are by now, and from then
 /// on does as those do.
 #[test]
@@ -157,9 +157,9 @@ fn a_member_that_was_not_told_of_later_members_asks_everyone_for_them() {
 }
 
 /// The danger: a peer is restarted, and another one before what the first held is held elsewhere: what
-/// both held is lost. Whoever restarts them has nothing to wait for.
-/// The rule: each peer tells how much it knows that is short of members or of an owner, until that is
-/// repaired; what no repair can bring back is not among it.
+/// both held is lost. The operator who restarts them cannot see when it is safe.
+/// The rule: each peer reports how many sessions it knows that are short of members or of an owner, until
+/// they are repaired; sessions that cannot be repaired do not count.
 #[test]
 fn what_is_short_of_members_or_of_an_owner_is_told_until_it_is_repaired() {
     let mut s = Stage::new("short of members", "A B C D");

@@ -8,7 +8,7 @@ use warmhop_core::session::{Failure, Session};
 use crate::stage::{FIRST, FORK, Stage};
 
 /// C votes for tea with A, which is acknowledged; B never hears of it. A is cut off, and C is
-/// started anew. What C says when B takes the session over decides whether tea is lost.
+/// restarted. What C says when B takes the session over decides whether tea is lost.
 fn amnesia(title: &str, restart: impl FnOnce(&mut Stage)) -> Stage {
     let mut s = Stage::new(title, "A B C");
     s.draws("A", "A B C");
@@ -32,8 +32,8 @@ fn amnesia(title: &str, restart: impl FnOnce(&mut Stage)) -> Stage {
 
 /// The danger: C has forgotten that it voted for tea. Its "I hold nothing", together with that of
 /// B, is a majority that holds nothing, and the session begins anew without what A acknowledged.
-/// The rule: a process that was started anew is another one, and no member; to whoever asks for
-/// the one that it was it answers that this one is dead.
+/// The rule: a process that was restarted is another one, and no member; if it is asked for
+/// its former life, it answers that this one is dead.
 #[test]
 fn a_member_that_lost_its_memory_does_not_vote_as_the_one_that_it_was() {
     let mut s = amnesia("a member that lost its memory does not vote", |s| s.restarts("C"));
@@ -71,7 +71,7 @@ fn under_its_old_name_it_would_lose_what_was_acknowledged() {
 }
 
 /// The danger: C is made to forget its copy, by an operator or by a bound, while the others hold
-/// theirs. It is the same process still, so that nobody takes it for dead, and its "I hold
+/// theirs. It is the same process still, so nobody considers it dead, and its "I hold
 /// nothing" would outweigh A's memory.
 /// The rule: a process keeps the highest stamp that it has forgotten, and votes in no
 /// configuration of such a stamp; one that it joins later has a higher one.
@@ -118,7 +118,7 @@ fn a_copy_that_was_forgotten_does_not_vote_as_if_it_had_been_empty() {
 
 /// The danger: C lives, but votes no more on a session that it forgot before its time. Nobody
 /// misses C, so the session goes on with two votes, and one further loss is its end.
-/// The rule: its owner seats such a member anew, under a stamp above whatever it forgot.
+/// The rule: its owner makes it a member again, under a stamp above whatever it forgot.
 #[test]
 fn a_member_that_forgot_is_seated_anew() {
     let mut s = Stage::new("a member that forgot is seated anew", "A B C");
@@ -147,8 +147,8 @@ fn a_member_that_forgot_is_seated_anew() {
 /// The danger: C holds all that is left of a session of three, but does not know of the change
 /// that A and B acknowledged before both of them were gone. Serving what it holds would undo
 /// that change without a word, and beginning anew would undo everything.
-/// The rule: once a majority is known to be gone for good, the session is lost, and whoever asks
-/// is told so.
+/// The rule: once a majority is known to be gone for good, the session is lost, and every
+/// client gets that answer.
 #[test]
 fn when_two_of_three_holders_die_at_once_it_is_said_to_be_lost() {
     let mut s = Stage::new("two of three holders die at once", "A B C D");
@@ -190,9 +190,9 @@ fn when_two_of_three_holders_die_at_once_it_is_said_to_be_lost() {
 
 /// The danger: A, who owns the session, replaces B by D before it knows that C is gone as well. No
 /// majority will ever agree to that, and A gives the session up; but A and D hold the change, in which
-/// two of three live. Whoever looks at either waits for an owner that will never be.
+/// two of three live. A peer that looks at either waits for an owner that will never exist.
 /// The rule: a change of members needs a majority of those before, and one of those to come. Where it
-/// cannot have both, the session is told by the set that has none.
+/// cannot have both, the set without a majority decides what is reported.
 #[test]
 fn a_change_of_members_that_nobody_can_agree_to_makes_no_session_look_alive() {
     let mut s = Stage::new("a change that nobody can agree to", "A B C D");
@@ -218,8 +218,8 @@ fn a_change_of_members_that_nobody_can_agree_to_makes_no_session_look_alive() {
 }
 
 /// The danger: B has forgotten the session and will vote on it no more, C dies, and A, the third, knows
-/// of both. Yet B lives, and two of three look like a majority: whoever looks at A's copy takes a
-/// session for one that goes on which nobody can ever serve.
+/// of both. Yet B lives, and two of three look like a majority: a peer that looks at A's copy
+/// believes that the session goes on, although nobody can ever serve it.
 /// The rule: a member that has forgotten is counted as one that is gone.
 #[test]
 fn a_member_that_forgot_makes_no_session_look_alive() {
@@ -240,7 +240,7 @@ fn a_member_that_forgot_makes_no_session_look_alive() {
 /// The danger: as above, but the two are only silent; if they were taken for gone, their return
 /// would make two histories of one session.
 /// The rule (`without_majority = refuse`): until a majority is back the session is not served.
-/// What ran meanwhile may be applied yet, and its client is told so.
+/// What ran meanwhile may still be applied, and its client gets that answer.
 #[test]
 fn without_a_majority_an_owner_that_refuses_answers_nothing() {
     let mut s = Stage::new("without a majority an owner that refuses answers nothing", "A B C");

@@ -190,7 +190,7 @@ fn a_repeat_that_nobody_remembers_is_refused_and_not_applied_again() {
 
 /// The danger: the response to a keyed request is too long to be stored. Were the request not
 /// written down for that, its repeat would run again.
-/// The rule: it is committed with a mark in place of its response, and the repeat is told so.
+/// The rule: it is committed with a mark in place of its response, and the repeat gets an answer that says so.
 #[test]
 fn a_response_too_large_to_store_is_remembered_as_such() {
     let mut s = Stage::new("a response too large to store is remembered as such", "A B C");
@@ -219,7 +219,7 @@ fn a_response_too_large_to_store_is_remembered_as_such() {
 
 /// The danger: C is asked to run on the record that it is known to hold, but holds another by
 /// now: one that it voted for and that was given up. What it answers would build on a change
-/// that its client was told had failed.
+/// whose client got the answer that it had failed.
 /// The rule: an order runs on exactly the named base; who lacks it says so, and gets it.
 #[test]
 fn an_executor_that_lacks_the_base_says_so_and_gets_it() {
@@ -246,8 +246,8 @@ fn an_executor_that_lacks_the_base_says_so_and_gets_it() {
     s.answered("jam", "tea/A jam/C");
 }
 
-/// The danger: a new owner proposes anew what it found, and spares the members the body that
-/// they should hold. C holds none. Were its vote for "the same" counted, there would be one copy
+/// The danger: a new owner proposes again what it found, without the body that the members should
+/// hold. C holds none. Were its vote for "the same" counted, there would be one copy
 /// of the session where everyone counts two.
 /// The rule: who does not hold the body asks for it, and casts no vote until then.
 #[test]
@@ -286,8 +286,8 @@ fn sent(s: &Stage, message: &str) -> usize {
 
 /// The danger: C has no room for a copy, and the whole body, which may be large, is sent to it again as often
 /// as to one that does not answer: more than once a second for as long as C is full, for each session.
-/// The rule: whoever refused a copy is offered it again after ever longer, up to a bound; another record is
-/// offered at once, and one that has room again gets its copy.
+/// The rule: a member that refused a copy is offered it again at growing intervals, up to a bound; another
+/// record is offered at once, and a member that has room again gets its copy.
 #[test]
 fn a_member_without_room_is_offered_a_copy_ever_more_seldom() {
     let mut s = Stage::new("a member without room", "A B C");
@@ -318,7 +318,7 @@ fn a_member_without_room_is_offered_a_copy_ever_more_seldom() {
 
 /// The danger: A, which owns the session, is gone, and C, which takes it over, needs the vote of B, which is
 /// full. If it sent the body, B would have no room for what it holds already.
-/// The rule: who holds what is proposed anew is sent no body.
+/// The rule: a member that holds what is proposed again is sent no body.
 #[test]
 fn a_member_without_room_votes_for_what_it_holds() {
     let mut s = Stage::new("a member without room votes for what it holds", "A B C");

@@ -47,7 +47,7 @@ fn a_late_executor_changes_nothing() {
 }
 
 /// The danger: the late result comes while nothing else is under way, and its owner makes a
-/// proposal of it, although it has told the client that the execution failed and has gone on.
+/// proposal of it, although the client got the answer that the execution failed, and the owner went on.
 /// The rule: as above; a number that was given up is spent.
 #[test]
 fn a_late_result_is_not_proposed_even_when_nothing_else_is_under_way() {
@@ -65,7 +65,7 @@ fn a_late_result_is_not_proposed_even_when_nothing_else_is_under_way() {
     s.answered("milk", "milk/A");
 }
 
-/// The danger: B refuses an order that reached it twice, and A orders anew, of B again; then the
+/// The danger: B refuses an order that reached it twice, and A orders B once more; then the
 /// first result comes, for the same request and from the same peer, and is taken for the second.
 /// The rule: as above. The number tells the two apart, and B votes for the second as well.
 #[test]
@@ -116,7 +116,7 @@ fn a_proposal_is_not_given_up_when_its_executor_is_lost() {
 }
 
 /// The danger: an owner that nobody heard has counted further than its successor has got since.
-/// Whoever then compares numbers takes its proposal for the newest, although no majority ever had
+/// A peer that then compares numbers takes its proposal for the newest, although no majority ever had
 /// it, and drops what the successor acknowledged.
 /// The rule: positions are compared by ballot first, and by number within one ballot.
 #[test]
@@ -157,7 +157,7 @@ fn a_higher_number_of_a_lower_ballot_is_older() {
 
 /// The danger: two peers take the session over at once, and each believes that it owns it; or one
 /// answers from a change that it alone has found, and the other never learns of that change.
-/// The rules: ownership goes to the higher ballot, and the lower one is told; a new owner answers
+/// The rules: ownership goes to the higher ballot, and the lower one is informed; a new owner answers
 /// nothing, stored responses included, until it has brought what it found to a majority.
 #[test]
 fn of_two_takeovers_at_once_one_serves_and_none_answers_early() {
@@ -262,10 +262,10 @@ fn takeovers_of_the_same_round_are_told_apart() {
     s.answered("milk", "tea/B milk/B");
 }
 
-/// The danger: an owner stands still, is taken over, and goes on as if nothing had happened: what
+/// The danger: an owner is stopped, is taken over, and goes on as if nothing had happened: what
 /// it executes, what it has in line and what it proposes end in a second history.
-/// The rules: whoever promised a higher ballot accepts nothing from it any more; a deposed owner
-/// says of what ran that its outcome is unknown, and sends on what did not run.
+/// The rules: a peer that promised a higher ballot accepts nothing from it any more; a deposed owner
+/// answers that the outcome of what ran is unknown, and forwards what did not run.
 #[test]
 fn an_owner_that_stood_still_finds_itself_deposed() {
     let mut s = Stage::new("an owner that stood still finds itself deposed", "A B C");
@@ -408,8 +408,8 @@ fn an_executor_that_promised_another_owner_confirms_no_read() {
 }
 
 /// The danger: A owns the session and does not hear B and C any more. Each request waits for them as long
-/// as an answer may take, one after the other; a change runs, cannot be chosen, and its client is told
-/// that nobody knows what became of it.
+/// as an answer may take, one after the other; a change runs, cannot be chosen, and its client gets
+/// the answer that its outcome is unknown.
 /// The rule: an owner that hears no majority holds requests back for a moment, since a link may just
 /// be forming, and then refuses them: they did not run.
 #[test]
@@ -442,7 +442,7 @@ fn an_owner_that_hears_no_majority_refuses_soon_and_runs_nothing() {
 
 /// The danger: B takes the session over with its client's token and hears neither A nor C. Its client
 /// waits as long as a majority may take, and so does the next.
-/// The rule: whoever hears no majority of the members asks them for a moment, and then gives up.
+/// The rule: a peer that hears no majority of the members asks them for a moment, and then gives up.
 #[test]
 fn a_takeover_whose_members_are_not_heard_gives_up_soon() {
     let mut s = Stage::new("a takeover whose members are not heard", "A B C");
@@ -501,7 +501,7 @@ fn a_young_process_waits_for_members_that_it_has_not_heard_yet() {
 /// client's token, which names no ballot: the first round of A's is below the first round of C's. What A
 /// acknowledges is chosen at a ballot below C's, and C, which is back, goes on as the owner that it was
 /// and proposes over it.
-/// The rule: every session is drawn in the first round, and whoever takes one over goes above that.
+/// The rule: every session is drawn in the first round, and a peer that takes one over goes above that.
 #[test]
 fn a_takeover_goes_above_the_ballot_that_the_session_was_drawn_with() {
     let mut s = Stage::new("a takeover goes above what the session was drawn with", "A B C");

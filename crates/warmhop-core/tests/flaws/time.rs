@@ -10,11 +10,11 @@ use crate::stage::Stage;
 const MINUTE: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The danger: while the old owner stands still, the session goes on elsewhere and ends there.
+/// The danger: while the old owner is stopped, the session goes on elsewhere and ends there.
 /// Those that held it forget it, and with it what they promised: a proposal of the old owner,
 /// on its way for half an hour, finds nobody who would turn it down. A client that saw milk would
 /// see a session with tea and jam, and without milk: half of one.
-/// The rule: whoever forgets a session remembers its stamp, and votes under it no more.
+/// The rule: a peer that forgets a session remembers its stamp, and votes under it no more.
 #[test]
 fn what_was_forgotten_at_its_time_votes_no_more() {
     let mut s = Stage::new("what was forgotten at its time votes no more", "A B C");
@@ -68,8 +68,8 @@ fn what_was_forgotten_at_its_time_votes_no_more() {
 
 /// The danger: the same on the far side of a partition: B and C have forgotten, A has not, and
 /// alone it holds a state that is no longer the last one.
-/// The rule: as above. B and C say that they may have forgotten: no majority can come about any
-/// more, and the client is told, rather than shown what is left at A.
+/// The rule: as above. B and C say that they may have forgotten: no majority is possible any
+/// more, and the client gets that answer rather than what is left at A.
 #[test]
 fn the_side_that_remembers_does_not_bring_half_a_session_back() {
     let mut s = Stage::new("the side that remembers brings no half a session back", "A B C");
@@ -171,7 +171,7 @@ fn a_member_whose_clock_is_behind_brings_nothing_back() {
 /// over, by the clocks of the others, before it arrives there. They take it in, vote for it and
 /// forget it.
 /// The rule: that loses the session before its time, and A says so; it neither answers alone nor
-/// lets the session begin anew under its name.
+/// lets the session begin again under its name.
 #[test]
 fn an_owner_whose_clock_is_behind_loses_its_session_and_says_so() {
     let mut s = Stage::new("an owner whose clock is behind", "A B C");
@@ -194,7 +194,7 @@ fn an_owner_whose_clock_is_behind_loses_its_session_and_says_so() {
 /// The danger: the clock of A is behind, so that what it draws has a stamp which B and C may have
 /// forgotten already. They cast no vote in it, and no session can be drawn at A until its clock
 /// has caught up with what they forgot: for hours.
-/// The rule: whoever is told that a stamp may have been forgotten draws again, under a higher one.
+/// The rule: a peer that learns that a stamp may have been forgotten draws again, under a higher one.
 #[test]
 fn a_session_drawn_under_a_stamp_that_was_forgotten_is_drawn_again_under_a_higher_one() {
     let mut s = Stage::new("drawn again under a higher stamp", "A B C");
@@ -258,10 +258,10 @@ fn is_told_that_it_is_lost(s: &mut Stage, entry: &str) {
 }
 
 /// The danger: a key that lasts for a moment is kept for as long as a session that is used all day, by
-/// its members with all that it held, and by D, which was only asked when it began. Whoever uses ever
-/// new keys fills all peers with what nobody can read.
-/// The rule: once it is over, its owner writes that down, and the members drop what it held; a little
-/// later it is forgotten, by its owner first, which tells D.
+/// its members with all that it held, and by D, which was only asked when it began. A client that keeps using new
+/// keys fills all peers with what nobody can read.
+/// The rule: once it is over, its owner writes that, and the members drop what it held; a little later
+/// it is forgotten, by its owner first, which informs D.
 #[test]
 fn what_lasts_for_a_moment_is_not_kept_for_longer() {
     let mut s = Stage::new("what lasts for a moment", "A B C D");

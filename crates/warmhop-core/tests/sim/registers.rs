@@ -10,7 +10,7 @@
 //! it was started. One that was started while it is cut off from everyone cannot tell that from being
 //! the only one, and goes on alone once it is newborn no more.
 //!
-//! Nor is it promised that a register has one history where all who can be reached were started anew while
+//! Nor is it promised that a register has one history where all who can be reached were restarted while
 //! cut off from those who hold it, and have not met them for as long as a former life of theirs is missed:
 //! nobody is left there who knows of a mesh in which it was begun. Two such histories are not judged, nor
 //! is it that the register is called absent there.

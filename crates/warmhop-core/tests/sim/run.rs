@@ -361,7 +361,7 @@ fn draw_knobs(rng: &mut Prng) -> Knobs {
 }
 
 /// All others, the first few, or one: then only those whom they meet tell who else there is. Keys are
-/// kept where everyone is a seed: of two sides of a partition on which all were started anew meanwhile,
+/// kept where everyone is a seed: of two sides of a partition on which all were restarted meanwhile,
 /// each may hold what the other has never heard of, and only seeds tell that there is another.
 fn draw_seeds(rng: &mut Prng, knobs: &Knobs) -> Vec<Vec<usize>> {
     let peers = knobs.peers;
