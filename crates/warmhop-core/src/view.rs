@@ -431,9 +431,9 @@ impl View {
         changed
     }
 
-    /// Notes that others hear this life of the peer, whether this peer does or not. It is not taken
-    /// for dead; if it was, because nobody heard it, it is suspect again. Returns whether that
-    /// changed a belief.
+    /// Notes that others hear this life of the peer, whether this peer does or not. It does not
+    /// count as dead then; if it did, because nobody heard it, it is suspect again. Returns whether
+    /// that changed a belief.
     pub fn heard_by_others(&mut self, peer: &PeerId, incarnation: &Incarnation, now: Now) -> bool {
         let known = self.peers.get(peer).filter(|belief| belief.news.incarnation == *incarnation);
         if known.is_none_or(|belief| belief.alive == Liveness::Alive) {
@@ -464,7 +464,7 @@ impl View {
         self.peers().filter(move |(_, belief)| belief.is_unheard(now)).map(|(peer, _)| peer)
     }
 
-    /// Takes a peer for dead that nobody hears, unless it was heard meanwhile. Returns whether that
+    /// Considers a peer dead that nobody hears, unless it was heard meanwhile. Returns whether that
     /// changed a belief.
     pub fn give_up(&mut self, peer: &PeerId, now: Now) -> bool {
         let Some(belief) = self.peer(peer).filter(|belief| belief.is_unheard(now)) else {

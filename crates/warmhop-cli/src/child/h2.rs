@@ -27,8 +27,8 @@ pub(super) const STREAMS_MAX: u32 = 100;
 /// The most bytes that are held here for a client that does not read its response, and as many
 /// for an app that does not read a request.
 pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// Credit for all streams of a connection at once, so that those that nobody reads can never use
-/// it up and stall the others. It is memory only where so many do not read.
+/// Flow-control credit for all streams of a connection at once, so that unread streams can never
+/// use it up and stall the others. It takes memory only for streams that nobody reads.
 const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
 
 /// The largest head of a response as RFC 9113 section 6.5.2 counts it, as large as a front door

@@ -106,8 +106,8 @@ impl Http1Client {
                 Ok(Response::from_parts(parts, Body::new(body)))
             }
             Exchanged::Other(socket) => {
-                // This request does not reach the app, which has the real one: it tells hyper which
-                // method the answer is for.
+                // This request is not sent to the app, which has the real one: it only informs
+                // hyper which method the answer is for.
                 let mut again = Request::new(RequestBody::empty());
                 *again.method_mut() = request.method().clone();
                 interim::pass_on(&mut again, interim, None);

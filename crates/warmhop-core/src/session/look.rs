@@ -134,8 +134,8 @@ impl Session {
         })
     }
 
-    /// The members that could continue without this copy, unless they are gone: for a change of
-    /// members that is held here, and is the latest known, those that decide about it.
+    /// The members that could continue without this copy, unless they are gone. While a change of
+    /// members is held here and is the latest known, these are the members that decide about it.
     pub(super) fn who_decides(&self) -> &[Incarnation] {
         let held = self.copy.accepted.as_ref().map(|record| &record.cfg);
         match held.filter(|cfg| self.best_config() == Some(*cfg)) {

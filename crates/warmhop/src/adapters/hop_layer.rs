@@ -57,8 +57,8 @@ impl Readiness {
         Self(watch::Sender::new(false))
     }
 
-    /// Says whether the service can answer from here on. Where it cannot any more, what it is
-    /// answering goes on, and what comes next hops.
+    /// Sets whether the service can answer from now on. When it no longer can, requests under way
+    /// continue, and later ones hop.
     pub fn set(&self, ready: bool) {
         self.0.send_if_modified(|was| std::mem::replace(was, ready) != ready);
     }
@@ -345,8 +345,8 @@ where
     type Error = S::Error;
     type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
 
-    /// Always ready: who will answer is known only with the request, which then waits for the
-    /// inner service if it is the one.
+    /// Always ready: only the request decides who answers it. If the inner service does, the
+    /// request waits for it.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         Poll::Ready(Ok(()))
     }

@@ -228,8 +228,8 @@ fn check(node: &Node, before: &Apps, changes: &AppChanges) -> Result<(), Control
         .map_err(|error| ControlError::NotChanged { source: Box::new(error) })
 }
 
-/// Checks that no two apps claim one name, or one host and path: which of them a request gets would
-/// be chance.
+/// Checks that no two apps claim one name, or one host and path: otherwise chance would decide
+/// which of them gets a request.
 pub(crate) fn check_apps(apps: &[&AppSpec], registers: &[AppName]) -> Result<(), StartMeshError> {
     for (at, name) in registers.iter().enumerate() {
         let same = |other: &&AppName| *other == name;

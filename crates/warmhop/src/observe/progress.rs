@@ -23,8 +23,8 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// The part of it that clients may see who are to learn nothing of what is behind a front door:
-    /// whether the app is ready, and when it should be.
+    /// The part of it for clients that must learn nothing of what is behind a front door: whether
+    /// the app is ready, and when it should be.
     pub(crate) fn for_anybody(self) -> Self {
         let state = if self.state == "ready" { "ready" } else { "starting" };
         Self { state, elapsed: None, failures: 0, retry: None, ..self }

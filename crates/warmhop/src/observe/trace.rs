@@ -350,7 +350,7 @@ impl Parent {
         Self::parse(field.to_str().ok()?)
     }
 
-    /// Parses it by section 3.2; of a version that is not known yet, the parts that this one has
+    /// Parses it by section 3.2; of a later version, only the parts that this version defines
     /// (section 4.2).
     fn parse(text: &str) -> Option<Self> {
         let (known, more) = text.split_at_checked(55)?;

@@ -366,8 +366,8 @@ impl Node {
         name_client(flow, slot, &mut request);
         self.metrics.hops_sent.get_or_create(&ByPeer { peer: to.clone() }).inc();
         tracing.sent_to(to);
-        // What may not be run twice is sent to a peer that has not been heard lately only once it
-        // has said that it is there.
+        // A request that may not run twice is sent to a peer that has not been heard lately only
+        // after that peer has answered that it is there.
         let careful = !fields::is_safe(&call.method) && !self.heard_lately(slot, to);
         let outcome = hop::ask(&self.net, to, request, careful).await;
         if let Some(span) = span {
@@ -521,8 +521,8 @@ impl Node {
         Err(gave_up())
     }
 
-    /// The peer through which to reach one that is suspect here, or to which the link just broke:
-    /// one that hears it, or one that may if no peer has reported that yet.
+    /// The peer through which to forward if the target is suspect here, or if the link to it just
+    /// broke: a peer that hears the target, or that may hear it if no peer has reported yet.
     fn way_round(&self, to: Incarnation, broke: bool) -> Option<PeerId> {
         let view = self.view();
         let belief = view.by_incarnation(&to)?;

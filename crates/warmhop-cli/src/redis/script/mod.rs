@@ -92,8 +92,7 @@ impl Ended {
         }
     }
 
-    /// Whether the script, which stayed with its keys, did what it may not do as long as it is
-    /// `confined`.
+    /// Whether the script, which used only its own keys, exceeded the bounds of a `confined` run.
     fn is_beyond(&self, confined: &Confined) -> bool {
         let is_large = self.reply.size() > CONFINED_REPLY_BYTES_MAX;
         let is_beyond = !confined.is_first() && (is_large || !self.published.is_empty());

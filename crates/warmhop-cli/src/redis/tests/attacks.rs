@@ -1,4 +1,4 @@
-//! What one client does that none should: it is refused, or ended, in words that clients know, and
+//! Misbehaviour of one client: it is refused or disconnected, in words that clients know, and
 //! others are served meanwhile.
 
 use tokio::io::AsyncReadExt;

@@ -84,9 +84,9 @@ impl Errand {
 
     /// Forwards it to `owner`, which this peer does not hear, by way of a peer that does, or that
     /// may if no peer has reported that yet. An owner that others hear would not know that it was
-    /// deposed, and would run requests in vain. This is tried once: after that the session is taken
-    /// over. The owner of a session of two members commits nothing once it no longer hears this
-    /// one.
+    /// deposed, and would run requests that it cannot commit. This is tried once: after that the
+    /// session is taken over. The owner of a session of two members commits nothing once it no
+    /// longer hears this one.
     pub(super) fn by_way_of_another(
         &mut self,
         owner: Incarnation,
