@@ -65,7 +65,7 @@
 //! 3. It is ready nowhere: the request waits, bounded in number and time, for the first copy in
 //!    the mesh.
 //!
-//! [`Mesh::why`] tells for each of the last requests what was known and decided.
+//! [`Mesh::why`] shows for each of the last requests what the peer knew and decided.
 //!
 //! # Sessions
 //!
@@ -81,7 +81,7 @@
 //! not that of two at once.
 //!
 //! With the feature `axum` handlers take the session as an argument, as bytes or as a value of
-//! their own, and an app that is not portable is told so:
+//! their own, and in an app that is not portable they get an error instead:
 //!
 //! ```
 //! # #[cfg(feature = "axum")]

@@ -32,6 +32,17 @@ pub(super) const AUTHORITY_VALID: Duration = Duration::from_secs(3652 * 24 * 60 
 pub const PEER_VALID: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A cluster's authority: issues the identities of its peers.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use warmhop::identity::Authority;
+/// use warmhop::ids::PeerId;
+///
+/// let authority = Authority::generate("demo")?;
+/// let identity = authority.issue(&PeerId::new("peer-1")?)?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct Authority {
     pub(super) cluster: String,
     pub(super) certificate: CertificateDer<'static>,

@@ -27,6 +27,20 @@ use crate::request::node::Node;
 use crate::request::registers;
 
 /// Changes of a running peer's apps: see [`Mesh::change_apps`](crate::Mesh::change_apps).
+///
+/// ```
+/// # fn change(
+/// #     mesh: &warmhop::Mesh,
+/// #     blog: impl warmhop::App,
+/// # ) -> Result<(), Box<dyn std::error::Error>> {
+/// use warmhop::ids::AppName;
+/// use warmhop::{AppChanges, AppSpec};
+///
+/// let spec = AppSpec::new(AppName::new("blog")?);
+/// mesh.change_apps(AppChanges::new().add(spec, blog).remove(AppName::new("shop")?))?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Default)]
 pub struct AppChanges {
     added: Vec<(AppSpec, Arc<dyn App>)>,

@@ -8,6 +8,16 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// A peer's view of itself and of the mesh.
+///
+/// ```
+/// # fn main() -> serde_json::Result<()> {
+/// use warmhop::status::Status;
+///
+/// let status: Status = serde_json::from_str(r#"{"peer": {"name": "peer-1"}, "later": 1}"#)?;
+/// assert_eq!((status.peer.name.as_str(), status.apps.len()), ("peer-1", 0));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
