@@ -56,7 +56,8 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
 pub const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// After so long a ready copy has proved itself: the next failure starts the back-off over.
 pub const PROVEN_AFTER: Duration = Duration::from_secs(30);
-/// How many former copies may be ending beside the current one; a start waits while there are more.
+/// How many former copies may be ending beside the current one. A start for which there is no room
+/// has the one that was stopped first end at once: nobody waits for its grace.
 pub const LEAVING_MAX: usize = 4;
 /// A copy that hangs gets this grace, however much others have.
 pub const HUNG_GRACE: Duration = Duration::from_secs(5);
@@ -181,6 +182,11 @@ pub enum AppEffect {
         /// How long it may take.
         grace: Duration,
     },
+    /// The grace of this copy, which is being stopped, is over: end it now, and report `Stopped`.
+    EndNow {
+        /// The number of its attempt.
+        attempt: u64,
+    },
     /// The state changed: announce it to the mesh, and reconsider the requests that wait.
     Changed,
 }
@@ -261,8 +267,10 @@ pub struct AppMachine {
     renew: bool,
     /// An operator holds copies down.
     paused: bool,
-    /// The attempts whose copies are ending: at most [`LEAVING_MAX`].
+    /// The attempts whose copies are ending, in the order of their stops: at most [`LEAVING_MAX`].
     leaving: Vec<u64>,
+    /// The one of those whose grace was cut short.
+    ends_now: Option<u64>,
     /// Failures since a copy last proved itself.
     failures: u32,
     /// Milliseconds that starts take: an exponentially weighted mean, the newest at 1/4.
@@ -290,6 +298,7 @@ impl AppMachine {
             renew: false,
             paused: false,
             leaving: Vec::new(),
+            ends_now: None,
             failures: 0,
             start_ms: None,
             last_use: Now::default(),
@@ -488,6 +497,7 @@ impl AppMachine {
     fn start(&mut self, now: Now, effects: &mut Vec<AppEffect>) {
         if self.leaving.len() >= LEAVING_MAX {
             self.phase = Phase::Stopping { again: true };
+            self.make_room(effects);
             return;
         }
         self.given += 1;
@@ -688,6 +698,15 @@ impl AppMachine {
         effects.push(AppEffect::Stop { attempt: self.attempt, grace });
     }
 
+    /// Has the copy that was stopped first end at once, for the sake of one that is wanted.
+    fn make_room(&mut self, effects: &mut Vec<AppEffect>) {
+        let first = self.leaving.first().copied().filter(|_| self.ends_now.is_none());
+        if let Some(attempt) = first {
+            self.ends_now = first;
+            effects.push(AppEffect::EndNow { attempt });
+        }
+    }
+
     /// No copy serves, and none is wanted.
     fn settle(&mut self) {
         let ending = !self.leaving.is_empty();
@@ -697,6 +716,7 @@ impl AppMachine {
     fn stopped(&mut self, attempt: u64, now: Now, effects: &mut Vec<AppEffect>) {
         let before = self.leaving.len();
         self.leaving.retain(|leaving| *leaving != attempt);
+        self.ends_now.take_if(|ending| *ending == attempt);
         if self.renew {
             self.start_beside(now, effects);
         }

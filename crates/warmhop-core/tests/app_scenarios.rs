@@ -174,6 +174,7 @@ fn show(effects: &[AppEffect], state: AppState) -> String {
             AppEffect::Start { attempt } => format!("start {attempt}"),
             AppEffect::CancelStart { attempt } => format!("cancel {attempt}"),
             AppEffect::Stop { attempt, grace } => format!("stop {attempt} {}", grace.as_millis()),
+            AppEffect::EndNow { attempt } => format!("end-now {attempt}"),
             AppEffect::Changed => "changed".into(),
         })
         .collect();
@@ -192,6 +193,8 @@ struct Runtime {
     starting: BTreeSet<u64>,
     running: BTreeSet<u64>,
     stopping: BTreeSet<u64>,
+    /// Of those, the ones whose grace was cut short, and former ones.
+    ended_now: BTreeSet<u64>,
     /// Copies that no longer take requests.
     lost: BTreeSet<u64>,
 }
@@ -225,6 +228,12 @@ impl Runtime {
                         "I19: stopped in use, seed {seed}"
                     );
                     self.stopping.insert(*attempt);
+                }
+                AppEffect::EndNow { attempt } => {
+                    // Attempts are numbered in order, and one copy serves at a time.
+                    let longest = self.stopping.first();
+                    assert_eq!(longest, Some(attempt), "seed {seed}");
+                    assert!(self.ended_now.insert(*attempt), "twice, seed {seed}");
                 }
                 AppEffect::Changed => {}
             }

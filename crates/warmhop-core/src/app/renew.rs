@@ -128,7 +128,9 @@ impl AppMachine {
         }
         // When the next one is ready, one more copy ends.
         self.renew = self.leaving.len() + 1 >= LEAVING_MAX;
-        if !self.renew {
+        if self.renew {
+            self.make_room(effects);
+        } else {
             self.given += 1;
             self.next = Some(Next { attempt: self.given, since: now });
             effects.push(AppEffect::Start { attempt: self.given });

@@ -398,6 +398,9 @@ impl Peer {
                     self.world
                         .spawn(Some(self.life), stop_copy(Rc::clone(self), at, attempt, grace));
                 }
+                AppEffect::EndNow { attempt } => {
+                    self.slots[at].borrow_mut().copies.remove(&attempt);
+                }
                 AppEffect::Changed => changed = true,
             }
         }

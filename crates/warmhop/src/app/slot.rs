@@ -4,6 +4,7 @@
 mod changes;
 mod copy;
 mod health;
+mod leaving;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -96,6 +97,8 @@ pub(crate) struct Slot {
     aside: Mutex<Option<Arc<Copy>>>,
     /// The copy that was just replaced, until its stop begins.
     replaced: Mutex<Option<Arc<Copy>>>,
+    /// The copies that are being stopped.
+    leaving: Mutex<Vec<Arc<Copy>>>,
     /// The newest version that is known to have been ready anywhere.
     heard: Mutex<Option<AppVersion>>,
     /// How many starts have failed here in total.
@@ -147,6 +150,7 @@ impl Slot {
             copy: ArcSwapOption::empty(),
             aside: Mutex::new(None),
             replaced: Mutex::new(None),
+            leaving: Mutex::default(),
             heard: Mutex::default(),
             failed_starts: AtomicU32::new(0),
             used_at: AtomicU64::new(0),
@@ -382,6 +386,7 @@ impl Slot {
                 AppEffect::Start { attempt } => self.start(attempt, starting),
                 AppEffect::CancelStart { attempt } => self.cancel_start(attempt, starting),
                 AppEffect::Stop { attempt, grace } => self.stop(attempt, grace),
+                AppEffect::EndNow { attempt } => self.end_now(attempt),
                 AppEffect::Changed => changed = true,
             }
         }
@@ -461,6 +466,7 @@ impl Slot {
             failed_in_a_row: AtomicU32::new(0),
             hangs: AtomicBool::new(false),
             given_up: Notify::new(),
+            ends_now: Notify::new(),
         });
         self.ready_at.store(self.clock.now().0, Ordering::Relaxed);
         // A copy that has served until now is stopped by the event below.
@@ -608,31 +614,6 @@ impl Slot {
         let (failures, backs_off) = self.failures();
         let next_try_ms = backs_off.map_or(0, |left| left.as_millis() as u64);
         warn!(app = %self.name(), attempt, failures, next_try_ms, reason = told, "did not start");
-    }
-
-    /// Takes the copy out of service, lets its requests end, stops it.
-    fn stop(self: &Arc<Self>, attempt: u64, grace: Duration) {
-        let replaced = self.replaced().take_if(|copy| copy.attempt == attempt);
-        let copy = replaced.or_else(|| {
-            let mut held = [self.copy.load_full(), self.aside().clone()].into_iter().flatten();
-            held.find(|copy| copy.attempt == attempt && self.take_out(copy))
-        });
-        let slot = Arc::clone(self);
-        tokio::spawn(async move {
-            if let Some(copy) = copy {
-                info!(app = %slot.name(), attempt, "stopping");
-                let emptied = tokio::time::timeout(grace, copy.emptied()).await;
-                if emptied.is_err() {
-                    warn!(app = %slot.name(), attempt, "still had requests under way when stop_grace ended: they are cut off");
-                    copy.tunnels.end().await;
-                }
-                let stop = copy.stop.lock().unwrap_or_else(PoisonError::into_inner).take();
-                if let Some(stop) = stop {
-                    stop(grace).await;
-                }
-            }
-            slot.tell(AppEvent::Stopped { attempt });
-        });
     }
 
     /// Ticks the machine when it asks to be woken; runs as long as the peer.

@@ -1,7 +1,7 @@
 //! One running copy of an app: its requests, and how it ends.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -38,6 +38,8 @@ pub(crate) struct Copy {
     /// It was found to hang, and is being ended.
     pub(super) hangs: AtomicBool,
     pub(super) given_up: Notify,
+    /// Its grace is cut short.
+    pub(super) ends_now: Notify,
 }
 
 /// Counts one request that waits for the head of its answer until it is dropped.
@@ -53,6 +55,11 @@ impl Copy {
     /// Whether it has begun an answer to any request.
     pub(super) fn has_served(&self) -> bool {
         self.answered.load(Ordering::Relaxed) > 0
+    }
+
+    /// What ends it; absent once that has begun.
+    pub(super) fn take_stop(&self) -> Option<StopFn> {
+        self.stop.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Counts a request that waits for the head of its answer.

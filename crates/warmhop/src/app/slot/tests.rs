@@ -4,7 +4,7 @@ use futures_util::FutureExt;
 
 use http::Response;
 use prometheus_client::registry::Registry;
-use warmhop_core::app::StopReason;
+use warmhop_core::app::{LEAVING_MAX, StopReason};
 use warmhop_core::config::StartMode;
 
 use super::*;
@@ -138,6 +138,64 @@ async fn a_copy_is_stopped_when_its_stop_is_done_and_not_when_it_ends() {
     comes_to(&slot, AppState::Cold).await;
     assert!(done.load(Ordering::SeqCst), "the rest of its stop was cut off");
     assert!(slot.last_error().is_none());
+}
+
+/// Its copies take no notice of being stopped.
+#[derive(Clone, Default)]
+struct Stubborn(Counts);
+
+/// Counts a stop as done when it is dropped.
+struct Ends(Arc<AtomicU32>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[async_trait::async_trait]
+impl App for Stubborn {
+    async fn start(&self, context: StartContext) -> Result<Running, StartError> {
+        let running = quick().start(context).await?;
+        self.0.started.fetch_add(1, Ordering::SeqCst);
+        let ends = Ends(Arc::clone(&self.0.stopped));
+        Ok(running.on_stop(|grace| async move {
+            let _ends = ends;
+            tokio::time::sleep(grace).await;
+        }))
+    }
+}
+
+/// Has so many copies served and stopped one after the other, while those before them still end.
+async fn served_and_stopped(slot: &Arc<Slot>, times: u32) {
+    for _ in 0..times {
+        slot.wanted(WantedBy::Request);
+        comes_to(slot, AppState::Ready).await;
+        slot.tell(AppEvent::StopWanted(StopReason::Idle));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_copies_that_are_slow_to_stop() {
+    const STARTS: u32 = 12;
+    let app = Stubborn::default();
+    let slot = slot(app.clone(), Box::new(|_| ()));
+    let mut spec = AppSpec::clone(&slot.spec());
+    spec.policy.stop_grace = Duration::from_secs(600);
+    slot.change(spec, None, false);
+    served_and_stopped(&slot, STARTS).await;
+    let most = u32::try_from(LEAVING_MAX).unwrap();
+    assert_eq!(app.0.started.load(Ordering::SeqCst), STARTS);
+    assert_eq!(app.0.stopped.load(Ordering::SeqCst), STARTS - most, "no more than had to");
+    // Likewise where requests keep the copies.
+    let mut held = Vec::new();
+    for _ in 0..STARTS {
+        slot.wanted(WantedBy::Request);
+        comes_to(&slot, AppState::Ready).await;
+        held.push(slot.enter(true, Flow::default()).expect("it is ready"));
+        slot.tell(AppEvent::StopWanted(StopReason::Operator));
+    }
+    assert_eq!(app.0.stopped.load(Ordering::SeqCst), 2 * STARTS - most);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
