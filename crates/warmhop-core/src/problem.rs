@@ -46,6 +46,8 @@ pub enum ProblemKind {
     Draining,
     /// The app is ready nowhere, and this request does not start it.
     NotWoken,
+    /// Operators hold the app down on every peer.
+    Paused,
     /// The app does not start.
     StartFailed,
     /// As many requests wait for the app's start as are allowed.
@@ -139,7 +141,7 @@ const UPGRADE_FAILED: &str = "http_upgrade_failed";
 
 impl ProblemKind {
     /// Every kind that this version knows, in the order of the documentation.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 44] = [
         Self::BadTarget,
         Self::BadHost,
         Self::BadIdempotencyKey,
@@ -153,6 +155,7 @@ impl ProblemKind {
         Self::NotReadyHere,
         Self::Draining,
         Self::NotWoken,
+        Self::Paused,
         Self::StartFailed,
         Self::WaitFull,
         Self::WaitedTooLong,
@@ -201,6 +204,7 @@ impl ProblemKind {
             Self::NotReadyHere => row("not_ready_here", 503, UNAVAILABLE, No),
             Self::Draining => row("draining", 503, UNAVAILABLE, No),
             Self::NotWoken => row("not_woken", 503, UNAVAILABLE, No),
+            Self::Paused => row("paused", 503, UNAVAILABLE, No),
             Self::StartFailed => row("start_failed", 503, UNAVAILABLE, No),
             Self::WaitFull => row("wait_full", 503, LIMIT, No),
             Self::WaitedTooLong => row("waited_too_long", 503, UNAVAILABLE, No),

@@ -68,6 +68,8 @@ pub const FULL_FOR: Duration = Duration::from_millis(100);
 pub const FAILED_STARTS_MAX: u32 = 2;
 /// The `Retry-After` if no start has been measured.
 pub const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(5);
+/// The `Retry-After` while an app is paused everywhere: only a person can tell when that ends.
+pub const RETRY_AFTER_PAUSED: Duration = Duration::from_secs(30);
 /// The largest `Retry-After`.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(120);
 
@@ -716,6 +718,8 @@ fn wait_or_refuse(q: &Question<'_>, start_here: bool) -> Decision {
         Reason::Refused(Refusal::StartFailed { retry_after })
     } else if nobody_starts && q.draining {
         Reason::Refused(Refusal::Draining)
+    } else if nobody_starts && is_paused_everywhere(q) {
+        Reason::Refused(Refusal::Paused { retry_after: RETRY_AFTER_PAUSED })
     } else if nobody_starts && !failed && !q.tried.is_empty() && ask_to_start.is_none() {
         Reason::Refused(Refusal::NobodyAnswered { tried: q.tried.len() })
     } else if q.waited >= q.app.max_wait {
@@ -737,6 +741,15 @@ fn wait_or_refuse(q: &Question<'_>, start_here: bool) -> Decision {
         _ => Action::Wait { at_most: q.app.max_wait.saturating_sub(q.waited) },
     };
     Decision { action, reason, start_here, ask_to_start, pin_lost: None }
+}
+
+/// Whether no peer may start the app, because operators hold it down: on this one or, if this one
+/// never starts it, on the others.
+fn is_paused_everywhere(q: &Question<'_>) -> bool {
+    let paused = |state| state == AppState::Paused;
+    let here = paused(q.local.state);
+    let never_here = q.app.start == StartMode::Never && !q.candidates.is_empty();
+    (here || never_here) && q.candidates.iter().all(|c| paused(c.state))
 }
 
 /// The first peer that could start the app.

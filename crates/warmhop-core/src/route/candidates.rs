@@ -83,9 +83,18 @@ impl<'a> Viewpoint<'a> {
         if !warm.is_empty() || !or_cold {
             return warm;
         }
-        let has_app = |(_, belief): &(&PeerId, &PeerBelief)| belief.apps.contains_key(app);
-        let having = self.view.live_peers().filter(has_app).map(|(peer, _)| peer);
-        let ranked = rank::keepers(app, having, COLD_MAX);
+        // Those where it is held down are named only where no other is left, or they could crowd out
+        // one that can start it.
+        let having = |paused: bool| {
+            let state = |belief: &PeerBelief| belief.apps.get(app).map(|copy| copy.news.state);
+            let live =
+                self.view.live_peers().filter_map(move |(peer, it)| Some((peer, state(it)?)));
+            live.filter(move |(_, state)| (*state == AppState::Paused) == paused).map(|it| it.0)
+        };
+        let mut ranked = rank::keepers(app, having(false), COLD_MAX);
+        if ranked.is_empty() {
+            ranked = rank::keepers(app, having(true), COLD_MAX);
+        }
         let found = ranked.iter().filter_map(|ranked| {
             let (peer, belief) = self.view.live_peers().find(|(peer, _)| *peer == ranked)?;
             Some(candidate(peer, belief, belief.apps.get(app)?))

@@ -25,6 +25,11 @@ pub enum Refusal {
         /// How long until the first copy should be ready, or a start would take.
         retry_after: Duration,
     },
+    /// Operators hold the app down on every peer: no wait ends that.
+    Paused {
+        /// How long until it is worth asking again.
+        retry_after: Duration,
+    },
     /// The app does not start here, and no other peer has it ready or starting.
     StartFailed {
         /// How long until the next start should be ready.
@@ -81,6 +86,7 @@ impl Refusal {
             Self::NotReadyHere { .. } => ProblemKind::NotReadyHere,
             Self::Draining => ProblemKind::Draining,
             Self::NotWoken { .. } => ProblemKind::NotWoken,
+            Self::Paused { .. } => ProblemKind::Paused,
             Self::StartFailed { .. } => ProblemKind::StartFailed,
             Self::WaitFull { .. } => ProblemKind::WaitFull,
             Self::WaitedTooLong { .. } => ProblemKind::WaitedTooLong,
@@ -97,6 +103,7 @@ impl Refusal {
         let wait = match self {
             Self::NotReadyHere { retry_after, .. }
             | Self::NotWoken { retry_after }
+            | Self::Paused { retry_after }
             | Self::StartFailed { retry_after }
             | Self::WaitFull { retry_after, .. }
             | Self::QueueFull { retry_after, .. }

@@ -19,6 +19,10 @@ impl fmt::Display for Refusal {
             Self::NotWoken { .. } => f.write_str(
                 "the app is ready nowhere, and this request is one that does not start it",
             ),
+            Self::Paused { .. } => f.write_str(
+                "the app is paused on every peer that could run it; `warmhop app resume` lets it \
+                 start again",
+            ),
             Self::StartFailed { .. } => f.write_str(
                 "the app did not start here, as `warmhop status` explains, and it is neither ready nor \
                  starting elsewhere",

@@ -11,7 +11,7 @@ use warmhop_core::view::AppState;
 use crate::scene::{STATES, local, peers, ready, starting};
 
 /// Every reason for a decision, but those of versions.
-const REASONS: [&str; 21] = [
+const REASONS: [&str; 22] = [
     "backing_off",
     "busy_everywhere",
     "busy_here",
@@ -21,6 +21,7 @@ const REASONS: [&str; 21] = [
     "nobody_starts",
     "not_ready_here",
     "not_woken",
+    "paused",
     "pinned_here",
     "pinned_peer_unreachable",
     "pinned_there",
@@ -43,6 +44,7 @@ fn candidate_sets(p: &[PeerId]) -> Vec<Vec<Candidate<'_>>> {
     let leaving = |c| Candidate { draining: true, ..c };
     let cold = |c| Candidate { state: AppState::Cold, ..c };
     let failed = |c| Candidate { state: AppState::Failed, ..c };
+    let paused = |c| Candidate { state: AppState::Paused, ..c };
     vec![
         vec![],
         vec![ready(&p[0])],
@@ -52,6 +54,7 @@ fn candidate_sets(p: &[PeerId]) -> Vec<Vec<Candidate<'_>>> {
         vec![starting(&p[0], 400)],
         vec![late(starting(&p[0], 400))],
         vec![cold(ready(&p[0]))],
+        vec![paused(ready(&p[0])), late(paused(ready(&p[1])))],
         vec![failed(ready(&p[0])), late(cold(ready(&p[1])))],
         vec![ready(&p[0]), ready(&p[1])],
         vec![ready(&p[0]), starting(&p[1], 10)],
@@ -113,7 +116,7 @@ fn every_combination_gives_a_decision_that_keeps_the_invariants() {
             made.concurrency = concurrency;
         });
         let (waited_s, waiting) = waits[one_of(4)];
-        let state = STATES[one_of(5)];
+        let state = STATES[one_of(6)];
         let q = Question {
             app: &app,
             local: LocalApp {

@@ -357,6 +357,34 @@ fn a_peer_that_never_starts_the_app_asks_the_first_able_one_and_waits() {
 }
 
 #[test]
+fn what_is_paused_everywhere_is_refused_at_once_and_not_waited_for() {
+    let app = AppPolicy::default();
+    let never = AppPolicy::default().with(|made| made.start = StartMode::Never);
+    let p = peers(2);
+    let other = |peer, state| Candidate { state, ..ready(peer) };
+    let paused = [other(&p[0], AppState::Paused), other(&p[1], AppState::Paused)];
+    let here = |app: &AppPolicy, state, others: &[Candidate<'_>]| {
+        decide(&Question { local: local(state), ..question(app, others) })
+    };
+    for decision in [
+        here(&app, AppState::Paused, &[]),
+        here(&app, AppState::Paused, &paused),
+        here(&never, AppState::Cold, &paused),
+    ] {
+        let Action::Refuse(refusal) = &decision.action else { panic!("{decision}") };
+        assert_eq!((refusal.label(), refusal.problem().status()), ("paused", 503));
+        assert!(refusal.retry_after_s() > 1 && decision.to_string().contains("app resume"));
+    }
+    // Wherever another may start it, or does, or might be able to soon, it waits as before.
+    for state in [AppState::Cold, AppState::Starting, AppState::Failed, AppState::Stopping] {
+        let others = [paused[0], other(&p[1], state)];
+        let decision = here(&app, AppState::Paused, &others);
+        assert!(matches!(decision.action, Action::Wait { .. }), "{state:?}: {decision}");
+    }
+    assert_eq!(hop_target(&here(&app, AppState::Paused, &[ready(&p[0])])), &p[0]);
+}
+
+#[test]
 fn a_draining_peer_starts_nothing_but_still_hops() {
     let app = AppPolicy::default();
     let p = peers(1);

@@ -7,8 +7,14 @@ use warmhop_core::ids::PeerId;
 use warmhop_core::route::*;
 use warmhop_core::view::AppState;
 
-pub(crate) const STATES: [AppState; 5] =
-    [AppState::Cold, AppState::Starting, AppState::Ready, AppState::Stopping, AppState::Failed];
+pub(crate) const STATES: [AppState; 6] = [
+    AppState::Cold,
+    AppState::Starting,
+    AppState::Ready,
+    AppState::Stopping,
+    AppState::Failed,
+    AppState::Paused,
+];
 
 pub(crate) fn peer(name: &str) -> PeerId {
     PeerId::new(name).unwrap()

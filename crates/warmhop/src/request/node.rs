@@ -501,7 +501,7 @@ impl Node {
         let slot = placing.slot;
         let spec = slot.spec();
         // A ready copy that must not be asked again counts as one that takes nothing new.
-        let state = if placing.shun_here { AppState::Stopping } else { slot.state() };
+        let state = if placing.shun_here { AppState::Stopping } else { slot.state_to_start_from() };
         let view = self.view.load();
         let pinned_here = placing.pin.is_none_or(|pin| pin.here);
         // An app that is removed here leaves as if this peer were leaving.

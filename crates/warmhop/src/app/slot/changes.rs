@@ -100,15 +100,19 @@ impl Slot {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The news about the copy here for other peers.
-    pub(crate) fn copy_news(&self) -> CopyNews {
-        let state = match self.state() {
-            // A copy that still ends is of no use to others, and none will start.
+    /// Its state, as far as requests are concerned: a copy that still ends is of no use to them, and
+    /// none will start where it is paused.
+    pub(crate) fn state_to_start_from(&self) -> AppState {
+        match self.state() {
             AppState::Stopping if self.machine().is_paused() => AppState::Paused,
             state => state,
-        };
+        }
+    }
+
+    /// The news about the copy here for other peers.
+    pub(crate) fn copy_news(&self) -> CopyNews {
         CopyNews {
-            state,
+            state: self.state_to_start_from(),
             eta_ms: self.eta().map(|eta| u32::try_from(eta.as_millis()).unwrap_or(u32::MAX)),
             in_flight: self.told_in_flight(),
             version: self.version(),
