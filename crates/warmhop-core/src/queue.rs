@@ -6,6 +6,11 @@
 //! it alone looks for a place, and the next is called once it has one. Refuses to know what a place
 //! is.
 //!
+//! A client of which nothing waited comes ahead of those that have had turns (as new flows do in
+//! FQ-CoDel, RFC 8290 section 4.2), even of the one that is called, if its client has more that wait. So
+//! whoever sends one request waits for a place to become free, and not for a round of the others.
+//! Those take every other turn, however many new ones come, and none is overtaken twice.
+//!
 //! If the queue is full, a request of the client with most of them gives way to a client with
 //! clearly fewer: nobody can fill the queue against others. A client that may have no more places for
 //! now is *held*: its requests keep their order, and none of them is called.
@@ -53,8 +58,14 @@ struct Client {
 #[derive(Debug, Clone, Default)]
 pub struct FairQueue {
     clients: Turns<Client>,
-    /// If nobody is called, all that wait are of held clients.
-    called: Option<Ticket>,
+    /// Where nobody is called, all that wait are of clients that are held.
+    called: Option<(Ticket, Flow)>,
+    /// The one that was called last and had to let another go ahead.
+    overtaken: Option<Ticket>,
+    /// Clients that come ahead of their turns, in order.
+    ahead: VecDeque<u64>,
+    /// The last one that was called came ahead of its turn.
+    was_ahead: bool,
     /// Each has somebody who waits.
     held: BTreeSet<u64>,
     last: u64,
@@ -76,7 +87,7 @@ impl FairQueue {
     /// The request that looks for a place.
     #[must_use]
     pub fn called(&self) -> Option<Ticket> {
-        self.called
+        self.called.map(|(ticket, _)| ticket)
     }
 
     /// Joins behind the others of its session, or, if it had its turn before and was turned away,
@@ -85,8 +96,18 @@ impl FairQueue {
         self.last += 1;
         let ticket = Ticket(self.last);
         if self.called.is_none() && !self.held.contains(&flow.client) {
-            self.called = Some(ticket);
+            self.called = Some((ticket, flow));
             return ticket;
+        }
+        let is_new = self.is_new(flow.client) && !had_its_turn;
+        if is_new && self.overtakes() {
+            self.put_back();
+            self.called = Some((ticket, flow));
+            self.was_ahead = true;
+            return ticket;
+        }
+        if is_new {
+            self.ahead.push_back(flow.client);
         }
         let client = self.clients.entry(flow.client, had_its_turn);
         client.waiting += 1;
@@ -99,12 +120,33 @@ impl FairQueue {
         ticket
     }
 
+    /// Whether nothing of the client waits.
+    fn is_new(&self, client: u64) -> bool {
+        let is_called = self.called.is_some_and(|(_, flow)| flow.client == client);
+        !is_called && !self.clients.by_key.contains_key(&client)
+    }
+
+    /// Whether a new client comes ahead of the one that is called.
+    fn overtakes(&self) -> bool {
+        let others = |flow: Flow| self.clients.by_key.contains_key(&flow.client);
+        self.called.is_some_and(|(ticket, flow)| self.overtaken != Some(ticket) && others(flow))
+    }
+
+    /// The one that is called waits on, before all others.
+    fn put_back(&mut self) {
+        let Some((ticket, flow)) = self.called.take() else { return };
+        self.overtaken = Some(ticket);
+        let client = self.clients.entry(flow.client, true);
+        client.waiting += 1;
+        client.sessions.entry(flow.session, true).push_front(ticket);
+    }
+
     /// The request stops waiting, with a place or without. Returns the one that is called next, if
     /// this one had been called.
     pub fn leave(&mut self, ticket: Ticket, flow: Flow) -> Option<Ticket> {
-        if self.called == Some(ticket) {
+        if self.called() == Some(ticket) {
             self.called = self.next();
-            return self.called;
+            return self.called();
         }
         self.remove(flow, |session| {
             let at = session.iter().position(|waiting| *waiting == ticket)?;
@@ -122,7 +164,7 @@ impl FairQueue {
     /// The called request may not have the free places, since its client has used its share: it waits
     /// on, before the others of its client, which is held. Returns who is called in its place.
     pub fn hold(&mut self, ticket: Ticket, flow: Flow) -> Option<Ticket> {
-        if self.called != Some(ticket) {
+        if self.called() != Some(ticket) {
             return None;
         }
         let client = self.clients.entry(flow.client, false);
@@ -130,7 +172,7 @@ impl FairQueue {
         client.sessions.entry(flow.session, true).push_front(ticket);
         self.held.insert(flow.client);
         self.called = self.next();
-        self.called
+        self.called()
     }
 
     /// The first request of a held client: the one that finds out when the client may go on.
@@ -145,7 +187,7 @@ impl FairQueue {
     pub fn release(&mut self, client: u64) -> Option<Ticket> {
         if self.held.remove(&client) && self.called.is_none() {
             self.called = self.next();
-            return self.called;
+            return self.called();
         }
         None
     }
@@ -178,13 +220,19 @@ impl FairQueue {
         (client != flow.client && most >= own + CLEARLY_MORE).then_some(client)
     }
 
-    /// The first of the session whose turn it is, of the client whose turn it is.
-    fn next(&mut self) -> Option<Ticket> {
-        let client = *self.clients.turns.iter().find(|client| !self.held.contains(client))?;
+    /// The first of the session whose turn it is, of the client whose turn it is, or that comes ahead
+    /// of it.
+    fn next(&mut self) -> Option<(Ticket, Flow)> {
+        let is_open = |client: &&u64| !self.held.contains(*client);
+        let first = self.ahead.iter().find(is_open).filter(|_| !self.was_ahead);
+        self.was_ahead = first.is_some();
+        let client = *first.or_else(|| self.clients.turns.iter().find(is_open))?;
+        self.ahead.retain(|other| *other != client);
         let session = *self.clients.by_key.get(&client)?.sessions.turns.front()?;
-        let next = self.remove(Flow { client, session }, VecDeque::pop_front);
+        let flow = Flow { client, session };
+        let next = self.remove(flow, VecDeque::pop_front);
         self.clients.pass(client, |client| &mut client.sessions, session);
-        next
+        Some((next?, flow))
     }
 
     fn remove(
@@ -201,6 +249,7 @@ impl FairQueue {
         }
         if client.waiting == 0 {
             self.clients.forget(flow.client);
+            self.ahead.retain(|client| *client != flow.client);
             self.held.remove(&flow.client);
         }
         Some(taken)
@@ -273,6 +322,46 @@ mod tests {
         assert!(order.iter().position(|at| *at == 50).unwrap() <= 2, "{order:?}");
         // Requests of one client are served in the order of their arrival.
         assert!(order.iter().filter(|at| **at < 50).is_sorted());
+    }
+
+    #[test]
+    fn a_new_client_comes_ahead_of_the_one_that_is_called_and_of_nobody_twice() {
+        let mut queue = FairQueue::new();
+        let many: Vec<_> = (0..50).map(|_| queue.join(flow(1), false)).collect();
+        assert_eq!(queue.called(), Some(many[0]));
+        let one = queue.join(flow(2), false);
+        assert_eq!(queue.called(), Some(one), "it is next, though fifty came before");
+        let other = queue.join(flow(3), false);
+        assert_eq!(queue.called(), Some(one), "nobody has more waiting than that one");
+        assert_eq!(queue.leave(one, flow(2)), Some(many[0]), "which is not overtaken again");
+        let late = queue.join(flow(4), false);
+        assert_eq!(queue.called(), Some(many[0]));
+        let order = [other, many[1], late, many[2], many[3]];
+        let mut left = (many[0], flow(1));
+        for (next, of) in order.into_iter().zip([3, 1, 4, 1, 1]) {
+            assert_eq!(queue.leave(left.0, left.1), Some(next));
+            left = (next, flow(of));
+        }
+    }
+
+    #[test]
+    fn however_many_new_clients_come_the_others_have_every_other_turn() {
+        let mut queue = FairQueue::new();
+        let many: Vec<_> = (0..20).map(|_| queue.join(flow(1), false)).collect();
+        let mut of = alloc::collections::BTreeMap::new();
+        let mut served = Vec::new();
+        for client in 2..60 {
+            for client in [client, 1_000 + client] {
+                of.insert(queue.join(flow(client), false), client);
+            }
+            let called = queue.called().unwrap();
+            let client = of.get(&called).copied().unwrap_or(1);
+            served.push(client);
+            queue.leave(called, flow(client));
+        }
+        let own = served[..40].iter().filter(|client| **client == 1).count();
+        assert!((19..=20).contains(&own), "{served:?}");
+        assert!(many.iter().all(|ticket| queue.called() != Some(*ticket)), "all were served");
     }
 
     #[test]
