@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -14,7 +15,8 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
+use tokio::time::timeout;
 use warmhop::{Body, BoxError, NotSent};
 
 use super::http1::{is_refusal, twin};
@@ -35,6 +37,12 @@ const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
 /// takes in a request: room for [`FIELDS_MAX`](super::plain::FIELDS_MAX) fields of some length.
 const HEAD_BYTES_MAX: u32 = 64 * 1024;
 
+/// How many requests go on the first connection before the app has said how many it takes: with more,
+/// those beyond would be refused. Further connections count on what it said before.
+const STREAMS_AT_FIRST: usize = 1;
+/// After this time without an answer or a setting, an app is taken to allow no more than that.
+const SETTINGS_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A request is tried on so many connections while the app closes each one for new requests.
 const TRIES_MAX: usize = 8;
 
@@ -42,6 +50,8 @@ const TRIES_MAX: usize = 8;
 pub(super) struct H2Client {
     addr: SocketAddr,
     connections: Arc<Connections>,
+    /// How many requests at once it took on its latest connection; 0: nothing is known yet.
+    known: Arc<AtomicUsize>,
 }
 
 type Connections = Mutex<Vec<Connection>>;
@@ -56,11 +66,26 @@ struct Connection {
 struct Shared {
     /// How many requests the app takes at once on it, by its latest setting.
     streams_max: AtomicUsize,
+    /// Whether that is known.
+    settled: Arc<watch::Sender<bool>>,
+    known: Arc<AtomicUsize>,
     /// The app takes no more requests on it.
     leaving: AtomicBool,
 }
 
 type Use = Arc<Shared>;
+
+type Entered = (http2::SendRequest<RequestBody>, Use);
+
+impl Shared {
+    /// The app has announced how many requests it takes. It does so before all else.
+    fn settle(&self) {
+        self.known.store(self.streams_max.load(Relaxed), Relaxed);
+        if !*self.settled.borrow() {
+            self.settled.send_replace(true);
+        }
+    }
+}
 
 impl Connection {
     /// The task that drives the connection holds one count, too.
@@ -76,11 +101,26 @@ impl Connection {
 
 impl H2Client {
     pub(super) fn new(addr: SocketAddr) -> Self {
-        Self { addr, connections: Arc::default() }
+        Self { addr, connections: Arc::default(), known: Arc::default() }
     }
 
     /// A connection with room for a request, a new one if there is none.
-    async fn enter(&self) -> Result<(http2::SendRequest<RequestBody>, Use), BoxError> {
+    async fn enter(&self) -> Result<Entered, BoxError> {
+        loop {
+            let unsettled = match self.look().await? {
+                Ok(entered) => return Ok(entered),
+                Err(unsettled) => unsettled,
+            };
+            let mut told = unsettled.subscribe();
+            let settled = told.wait_for(|settled| *settled);
+            if timeout(SETTINGS_TIMEOUT, settled).await.is_err() {
+                unsettled.send_replace(true);
+            }
+        }
+    }
+
+    /// The same, unless it is to be known soon how much room a connection has.
+    async fn look(&self) -> Result<Result<Entered, Arc<watch::Sender<bool>>>, BoxError> {
         let mut connections = self.connections.lock().await;
         // One connection without requests is kept, so that small changes of load do not open and
         // close a connection each time.
@@ -91,14 +131,17 @@ impl H2Client {
                 && (connection.in_use() > 0 || !std::mem::replace(&mut has_idle, true))
         });
         if let Some(connection) = connections.iter().find(|open| open.has_room()) {
-            return Ok((connection.sender.clone(), Arc::clone(&connection.uses)));
+            return Ok(Ok((connection.sender.clone(), Arc::clone(&connection.uses))));
+        }
+        if let Some(connection) = connections.iter().find(|open| !*open.uses.settled.borrow()) {
+            return Ok(Err(Arc::clone(&connection.uses.settled)));
         }
         let (sender, uses) = self.connect().await?;
         connections.push(Connection { sender: sender.clone(), uses: Arc::clone(&uses) });
-        Ok((sender, uses))
+        Ok(Ok((sender, uses)))
     }
 
-    async fn connect(&self) -> Result<(http2::SendRequest<RequestBody>, Use), BoxError> {
+    async fn connect(&self) -> Result<Entered, BoxError> {
         // It is read to its end even when it can no longer be written to: an app that leaves resets
         // the connection if requests arrive that it will not read, and its `GOAWAY` is still to be
         // read.
@@ -111,26 +154,37 @@ impl H2Client {
             }
             error.into()
         })?;
+        let known = self.known.load(Relaxed).min(STREAMS_MAX as usize);
+        let at_first = if known == 0 { STREAMS_AT_FIRST } else { known };
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_header_list_size(HEAD_BYTES_MAX)
             .max_send_buf_size(STREAM_WINDOW_BYTES as usize)
+            .initial_max_send_streams(at_first)
             .handshake(TokioIo::new(socket))
             .await?;
-        let streams_max = AtomicUsize::new(connection.current_max_send_streams());
-        let shared = Arc::new(Shared { streams_max, leaving: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            streams_max: AtomicUsize::new(at_first),
+            settled: Arc::new(watch::Sender::new(known > 0)),
+            known: Arc::clone(&self.known),
+            leaving: AtomicBool::new(false),
+        });
         let (told, connections) = (Arc::clone(&shared), Arc::downgrade(&self.connections));
         // Each of its requests gets the error if it fails.
         tokio::spawn(async move {
             let mut connection = std::pin::pin!(connection);
             let driven = std::future::poll_fn(|cx| {
                 let polled = connection.as_mut().poll(cx);
-                told.streams_max.store(connection.current_max_send_streams(), Relaxed);
+                let streams_max = connection.current_max_send_streams();
+                if told.streams_max.swap(streams_max, Relaxed) != streams_max {
+                    told.settle();
+                }
                 polled
             });
             let _ = driven.await;
+            told.settled.send_replace(true);
             forget_closed(&connections).await;
         });
         Ok((sender, shared))
@@ -153,6 +207,7 @@ impl H2Client {
             drop(sender);
             let mut error = match answer.await {
                 Ok(response) => {
+                    uses.settle();
                     return Ok(response.map(|body| Body::new(InUse { body, uses: Some(uses) })));
                 }
                 Err(error) => error,
@@ -239,3 +294,6 @@ impl http_body::Body for InUse {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests;
