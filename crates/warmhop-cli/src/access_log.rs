@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use warmhop::access::{Access, AccessSink};
 
 use crate::config::{AccessFormat, AccessTo, Log};
+use crate::log;
 use crate::stderr::Stderr;
 
 /// How many requests may wait to be written.
@@ -71,22 +72,31 @@ pub struct Writing {
 }
 
 impl AccessLog {
-    /// Opens the target in `settings`, and starts to write there; `None` if they have none.
+    /// Opens the target in `settings`, and starts to write there; `None` if they have none. Lines on
+    /// `stderr` are JSON if those of the log there are, and no other form is set.
     ///
     /// # Errors
     /// Why the file cannot be opened, or the thread cannot be started.
-    pub fn start(settings: &Log, stderr: &Stderr) -> io::Result<Option<(Self, Writing)>> {
-        let sink = match &settings.access {
+    pub fn start(
+        settings: &Log,
+        stderr: &Stderr,
+        log: log::Format,
+    ) -> io::Result<Option<(Self, Writing)>> {
+        let (sink, around) = match &settings.access {
             None => return Ok(None),
-            Some(AccessTo::Stderr) => Sink::Stderr(stderr.clone()),
-            Some(AccessTo::File(path)) => Sink::file(path)?,
+            Some(AccessTo::Stderr) => (Sink::Stderr(stderr.clone()), log),
+            Some(AccessTo::File(path)) => (Sink::file(path)?, log::Format::Text),
         };
+        let format = settings.access_format.unwrap_or(match around {
+            log::Format::Text => AccessFormat::Text,
+            log::Format::Json => AccessFormat::Json,
+        });
         let (queue, requests) = sync_channel(QUEUE_MAX);
         let (tell, ended) = oneshot::channel();
         let asked = Arc::<Asked>::default();
         let writer = Writer {
             sink,
-            form: Form { format: settings.access_format, query: settings.access_query },
+            form: Form { format, query: settings.access_query },
             asked: Arc::clone(&asked),
             buffered: 0,
             told: 0,
@@ -453,7 +463,9 @@ mod tests {
         let (file, old) = (dir.join("access.log"), dir.join("access.log.1"));
         let settings = Log { access: Some(AccessTo::File(file.clone())), ..Log::default() };
         let (log, writing) =
-            AccessLog::start(&settings, &Stderr::start().unwrap()).unwrap().unwrap();
+            AccessLog::start(&settings, &Stderr::start().unwrap(), log::Format::Json)
+                .unwrap()
+                .unwrap();
         log.record(access());
         let written = async |file: &Path| {
             for _ in 0..2000 {

@@ -152,8 +152,8 @@ pub struct Session {
 pub struct Log {
     /// Where each request of a client is logged; absent: nowhere.
     pub access: Option<AccessTo>,
-    /// The form of its lines.
-    pub access_format: AccessFormat,
+    /// The form of its lines; absent: that of the log around them on standard error, text elsewhere.
+    pub access_format: Option<AccessFormat>,
     /// Whether queries are logged, which may hold secrets.
     pub access_query: bool,
     /// What else is logged, in the form of `RUST_LOG`; absent: the events of the peer and its apps.
@@ -268,26 +268,19 @@ impl Config {
         read::parse(file, text, variable)
     }
 
-    /// The same without the variables of apps, which often hold secrets.
+    /// The same as it may be shown: what `warmhop check` prints and `warmhop debug` packs is kept and
+    /// passed on. It has the names of apps' variables and not their values, and no argument of a
+    /// command that a variable of the peer's environment is part of.
     #[must_use]
     pub fn without_secrets(&self) -> Self {
-        let mut shown = self.clone();
-        for value in shown.apps.iter_mut().flat_map(|app| app.env.values_mut()) {
-            *value = "(not shown)".into();
-        }
-        shown
-    }
-
-    /// The same without values in an app's env that came from the environment: the output of
-    /// `warmhop check` is kept in logs.
-    #[must_use]
-    pub fn without_substituted(&self) -> Self {
         let taken = self.substituted.iter().filter_map(|name| std::env::var(name).ok());
         let taken: Vec<String> = taken.filter(|value| !value.is_empty()).collect();
+        let is_taken = |text: &str| taken.iter().any(|taken| text.contains(taken.as_str()));
         let mut shown = self.clone();
-        for value in shown.apps.iter_mut().flat_map(|app| app.env.values_mut()) {
-            if taken.iter().any(|taken| value.contains(taken.as_str())) {
-                *value = "(not shown)".into();
+        for app in &mut shown.apps {
+            let arguments = app.run.iter_mut().skip(1).filter(|argument| is_taken(argument));
+            for hidden in app.env.values_mut().chain(arguments) {
+                *hidden = "(not shown)".into();
             }
         }
         shown

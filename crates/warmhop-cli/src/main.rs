@@ -550,7 +550,7 @@ fn check(file: &std::path::Path) -> Result<u8, Failure> {
             file.display()
         );
     }
-    print(&config.without_substituted().to_string())
+    print(&config.without_secrets().to_string())
 }
 
 async fn show_lines(question: operate::Question, lines: Lines) -> Result<u8, Failure> {

@@ -63,11 +63,19 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
     }
     let open_files = raise_open_files();
     let machine = Machine { open_files, threads: cores::threads(&config) };
-    let log = (journal, level, stderr);
+    let log = Logging { journal, level, stderr, format };
     let outcome = runtime.block_on(serve(file, &config, credentials, signals, machine, log));
     // Tasks that still run have had their time; the guards end the apps.
     runtime.shutdown_background();
     outcome
+}
+
+/// What the peer logs with.
+struct Logging {
+    journal: Journal,
+    level: log::Level,
+    stderr: Stderr,
+    format: log::Format,
 }
 
 /// The resources that the peer uses of its machine.
@@ -161,7 +169,7 @@ async fn serve(
     credentials: Credentials,
     mut signals: Signals,
     Machine { open_files, threads }: Machine,
-    (journal, level, stderr): (Journal, log::Level, Stderr),
+    Logging { journal, level, stderr, format }: Logging,
 ) -> Result<u8, Failure> {
     let Credentials { identity, tls, error_page } = credentials;
     let listeners = bind(config, tls, threads).await?;
@@ -171,7 +179,7 @@ async fn serve(
     if let Some(page) = error_page {
         builder = builder.error_page(page);
     }
-    if let Some((log, writing)) = access_log(config, &stderr)? {
+    if let Some((log, writing)) = access_log(config, &stderr, format)? {
         builder = builder.access_log(log);
         signals.access = Some(writing);
     }
@@ -266,8 +274,12 @@ async fn ends_within(grace: Duration, mut serving: JoinHandle<()>, what: &str) {
     }
 }
 
-fn access_log(config: &Config, stderr: &Stderr) -> Result<Option<(AccessLog, Writing)>, Failure> {
-    AccessLog::start(&config.log, stderr).map_err(|error| {
+fn access_log(
+    config: &Config,
+    stderr: &Stderr,
+    format: log::Format,
+) -> Result<Option<(AccessLog, Writing)>, Failure> {
+    AccessLog::start(&config.log, stderr, format).map_err(|error| {
         let what = format!("the access log cannot be opened: {error}");
         let remedy = "name a file in a folder that is there and that this user may write to";
         Failure::failed(config.problem("log.access", what, remedy))

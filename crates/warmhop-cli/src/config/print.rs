@@ -1,5 +1,6 @@
-//! A configuration as TOML, with every default filled in: the output of `warmhop check`. It can be
-//! read back to the same configuration, except for the admin token, which is not shown.
+//! A configuration as TOML, with every default filled in. It can be read back to the same
+//! configuration, except for the admin token, which is not shown. `warmhop check` prints it
+//! [without secrets](Config::without_secrets).
 
 use std::fmt;
 use std::path::Path;
@@ -37,7 +38,13 @@ impl fmt::Display for Config {
             Some(AccessTo::File(file)) => writeln!(f, "access = {}", path(file))?,
             None => writeln!(f, "# access is not set: requests that succeed are not logged")?,
         }
-        writeln!(f, "access_format = {}", value(self.log.access_format))?;
+        match self.log.access_format {
+            Some(format) => writeln!(f, "access_format = {}", value(format))?,
+            None => writeln!(
+                f,
+                "# access_format is not set: text, or JSON on standard error where the log is"
+            )?,
+        }
         writeln!(f, "access_query = {}", self.log.access_query)?;
         match &self.log.level {
             Some(level) => writeln!(f, "level = {}", text(level))?,

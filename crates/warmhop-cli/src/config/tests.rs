@@ -114,7 +114,7 @@ fn every_key_arrives() {
     assert_eq!(config.session.redis, Some("127.0.0.1:6401".parse().unwrap()));
     let expected = Log {
         access: Some(AccessTo::File("/nowhere/log/access.log".into())),
-        access_format: AccessFormat::Json,
+        access_format: Some(AccessFormat::Json),
         access_query: true,
         level: Some("warn,warmhop=debug".into()),
     };
@@ -218,7 +218,7 @@ redis_events = ""
 
 [log]
 # access is not set: requests that succeed are not logged
-access_format = "text"
+# access_format is not set: text, or JSON on standard error where the log is
 access_query = false
 # level is not set: what the peer and its apps do
 
@@ -336,15 +336,17 @@ fn what_is_missing_on_this_machine_is_only_a_warning() {
 }
 
 #[test]
-fn what_an_apps_env_took_from_the_environment_is_not_shown() {
+fn no_value_of_an_apps_env_is_shown_and_no_argument_from_the_environment() {
     // Cargo sets it for every process that it starts.
-    let text = "[peer]\nname = 'p'\n[[app]]\nname = 'a'\nrun = ['sh']\n\
+    let text = "[peer]\nname = 'p'\n[[app]]\nname = 'a'\n\
+         run = ['sh', '--key=${CARGO_PKG_NAME}', '-v']\n\
          env = { A = 'x${CARGO_PKG_NAME}', B = 'plain' }\n";
     let (config, _) = Config::parse(Path::new("/tmp/warmhop.toml"), text).unwrap();
     assert_eq!(config.apps[0].env["A"], concat!("x", env!("CARGO_PKG_NAME")));
-    let shown = config.without_substituted();
+    let shown = config.without_secrets();
+    assert_eq!(shown.apps[0].run, ["sh", "(not shown)", "-v"]);
     assert_eq!(shown.apps[0].env["A"], "(not shown)");
-    assert_eq!(shown.apps[0].env["B"], "plain");
+    assert_eq!(shown.apps[0].env["B"], "(not shown)");
 }
 
 #[test]

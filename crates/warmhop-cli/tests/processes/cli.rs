@@ -305,6 +305,27 @@ fn a_check_says_of_what_passes_whether_a_peer_would_take_it_here() {
 }
 
 #[test]
+fn a_check_shows_the_variables_of_an_app_by_their_names_alone() {
+    let dir = scratch("check-env");
+    let app = "[peer]\nname = 'peer-1'\n[[app]]\nname = 'shop'\nrun = ['sh', '-c', 'x ${TOKEN}']\n";
+    let file = write(&dir, &format!("{app}env = {{ KEY = 'hush-hush' }}\n"));
+    let checked = |file: &Path| {
+        outcome(&warmhop(&["check", text(file)]).env("TOKEN", "of-the-peer").output().unwrap())
+    };
+    let (code, out, error) = checked(&file);
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("\"KEY\" = ") && out.contains("run = [\"sh\", "), "{out}");
+    for secret in ["hush-hush", "of-the-peer"] {
+        assert!(!out.contains(secret) && !error.contains(secret), "{secret}: {out}{error}");
+    }
+    // Nor does an error, of a number for example.
+    let file = write(&dir, &format!("{app}env = {{ KEY = 271828 }}\n"));
+    let (code, _, error) = checked(&file);
+    assert_eq!(code, 2, "{error}");
+    assert!(error.contains("app.shop.env.KEY: ") && !error.contains("271828"), "{error}");
+}
+
+#[test]
 fn every_problem_of_a_configuration_is_a_line_of_its_own() {
     let dir = scratch("check-bad");
     let file = write(&dir, "[peer]\nname = 'a b'\n[mesh]\nlisen = 'x'\n");

@@ -111,7 +111,7 @@ pub(super) const KEYS: &[Key] = &[
     key("session.cookie", "route", Kind::OneOf(&["name", "opaque"]), "(`\"name\"`; with `[http] reveal = false`, `\"opaque\"`)", "How the cookie names the peer that the client should come back to: by its name, or by an alias that reveals nothing to clients. `warmhop lb` prints the aliases for load balancers. They are derived from the cookie key: print the configuration again when that changes. See [load-balancers.md](load-balancers.md)."),
 
     key("log", "access", Kind::Path, "(none)", "Where the access log goes, one line for each request: `\"stderr\"`, or a file. See [observability.md](observability.md)."),
-    key("log", "access_format", Kind::OneOf(&["text", "json"]), "\"text\"", "The format of its lines."),
+    key("log", "access_format", Kind::OneOf(&["text", "json"]), "(text)", "The format of its lines. On standard error, beside the lines of `run --log json`, the default is JSON."),
     key("log", "access_query", Kind::Flag, "false", "Whether the access log has the query strings, which may hold secrets."),
     key("log", "level", Kind::Text, "(`info` of the peer and its apps)", "What else is logged, in the syntax of `RUST_LOG`: a level, or levels by target, such as `warn,warmhop=debug`. Where that variable is set, it takes precedence."),
 

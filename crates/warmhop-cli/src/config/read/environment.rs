@@ -67,6 +67,9 @@ pub(super) fn read_env(table: &mut Table<'_>, redis: bool) -> BTreeMap<String, S
                 "warmhop sets this variable itself, to the address of [session] redis",
                 "remove it, or name a Redis of the app's own in another variable",
             );
+        } else if field.value.as_str().is_none() {
+            // Not by its value: it may be a secret.
+            field.report("its value is not a text", "put it in quotes");
         } else if let Some(text) = field.text() {
             if text.contains('\0') {
                 field.report("the value has a NUL character in it", "remove it");

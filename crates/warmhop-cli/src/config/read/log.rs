@@ -27,7 +27,7 @@ pub(super) fn read(root: &mut Table<'_>) -> Log {
             }
         };
     }
-    table.set_enum("access_format", &["text", "json"], &mut log.access_format);
+    log.access_format = table.one_of("access_format", &["text", "json"]);
     if let Some(query) = table.take("access_query").and_then(|field| field.boolean()) {
         log.access_query = query;
     }
