@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::{Path, Query, RawQuery, Request, State};
@@ -118,6 +118,17 @@ fn verbose(status: &Status) -> String {
     }
     for app in &status.apps {
         let _ = writeln!(text, "app {}: {}", app.name, app.state);
+    }
+    let peer = &status.peer;
+    let ends = [
+        ("certificate", Some(peer.identity_not_after)),
+        ("front door's certificate", peer.front_door_not_after),
+    ];
+    for (what, ends) in ends {
+        let ends = ends.and_then(|ends| UNIX_EPOCH.checked_add(Duration::from_secs(ends)));
+        let Some(ends) = ends else { continue };
+        let is = if ends > SystemTime::now() { "valid until" } else { "expired on" };
+        let _ = writeln!(text, "{what}: {is} {}", httpdate::fmt_http_date(ends));
     }
     text
 }

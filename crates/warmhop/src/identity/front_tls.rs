@@ -27,7 +27,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How errors name a certificate and a key that came from memory.
 const IN_MEMORY: [&str; 2] = ["the certificate", "the private key"];
 /// What to do about a certificate that is about to end.
-const RENEW: &str = "renew it where it was issued: a running peer loads the new files by itself";
+const RENEW: [&str; 2] = [
+    "clients refuse it",
+    "renew it where it was issued: a running peer loads the new files by itself",
+];
 
 /// What a front door shows to clients over TLS: a certificate chain and its key, from any authority
 /// that the clients trust. Clones share one state: they change together.
