@@ -11,7 +11,7 @@
 //! base64url, without padding, of
 //!
 //! ```text
-//! version   1 byte    1
+//! version   1 byte    1, or 2 for the same under a veil: all that follows, but the tag, is masked
 //! count     1 byte    1 to 4 entries, the most recently used first:
 //!   expiry    8 bytes   milliseconds since the Unix epoch
 //!   app       1 byte    length, 1 to 64, then so many bytes of the name
@@ -33,10 +33,12 @@
 //! ```
 //!
 //! Numbers are big-endian. The version of the app is the one that served the session last, or a
-//! newer one that served it before. One token has one form: other bytes that decode to the same
-//! entries are refused.
+//! newer one that served it before. One token has one form of each version: other bytes that decode
+//! to the same entries are refused. Both versions are accepted whatever is minted here: peers of one
+//! mesh may mint different ones while their configurations change.
 
 mod route_name;
+mod veil;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -63,6 +65,8 @@ pub const ENTRIES_MAX: usize = 4;
 pub const VALUE_BYTES_MAX: usize = 1_750;
 
 const VERSION: u8 = 1;
+/// Of a token that only holders of the key can read.
+const VEILED: u8 = 2;
 const TAG_BYTES: usize = 16;
 const PORTABLE: u8 = 0;
 const PINNED: u8 = 1;
@@ -75,6 +79,15 @@ pub trait Authenticator {
     fn tag(&self, bytes: &[u8]) -> [u8; 16];
     /// Whether `tag` is that of `bytes`, in a time that does not depend on either.
     fn verify(&self, bytes: &[u8], tag: &[u8; 16]) -> bool;
+    /// How many keys there are under which tags are accepted.
+    fn keys(&self) -> usize {
+        1
+    }
+    /// The tag of `bytes` under the key of this number; that of number 0 makes tags.
+    fn tag_by(&self, key: usize, bytes: &[u8]) -> [u8; 16] {
+        let _ = key;
+        self.tag(bytes)
+    }
 }
 
 /// The contents of the cookie.
@@ -212,6 +225,10 @@ pub enum Reject {
 }
 
 impl Reject {
+    /// Every one.
+    pub const ALL: [Self; 5] =
+        [Self::TooLong, Self::Form, Self::Version, Self::Forged, Self::Expired];
+
     /// The label of its counter.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -243,8 +260,30 @@ impl core::error::Error for Reject {}
 /// [`ENTRIES_MAX`], second ones of an app, and configurations without one to three members, which
 /// no session has, are left out.
 pub fn mint(token: &Token, route: &PeerId, auth: &impl Authenticator) -> String {
+    let (mut bytes, tag) = tagged(VERSION, token, auth);
+    bytes.extend_from_slice(&tag);
+    value(&bytes, route)
+}
+
+/// As [`mint`], under a veil: a client reads nothing of it but the route.
+pub fn mint_veiled(token: &Token, route: &PeerId, auth: &impl Authenticator) -> String {
+    let (mut bytes, tag) = tagged(VEILED, token, auth);
+    veil::turn(&mut bytes[1..], &tag, 0, auth);
+    bytes.extend_from_slice(&tag);
+    value(&bytes, route)
+}
+
+fn value(bytes: &[u8], route: &PeerId) -> String {
+    let mut value = URL_SAFE_NO_PAD.encode(bytes);
+    value.push('.');
+    value.push_str(route.as_str());
+    value
+}
+
+/// The bytes of a token and their tag.
+fn tagged(version: u8, token: &Token, auth: &impl Authenticator) -> (Vec<u8>, [u8; TAG_BYTES]) {
     let mut bytes = Vec::with_capacity(256);
-    bytes.extend_from_slice(&[VERSION, 0]);
+    bytes.extend_from_slice(&[version, 0]);
     let mut count = 0;
     for (at, entry) in token.entries.iter().enumerate() {
         let repeated = token.entries[..at].iter().any(|earlier| earlier.app == entry.app);
@@ -255,11 +294,7 @@ pub fn mint(token: &Token, route: &PeerId, auth: &impl Authenticator) -> String 
     }
     bytes[1] = count;
     let tag = auth.tag(&bytes);
-    bytes.extend_from_slice(&tag);
-    let mut value = URL_SAFE_NO_PAD.encode(&bytes);
-    value.push('.');
-    value.push_str(route.as_str());
-    value
+    (bytes, tag)
 }
 
 /// Reads a cookie's value: the token without the entries that have expired, and the route as the
@@ -280,16 +315,30 @@ pub fn read(
         Some((opaque, route)) => (opaque, PeerId::new(route).ok()),
         None => (value, None),
     };
-    let bytes = URL_SAFE_NO_PAD.decode(opaque).map_err(|_| Reject::Form)?;
+    let mut bytes = URL_SAFE_NO_PAD.decode(opaque).map_err(|_| Reject::Form)?;
     // Checked before the tag, since another version may compute the tag differently.
-    if bytes.first().is_some_and(|version| *version != VERSION) {
+    let version = bytes.first().copied();
+    if version.is_some_and(|version| version != VERSION && version != VEILED) {
         return Err(Reject::Version);
     }
-    let (signed, tag) = bytes.split_last_chunk::<TAG_BYTES>().ok_or(Reject::Form)?;
+    let (signed, tag) = bytes.split_last_chunk_mut::<TAG_BYTES>().ok_or(Reject::Form)?;
     if signed.len() < 2 {
         return Err(Reject::Form);
     }
-    if !auth.verify(signed, tag) {
+    let is_genuine = if version == Some(VEILED) {
+        // Which key it is of shows only once the veil is off.
+        (0..auth.keys()).any(|key| {
+            veil::turn(&mut signed[1..], tag, key, auth);
+            let is_genuine = auth.verify(signed, tag);
+            if !is_genuine {
+                veil::turn(&mut signed[1..], tag, key, auth);
+            }
+            is_genuine
+        })
+    } else {
+        auth.verify(signed, tag)
+    };
+    if !is_genuine {
         return Err(Reject::Forged);
     }
     let mut entries = Reader(&signed[1..]).entries().ok_or(Reject::Form)?;

@@ -479,6 +479,61 @@ fn an_alias_tells_nothing_of_the_name_and_every_holder_of_a_key_knows_whose_it_i
     }
 }
 
+/// Two keys, of which the first makes tags.
+struct Keys(Key, Key);
+
+impl Authenticator for Keys {
+    fn tag(&self, bytes: &[u8]) -> [u8; 16] {
+        self.0.tag(bytes)
+    }
+
+    fn verify(&self, bytes: &[u8], tag: &[u8; 16]) -> bool {
+        self.0.verify(bytes, tag) || self.1.verify(bytes, tag)
+    }
+
+    fn keys(&self) -> usize {
+        2
+    }
+
+    fn tag_by(&self, key: usize, bytes: &[u8]) -> [u8; 16] {
+        [&self.0, &self.1][key].tag(bytes)
+    }
+}
+
+#[test]
+fn a_token_under_a_veil_is_read_by_holders_of_its_key_and_shows_nothing_to_others() {
+    let mut rng = Prng(23);
+    for _ in 0..200 {
+        let token = token(&mut rng);
+        let (plain, veiled) = (mint(&token, &route(), &KEY), mint_veiled(&token, &route(), &KEY));
+        assert_eq!(plain.len(), veiled.len());
+        for value in [&plain, &veiled] {
+            assert_eq!(read(value, &KEY, WallTime(0)), Ok((token.clone(), Some(route()))));
+            for keys in [Keys(KEY, Key(7)), Keys(Key(7), KEY)] {
+                assert_eq!(read(value, &keys, WallTime(0)), Ok((token.clone(), Some(route()))));
+            }
+            assert_eq!(read(value, &Key(7), WallTime(0)), Err(Reject::Forged));
+            assert_eq!(read(value, &Keys(Key(7), Key(8)), WallTime(0)), Err(Reject::Forged));
+        }
+        let bytes = |value: &str| URL_SAFE_NO_PAD.decode(value.split('.').next().unwrap()).unwrap();
+        let (plain, veiled) = (bytes(&plain), bytes(&veiled));
+        for entry in &token.entries {
+            let shows = |bytes: &[u8]| {
+                let name = entry.app.as_str().as_bytes();
+                bytes.windows(name.len()).any(|window| window == name)
+                    && bytes.windows(16).any(|window| window == entry.sid.0)
+            };
+            assert!(shows(&plain) && !shows(&veiled), "{entry:?}");
+        }
+        // Any changed bit of it makes it nobody's.
+        let at = rng.below(veiled.len() as u64 - 1) as usize + 1;
+        let mut changed = veiled;
+        changed[at] ^= 1 << rng.below(8);
+        let changed = format!("{}.peer-1", URL_SAFE_NO_PAD.encode(&changed));
+        assert_eq!(read(&changed, &KEY, WallTime(0)), Err(Reject::Forged));
+    }
+}
+
 #[test]
 fn the_peer_of_a_pinned_session_is_disguised_as_the_route_is() {
     let peer = PeerId::new("peer-1").unwrap();

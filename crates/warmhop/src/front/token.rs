@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::header::{COOKIE, HeaderMap, HeaderValue};
-use warmhop_core::affinity::{self, Arrival, Entry, Kind, Reject, Token};
+use warmhop_core::affinity::{self, Arrival, Entry, Kind, Reject, RouteName, Token};
 use warmhop_core::config::StartMode;
 use warmhop_core::cookie::COOKIES_MAX;
 use warmhop_core::ids::{AppName, PeerId, WallTime};
@@ -107,7 +107,14 @@ pub(super) fn set(
         && current == Some(&route);
     if !stays {
         let entries = vec![node.route_name.disguise(entry, &node.auth)];
-        let value = affinity::mint(&Token { entries }, &route, &node.auth);
+        // A client that is not to see the mesh's inside is not to decode it either.
+        let is_hidden = !node.reveal || node.route_name == RouteName::Opaque;
+        let token = Token { entries };
+        let value = if is_hidden {
+            affinity::mint_veiled(&token, &route, &node.auth)
+        } else {
+            affinity::mint(&token, &route, &node.auth)
+        };
         at.set(&node.store.policy().cookie, &value, &slot.spec(), headers);
     }
 }

@@ -30,9 +30,12 @@ pub fn tokens(input: &[u8]) -> usize {
     let Ok(nobody) = PeerId::new("nobody") else { return 0 };
     let read = spec.values(input).filter_map(|value| {
         let (token, route) = affinity::read(value, &Credulous, WallTime(0)).ok()?;
-        let minted = affinity::mint(&token, route.as_ref().unwrap_or(&nobody), &Credulous);
-        let again = affinity::read(&minted, &Credulous, WallTime(0));
-        assert!(again.is_ok_and(|(again, _)| again == token), "a token reads back as another");
+        let route = route.as_ref().unwrap_or(&nobody);
+        let plain = affinity::mint(&token, route, &Credulous);
+        for minted in [plain, affinity::mint_veiled(&token, route, &Credulous)] {
+            let again = affinity::read(&minted, &Credulous, WallTime(0));
+            assert!(again.is_ok_and(|(again, _)| again == token), "a token reads back as another");
+        }
         Some(())
     });
     read.count()

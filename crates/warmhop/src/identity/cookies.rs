@@ -60,6 +60,16 @@ impl CookieKeys {
         self.keys[0].tag(message)
     }
 
+    /// How many keys there are.
+    pub(super) fn count(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The tag of `message` under the key of this number, or under the first if there is none.
+    pub(super) fn tag_by(&self, number: usize, message: &[u8]) -> [u8; 16] {
+        self.keys.get(number).unwrap_or(&self.keys[0]).tag(message)
+    }
+
     /// Whether `tag` is the tag of `message` under any key.
     pub(super) fn verify(&self, message: &[u8], tag: &[u8]) -> bool {
         // A cached entry is split into message and tag by this length alone.

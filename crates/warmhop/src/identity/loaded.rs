@@ -258,4 +258,12 @@ impl warmhop_core::affinity::Authenticator for CookieAuthenticator {
     fn verify(&self, bytes: &[u8], tag: &[u8; 16]) -> bool {
         Self::verify(self, bytes, tag)
     }
+
+    fn keys(&self) -> usize {
+        self.0.loaded.load().cookie_keys.count()
+    }
+
+    fn tag_by(&self, key: usize, bytes: &[u8]) -> [u8; 16] {
+        self.0.loaded.load().cookie_keys.tag_by(key, bytes)
+    }
 }
