@@ -93,6 +93,9 @@ pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: T
     let (clients, permits) = (Arc::clone(&door.ingress.clients), Arc::clone(&door.permits));
     let mut newcomers = Newcomers::new(clients, permits, door.proxy_protocol);
     loop {
+        if door.ingress.clients.is_crowded() {
+            tokio::task::yield_now().await;
+        }
         let may_come_at = newcomers.may_come_at();
         let coming = async {
             if let Some(at) = may_come_at {

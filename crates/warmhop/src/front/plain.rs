@@ -29,10 +29,11 @@ use tokio_util::io::{poll_read_buf, poll_write_buf};
 
 use crate::http::body::{Body, BoxError};
 use crate::http::departure::CountedBody;
-use crate::http::framing::HEAD_BYTES_MAX;
+use crate::http::framing::{HEAD_BYTES_MAX, READ_BYTES};
 
-/// The size of the first read: most heads fit.
-const READ_BYTES: usize = 8 * 1024;
+/// With less room than this in the buffer, it grows. A head that comes in small pieces does not make it
+/// twice as large as the first read with its second piece.
+const ROOM_BYTES_MIN: usize = 1024;
 /// The most fields of a head that is read here.
 const FIELDS_MAX: usize = 64;
 /// How many fields a peer usually adds to a request.
@@ -195,7 +196,9 @@ fn poll_read<IO: AsyncRead + Unpin>(
     read: &mut BytesMut,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
-    read.reserve(READ_BYTES);
+    if read.capacity() - read.len() < ROOM_BYTES_MIN {
+        read.reserve(READ_BYTES);
+    }
     // There may be room for more, which would be held for long.
     poll_read_buf(Pin::new(io), cx, &mut read.limit(READ_BYTES))
 }

@@ -31,6 +31,8 @@ const FRAME_BYTES: i64 = 256;
 const STEP_BYTES: i64 = 16 * 1024;
 /// The budget is one in so many parts of the memory of the machine or control group.
 const MEMORY_SHARE: u64 = 4;
+/// Connections that were told to end hold much if they hold one in so many parts of the budget.
+const CROWDED_SHARE: u64 = 8;
 /// The smallest default budget.
 const MEMORY_MIN: u64 = 32 << 20;
 /// The machine's memory is assumed to be this if it cannot be read.
@@ -105,6 +107,8 @@ pub(crate) struct Clients {
     table: Mutex<Table>,
     refusals: Arc<Refusals>,
     epoch: Instant,
+    /// What connections that were told to end were charged: they hold it until their tasks have run.
+    ending: AtomicI64,
 }
 
 #[derive(Debug, Default)]
@@ -138,6 +142,8 @@ pub(crate) struct Account {
     awaited: AtomicUsize,
     /// What is charged to the budget for all of it.
     charged: AtomicI64,
+    /// What was charged when it was told to end.
+    ending: AtomicI64,
     /// It was refused something, which is counted already.
     refused: AtomicBool,
 }
@@ -151,7 +157,8 @@ pub(crate) struct Admitted {
 
 impl Clients {
     pub(crate) fn new(limits: ClientLimits, refusals: Arc<Refusals>, charged: Gauge) -> Arc<Self> {
-        Arc::new(Self { limits, charged, table: Mutex::default(), refusals, epoch: Instant::now() })
+        let (table, epoch, ending) = (Mutex::default(), Instant::now(), AtomicI64::new(0));
+        Arc::new(Self { limits, charged, table, refusals, epoch, ending })
     }
 
     pub(crate) fn limits(&self) -> &ClientLimits {
@@ -197,6 +204,7 @@ impl Clients {
                 took: AtomicU64::new(0),
                 awaited: AtomicUsize::new(0),
                 charged: AtomicI64::new(0),
+                ending: AtomicI64::new(0),
                 refused: AtomicBool::new(false),
             });
             table.accounts.insert(id, Arc::clone(&account));
@@ -205,6 +213,13 @@ impl Clients {
         };
         admitted.account.recharge();
         Some(admitted)
+    }
+
+    /// Whether connections that were told to end still hold much. Reading on, and accepting others,
+    /// has to let their tasks run first: a burst could make the peer hold far more than the budget.
+    pub(crate) fn is_crowded(&self) -> bool {
+        let ending = self.ending.load(Relaxed);
+        ending > i64::try_from(self.limits.memory / CROWDED_SHARE).unwrap_or(i64::MAX)
     }
 
     /// How many connections an address has.
@@ -295,12 +310,15 @@ impl Table {
 
     /// Ends a connection; what it took is freed as soon as its task sees the signal.
     fn give_way(&mut self, id: u64) {
-        if let Some(account) = self.remove(id) {
+        if let Some((account, charged)) = self.remove(id) {
+            account.ending.store(charged, Relaxed);
+            account.clients.ending.fetch_add(charged, Relaxed);
             account.gives_way.cancel();
         }
     }
 
-    fn remove(&mut self, id: u64) -> Option<Arc<Account>> {
+    /// Removes a connection; returns what it was charged as well.
+    fn remove(&mut self, id: u64) -> Option<(Arc<Account>, i64)> {
         let account = self.accounts.remove(&id)?;
         if let Some(ids) = self.by_address.get_mut(&account.address) {
             ids.remove(&id);
@@ -308,8 +326,8 @@ impl Table {
                 self.by_address.remove(&account.address);
             }
         }
-        account.close();
-        Some(account)
+        let charged = account.close();
+        Some((account, charged))
     }
 }
 
@@ -457,11 +475,19 @@ impl Account {
         }
     }
 
-    fn close(&self) {
+    /// Ends the account; returns what was charged.
+    fn close(&self) -> i64 {
         let charged = self.charged.swap(CLOSED, Relaxed);
-        if charged != CLOSED {
-            self.clients.charged.dec_by(charged);
+        if charged == CLOSED {
+            return 0;
         }
+        self.clients.charged.dec_by(charged);
+        charged
+    }
+
+    /// See [`Clients::is_crowded`].
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.clients.is_crowded()
     }
 }
 
@@ -473,7 +499,9 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.account.clients.lock().remove(self.id);
+        let account = &self.account;
+        account.clients.lock().remove(self.id);
+        account.clients.ending.fetch_sub(account.ending.swap(0, Relaxed), Relaxed);
     }
 }
 
@@ -511,8 +539,9 @@ mod tests {
         let held = clients.held();
         greedy[2].account().came(1 << 30, 0);
         assert_eq!(clients.held(), held);
+        assert!(clients.is_crowded(), "its task has still to run");
         drop((small, greedy));
-        assert_eq!(clients.held(), 0);
+        assert_eq!((clients.held(), clients.is_crowded()), (0, false));
     }
 
     #[test]

@@ -25,6 +25,10 @@ use crate::http::refusals::Refusal;
 
 /// The largest request head in bytes; hyper is given the same bound.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// How much is read of a head at once.
+pub(crate) const READ_BYTES: usize = 8 * 1024;
+/// An incomplete head is kept in a buffer that grows by so much.
+const HEAD_STEP_BYTES: usize = 2 * 1024;
 /// The most fields in a request head.
 pub(crate) const FIELDS_MAX: usize = 128;
 
@@ -45,12 +49,15 @@ pub(crate) struct Framed<IO> {
     watch: Watch,
     departure: Departure,
     account: Arc<Account>,
+    /// The last read was put off.
+    put_off: bool,
 }
 
 impl<IO> Framed<IO> {
     pub(crate) fn new(io: IO, in_flight: InFlight) -> Self {
         let account = Arc::clone(in_flight.account());
-        Self { io, watch: Watch::default(), departure: Departure::new(in_flight), account }
+        let departure = Departure::new(in_flight);
+        Self { io, watch: Watch::default(), departure, account, put_off: false }
     }
 
     fn wrote(&mut self, outcome: &Poll<io::Result<usize>>) {
@@ -83,6 +90,11 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Framed<IO> {
         }
         if self.departure.waits() {
             return self.departure.poll_left(cx).map(Ok);
+        }
+        self.put_off = !self.put_off && self.account.is_crowded();
+        if self.put_off {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         let before = buf.filled().len();
         let outcome = Pin::new(&mut self.io).poll_read(cx, buf);
@@ -166,6 +178,8 @@ struct Watch {
     at: At,
     /// The part of the head that arrived with earlier reads.
     head: Vec<u8>,
+    /// What the incomplete head was reported to take.
+    reported: usize,
     /// The head was spoilt; the next read ends it.
     spoilt: bool,
     /// The first head is not complete: a connection begins as HTTP/2 or never becomes it.
@@ -187,6 +201,7 @@ impl Default for Watch {
         Self {
             at: At::Head,
             head: Vec::new(),
+            reported: 0,
             spoilt: false,
             first: true,
             frames: Frames::default(),
@@ -269,9 +284,17 @@ impl Watch {
         match self.at {
             At::Http2 => std::mem::take(&mut self.parts),
             At::Opaque => BodyParts::default(),
-            // An incomplete head is held here and by hyper.
-            At::Head if !self.head.is_empty() => BodyParts { frames: 0, bytes: 2 * seen },
-            _ => BodyParts { frames: 0, bytes: seen },
+            // An incomplete head is held here and by its reader, whose buffer doubles as it grows.
+            At::Head if !self.head.is_empty() => {
+                let readers = (self.head.len() + READ_BYTES).next_power_of_two();
+                let takes = (self.head.capacity() + readers).max(self.reported);
+                let more = takes - std::mem::replace(&mut self.reported, takes);
+                BodyParts { frames: 0, bytes: more }
+            }
+            _ => {
+                self.reported = 0;
+                BodyParts { frames: 0, bytes: seen }
+            }
         }
     }
 
@@ -279,7 +302,7 @@ impl Watch {
     fn see_head(&mut self, bytes: &[u8]) -> Head {
         let held = self.head.len();
         if held > 0 || self.first {
-            self.head.extend_from_slice(bytes);
+            self.keep(bytes);
             let head = std::mem::take(&mut self.head);
             let seen = self.look(&head, held);
             if matches!(seen, Head::Partial) {
@@ -290,9 +313,19 @@ impl Watch {
         // Most heads arrive in one read, and need not be kept.
         let seen = self.look(bytes, 0);
         if matches!(seen, Head::Partial) {
-            self.head = bytes.to_vec();
+            self.keep(bytes);
         }
         seen
+    }
+
+    /// Keeps more of the head. A buffer that doubles would be half empty in each of many connections.
+    fn keep(&mut self, bytes: &[u8]) {
+        let wanted = self.head.len() + bytes.len();
+        if wanted > self.head.capacity() {
+            let rounded = wanted.next_multiple_of(HEAD_STEP_BYTES);
+            self.head.reserve_exact(rounded - self.head.len());
+        }
+        self.head.extend_from_slice(bytes);
     }
 
     /// Looks for the end in `head`, all that arrived of it so far; `held` bytes of it were looked
