@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Extensions, HeaderMap, Request, Response, Uri, Version};
+use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tower::Service;
@@ -162,6 +164,17 @@ fn path_of(uri: &Uri) -> PathAndQuery {
     uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))
 }
 
+/// Whether the connection of an answer ends with it though no field says so: that of a server of
+/// HTTP/1.0, or of one that has its answer end so (RFC 9112 sections 9.3 and 6.3).
+fn ends_with_its_connection(response: &Response<Body>) -> bool {
+    let headers = response.headers();
+    if headers.contains_key(CONNECTION) {
+        return false;
+    }
+    let has_length = [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|it| headers.contains_key(it));
+    response.version() == Version::HTTP_10 || !has_length
+}
+
 impl Service<Request<Body>> for ChildService {
     type Response = Response<Body>;
     type Error = BoxError;
@@ -177,7 +190,18 @@ impl Service<Request<Body>> for ChildService {
         Box::pin(async move {
             let (outgoing, interim) = outgoing?;
             let mut response = match client {
-                AppClient::Http1(client) => client.request(outgoing, interim).await?,
+                AppClient::Http1(client) => {
+                    let has_body = outgoing.method() != Method::HEAD;
+                    let mut response = client.request(outgoing, interim).await?;
+                    // What follows goes by that: the server may not have read the request to its end.
+                    let is_refusal = response.status() == StatusCode::BAD_REQUEST && has_body;
+                    if is_refusal && ends_with_its_connection(&response) {
+                        response
+                            .headers_mut()
+                            .insert(CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    response
+                }
                 // hyper reports no interim responses there.
                 AppClient::H2(client) => Box::pin(client.request(outgoing)).await?,
             };

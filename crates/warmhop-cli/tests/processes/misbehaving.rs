@@ -94,3 +94,35 @@ fn where_a_new_version_answers_its_health_check_with_garbage_the_old_copy_serves
     );
     assert!(asked(&peer).ends_with("old"));
 }
+
+#[test]
+fn a_server_that_closes_without_a_word_on_a_long_session_field_is_told_as_what_it_is() {
+    let dir = certified("short-heads", "peer-1");
+    let table =
+        answering("", "session = 'portable'\n").replace("ANSWERS = \"\"", "SHORT_HEADS = '1'");
+    let peer = Peer::start(&write(&dir, &table));
+    peer.ever_logged("\"ready\"");
+    let asked = |fields: &str| {
+        let mut stream = TcpStream::connect(peer.front_door()).unwrap();
+        stream.set_read_timeout(Some(BOUND)).unwrap();
+        let line = "POST / HTTP/1.1\r\nHost: shop.localhost\r\nContent-Length: 0\r\n";
+        write!(stream, "{line}Connection: close\r\n{fields}\r\n").unwrap();
+        let mut all = String::new();
+        stream.read_to_string(&mut all).unwrap();
+        all
+    };
+    let answer = asked("");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("well"), "{answer}");
+    let set = answer.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap();
+    let cookie = format!("Cookie: {}\r\n", set.split(';').next().unwrap());
+
+    let answer = asked(&cookie);
+    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+    assert!(answer.contains("session-field-refused") && answer.contains("Max-Age=0"), "{answer}");
+    let line = peer.logged("the app's server refused a request");
+    assert!(line.contains("\"WARN\"") && line.contains("\"status\":400"), "{line}");
+    assert!(asked("").starts_with("HTTP/1.1 200 "), "nobody is locked out");
+    // What is no longer than others that it has taken, it refuses for another reason.
+    let long = format!("X-Long: {}\r\n", "x".repeat(3000));
+    assert!(asked(&long).starts_with("HTTP/1.1 400 "));
+}

@@ -143,6 +143,9 @@ async fn play_app() {
     if let Ok(answers) = std::env::var("ANSWERS") {
         play_answers(port, &answers);
     }
+    if std::env::var("SHORT_HEADS").is_ok() {
+        play_short_heads(port);
+    }
     let cold: usize = std::env::var("COLD").map_or(0, |cold| cold.parse().unwrap());
     let descendant = Command::new(std::env::current_exe().unwrap())
         .args(ARGUMENTS)
@@ -196,6 +199,30 @@ fn play_answers(port: u16, answers: &str) -> ! {
         let is_probe = head[..read].starts_with(b"GET /healthz ") && answers.starts_with("HTTP/");
         let well = "HTTP/1.1 204 No Content\r\n\r\n";
         let _ = client.write_all(if is_probe { well } else { answers }.as_bytes());
+    }
+}
+
+/// A server that speaks HTTP/1.0, sets a session of 3 KiB, and reads no head of more than 3 KiB.
+fn play_short_heads(port: u16) -> ! {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let session = format!("Warmhop-Session: :{}:\r\n", "QUFB".repeat(1024));
+    loop {
+        let Ok((mut client, _)) = listener.accept() else { continue };
+        let (mut head, mut piece) = (Vec::new(), [0; 1024]);
+        while head.len() <= 3072 && !head.ends_with(b"\r\n\r\n") {
+            match client.read(&mut piece) {
+                Ok(0) | Err(_) => break,
+                Ok(read) => head.extend_from_slice(&piece[..read]),
+            }
+        }
+        let answer = match head.len() {
+            ..=3072 => format!("HTTP/1.0 200 OK\r\n{session}\r\nwell"),
+            _ => "HTTP/1.0 400 Bad Request\r\n\r\ntoo long".to_owned(),
+        };
+        let _ = client.write_all(answer.as_bytes());
+        // What it has not read would have the system discard the answer.
+        let _ = client.shutdown(std::net::Shutdown::Write);
+        while client.read(&mut piece).is_ok_and(|read| read > 0) {}
     }
 }
 

@@ -464,6 +464,7 @@ impl Slot {
             awaiting: AtomicU32::new(0),
             answered: AtomicU64::new(0),
             failed_in_a_row: AtomicU32::new(0),
+            took_head: AtomicUsize::new(0),
             hangs: AtomicBool::new(false),
             given_up: Notify::new(),
             ends_now: Notify::new(),

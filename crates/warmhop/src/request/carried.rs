@@ -1,6 +1,8 @@
 //! The carried form of a session, the field `Warmhop-Session` between a peer and an app: an RFC
 //! 9651 byte sequence, with the parameter `renew` if the app gives the session a new id.
 
+use std::sync::atomic::Ordering;
+
 use base64::Engine;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
@@ -10,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use warmhop_core::problem::ProblemKind;
 
 use crate::app::session::{Session, SessionError};
-use crate::app::slot::Slot;
+use crate::app::slot::{Copy, Slot};
 use crate::http::body::Body;
 use crate::http::fields::SESSION_FIELD;
 use crate::http::refusals::ByReason;
@@ -122,6 +124,23 @@ fn quoted_ends(text: &str, from: usize) -> Option<usize> {
     None
 }
 
+/// The head of a request as an app got it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct SentHead {
+    /// The size of the field with its session; 0 if there is none.
+    field_bytes: usize,
+    /// The size of all its fields, if there is one.
+    bytes: usize,
+}
+
+impl SentHead {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let Some(field) = headers.get(SESSION_FIELD) else { return Self::default() };
+        let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        Self { field_bytes: field.len(), bytes }
+    }
+}
+
 /// From this size on our field may be the reason why an app's server refuses a request: a browser's
 /// own fields take as much.
 const LARGE_FIELD_BYTES: usize = 2 * 1024;
@@ -168,13 +187,16 @@ impl Node {
 
     /// The problem for the client if the app's server refused a request because our field made it
     /// too large: 431 (RFC 6585 section 5), or 400 with the connection closed, as servers answer
-    /// what they do not read to the end.
+    /// what they do not read to the end. If it has served a head as large as this, a 400 is the app's
+    /// own.
     pub(crate) fn field_refused(
         &self,
         slot: &Slot,
+        copy: &Copy,
         response: &Response<Body>,
-        field_bytes: usize,
+        head: SentHead,
     ) -> Option<Problem> {
+        let SentHead { field_bytes, bytes } = head;
         let closes = || {
             let connection = response.headers().get_all(CONNECTION).iter();
             let mut values = connection.filter_map(|value| value.to_str().ok());
@@ -182,8 +204,11 @@ impl Node {
         };
         let refuses = match response.status() {
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => true,
-            StatusCode::BAD_REQUEST => closes(),
-            _ => false,
+            StatusCode::BAD_REQUEST => closes() && bytes > copy.took_head.load(Ordering::Relaxed),
+            _ => {
+                copy.takes_head(bytes);
+                false
+            }
         };
         if !refuses || field_bytes < LARGE_FIELD_BYTES {
             return None;

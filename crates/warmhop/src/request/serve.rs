@@ -26,7 +26,7 @@ use crate::hop::field_block::FieldBlock;
 use crate::hop::{self, HopError, HopKind, HopRefusal, HopReply, HopRequest, OfVersion};
 use crate::http::about::About;
 use crate::http::body::{Body, BoxError};
-use crate::http::fields::{self, SESSION_FIELD};
+use crate::http::fields;
 use crate::http::refusals::ByReason;
 use crate::http::tunnels::{CopyTunnels, Tunnels};
 use crate::http::upload::answers_within;
@@ -35,7 +35,7 @@ use crate::observe::recall::Tracing;
 use crate::observe::trace::{ActiveSpan, SpanKind};
 use crate::request::answer::Answer;
 use crate::request::call::Call;
-use crate::request::carried::{self, Carried};
+use crate::request::carried::{self, Carried, SentHead};
 use crate::request::failed_at::FailedAt;
 use crate::request::local_error::{LocalError, app_failed, error_chain};
 use crate::request::node::{Node, Place, Placing};
@@ -223,8 +223,7 @@ impl Node {
     ) -> Result<RanHere, LocalError> {
         let (copy, guard) = call.enters(slot)?;
         let mut request = call.make_request(session, copy.carried).ok_or(LocalError::BodyGone)?;
-        let field = copy.carried.then(|| request.headers().get(SESSION_FIELD)).flatten();
-        let field_bytes = field.map_or(0, http::HeaderValue::len);
+        let head = copy.carried.then(|| SentHead::of(request.headers())).unwrap_or_default();
         let mut span = self.span_of_run(slot, &mut request);
         // Read first: the policy's guard would be held for as long as the app takes, and only a few
         // such guards may be held at a time before new ones become expensive.
@@ -277,7 +276,7 @@ impl Node {
         };
         copy.answers(self.clock.now());
         slot.measured(began.elapsed());
-        self.taken(slot, &copy, call, answered, field_bytes)
+        self.taken(slot, &copy, call, answered, head)
     }
 
     /// The span of a request to an app, which is sent to the app as its parent.
@@ -294,22 +293,21 @@ impl Node {
         span
     }
 
-    /// An app's answer, without the fields of the mesh's own. `field_bytes` is the size of the
-    /// session field that the app got.
+    /// An app's answer, without the fields of the mesh's own. `head` is that of the request.
     fn taken(
         &self,
         slot: &Arc<Slot>,
         copy: &Copy,
         call: &Call,
         (mut response, upgrade): (Response<Body>, Option<Upgraded>),
-        field_bytes: usize,
+        head: SentHead,
     ) -> Result<RanHere, LocalError> {
         let status = response.status();
         if status == StatusCode::SWITCHING_PROTOCOLS && call.upgrade.is_none() {
             let detail = "it switched protocols, which it was not asked to";
             return Err(LocalError::Failed(detail.into()));
         }
-        if let Some(problem) = self.field_refused(slot, &response, field_bytes) {
+        if let Some(problem) = self.field_refused(slot, copy, &response, head) {
             return Err(LocalError::Problem(Box::new(problem)));
         }
         match &copy.version {

@@ -1,6 +1,6 @@
 //! One running copy of an app: its requests, and how it ends.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub(crate) struct Copy {
     pub(crate) answered: AtomicU64,
     /// How many requests have failed since.
     pub(crate) failed_in_a_row: AtomicU32,
+    /// The size of the largest head with a session in it that its server has taken.
+    pub(crate) took_head: AtomicUsize,
     /// It was found to hang, and is being ended.
     pub(super) hangs: AtomicBool,
     pub(super) given_up: Notify,
@@ -60,6 +62,13 @@ impl Copy {
     /// What ends it; absent once that has begun.
     pub(super) fn take_stop(&self) -> Option<StopFn> {
         self.stop.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Notes that its server has taken a head of this size.
+    pub(crate) fn takes_head(&self, bytes: usize) {
+        if bytes > self.took_head.load(Ordering::Relaxed) {
+            self.took_head.fetch_max(bytes, Ordering::Relaxed);
+        }
     }
 
     /// Counts a request that waits for the head of its answer.
