@@ -7,11 +7,14 @@ mod bed;
 use std::sync::{Arc, Mutex};
 
 use bed::{Bed, Client, Gate, Plan, eventually};
+use bytes::Bytes;
 use http::{Method, Request};
-use http_body_util::BodyExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use tower::ServiceExt;
 use warmhop::access::{Access, AccessEnd, AccessSink};
 use warmhop::config::StartMode;
-use warmhop::{Body, Mesh};
+use warmhop::{Body, BoxError, Mesh};
 
 /// Keeps all entries that it gets.
 #[derive(Clone, Default)]
@@ -30,7 +33,6 @@ impl Kept {
 }
 
 async fn ask(mesh: &Mesh, method: Method, target: &str) -> Body {
-    use tower::ServiceExt;
     let request = Request::builder()
         .method(method)
         .uri(target)
@@ -94,4 +96,33 @@ async fn a_client_that_leaves_before_there_is_an_answer_is_told_as_such() {
     eventually("the client is gone", || !kept.all().is_empty()).await;
     let [access] = kept.all().try_into().unwrap();
     assert_eq!((access.status, access.way, access.end), (None, None, AccessEnd::ClientLeft));
+    assert_eq!((access.app.as_deref(), access.peer), (Some("shop"), None));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_its_request_runs_is_told_with_where_that_was() {
+    let (warm, cold, kept) = (Gate::new(true), Gate::new(false), Kept::default());
+    let mut bed = Bed::new();
+    let at_boot = || Plan { start: StartMode::AtBoot, ..Plan::default() };
+    let sink = kept.clone();
+    let one = bed.add_built("one", at_boot(), &warm, |built| built.access_log(sink)).await;
+    eventually("the app is ready on one", || one.status().apps[0].state == "ready").await;
+    let sink = kept.clone();
+    let two = bed.add_built("two", Plan::default(), &cold, |built| built.access_log(sink)).await;
+    bed.believes(&two, "one", "ready").await;
+    for (mesh, way) in [(&one, "serve"), (&two, "hop")] {
+        // The app waits for the end of the body, which never comes.
+        let never = futures_util::stream::pending::<Result<Frame<Bytes>, BoxError>>();
+        let body = Body::new(StreamBody::new(never));
+        let request = Request::post("/add").header("host", "a").body(body).unwrap();
+        let asks = tokio::spawn(mesh.service().oneshot(request));
+        eventually("the app has it", || one.status().apps[0].in_flight == 1).await;
+        asks.abort();
+        eventually("the client is gone", || !kept.all().is_empty()).await;
+        let [access] = std::mem::take(&mut *kept.0.lock().unwrap()).try_into().unwrap();
+        assert_eq!((access.status, access.end), (None, AccessEnd::ClientLeft));
+        let known = (access.app.as_deref(), access.way, access.peer.as_deref());
+        assert_eq!(known, (Some("shop"), Some(way), Some("one")));
+        eventually("the app has none", || one.status().apps[0].in_flight == 0).await;
+    }
 }

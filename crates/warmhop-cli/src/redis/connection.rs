@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::about::{Introduced, refuse_user};
 use super::arguments::{checked_channel, checked_key, word, wrong_count};
 use super::cmd::{AT_ONCE, Run, find};
+use super::counts::BYTES;
 use super::engine::{Database, Request, Watched};
 use super::frame::{Oversized, ProtocolError, Reply, is_complete, take_request};
 use super::info::CONNECTED;
@@ -189,6 +190,7 @@ async fn read(
         if read == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the client left"));
         }
+        BYTES.received(read);
         if !begun || passed_over || is_complete(incoming) {
             return Ok(Arrived::Some);
         }

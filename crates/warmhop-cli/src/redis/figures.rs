@@ -1,8 +1,9 @@
-//! Counters of the endpoint's commands, for `/metrics`.
+//! Counters of the endpoint's commands and bytes, for `/metrics`.
 
 use std::fmt::Write;
 
 use super::cmd::{Spec, TABLE};
+use super::counts::BYTES;
 use super::loud;
 
 /// The end of an OpenMetrics text.
@@ -11,10 +12,15 @@ const END: &str = "# EOF\n";
 /// `metrics`, an OpenMetrics text, extended by the counters of the endpoint's commands.
 #[must_use]
 pub fn with_commands(metrics: String) -> String {
-    with(metrics, &TABLE, &loud::all().counts())
+    with(metrics, &TABLE, &loud::all().counts(), BYTES.both())
 }
 
-fn with(metrics: String, table: &[Spec], not_offered: &[(String, String, u64)]) -> String {
+fn with(
+    metrics: String,
+    table: &[Spec],
+    not_offered: &[(String, String, u64)],
+    bytes: Option<[u64; 2]>,
+) -> String {
     let mut samples = String::new();
     for spec in table {
         let command = spec.name.to_ascii_lowercase();
@@ -30,6 +36,17 @@ fn with(metrics: String, table: &[Spec], not_offered: &[(String, String, u64)]) 
     let had_end = text.ends_with(END);
     if had_end {
         text.truncate(text.len() - END.len());
+    }
+    let [received, sent] = bytes.map_or([None; 2], |both| both.map(Some));
+    for (way, told, count) in
+        [("received", "that came from", received), ("sent", "that were sent to", sent)]
+    {
+        let (Some(count), name) = (count, format!("warmhop_redis_{way}_bytes")) else { continue };
+        let help = format!("Bytes {told} clients of the Redis endpoint");
+        let _ = write!(
+            text,
+            "# HELP {name} {help}.\n# TYPE {name} counter\n# UNIT {name} bytes\n{name}_total {count}\n"
+        );
     }
     if !samples.is_empty() {
         let help = "Commands of clients of the Redis endpoint, by what they came to";
@@ -61,13 +78,16 @@ mod tests {
 
     #[test]
     fn commands_are_counted_by_what_they_came_to() {
-        let table = [Spec::of_connection("GET"), Spec::of_connection("SET")];
+        let table = ["GET", "SET", "DEL"].map(Spec::of_connection);
         table[0].counts.add(&Reply::Null);
         table[1].counts.add(&Reply::error("TRYAGAIN", "nothing was done"));
         table[1].counts.add(&Reply::error("WRONGTYPE", "it is a hash"));
         let not_offered = [("XADD".to_owned(), "redis-py".to_owned(), 3)];
-        let text = with("a 1\n# EOF\n".to_owned(), &table, &not_offered);
+        let text = with("a 1\n# EOF\n".to_owned(), &table, &not_offered, Some([5, 7]));
         for line in [
+            "warmhop_redis_received_bytes_total 5",
+            "warmhop_redis_sent_bytes_total 7",
+            "warmhop_redis_commands_total{command=\"get\",outcome=\"refused\"} 0",
             "warmhop_redis_commands_total{command=\"get\",outcome=\"done\"} 1",
             "warmhop_redis_commands_total{command=\"set\",outcome=\"refused\"} 1",
             "warmhop_redis_commands_total{command=\"set\",outcome=\"try-again\"} 1",
@@ -76,6 +96,7 @@ mod tests {
             assert_eq!(text.lines().filter(|it| *it == line).count(), 1, "{line}: {text}");
         }
         assert!(text.starts_with("a 1\n") && text.ends_with(END));
-        assert_eq!(with("# EOF\n".to_owned(), &[], &[]), END, "nothing was asked");
+        assert!(!text.contains("del"), "nobody has sent it: {text}");
+        assert_eq!(with("# EOF\n".to_owned(), &[], &[], None), END, "nothing was asked");
     }
 }

@@ -105,6 +105,7 @@ async fn serve_up_to(
 ) {
     let database = Database::new(registers, Arc::new(shared));
     info::begin();
+    counts::BYTES.begin();
     let room = Arc::new(Semaphore::new(connections_max));
     let mut connections = JoinSet::new();
     let take_in = |stream, client, connections: &mut JoinSet<()>| {

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::cmd::{LONG, Run};
+use super::counts::BYTES;
 use super::engine::{Database, Request};
 use super::frame::{Reply, VALUE_BYTES_MAX};
 use super::scripts::{CONFINED_REPLY_BYTES_MAX, Confined};
@@ -218,7 +219,9 @@ impl UnderWay {
                     let late = |_| {
                         io::Error::new(io::ErrorKind::TimedOut, "it does not read its replies")
                     };
-                    return written.map_err(late)?;
+                    written.map_err(late)??;
+                    BYTES.sent(bytes.len());
+                    return Ok(());
                 }
                 Some(reply) = self.next() => self.ready.push_back(reply),
             }

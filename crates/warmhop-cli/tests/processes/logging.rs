@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::cli::{Peer, app_table, certified, config, text, write};
+use crate::operators::two_with;
 use crate::role::wait_until;
 
 /// Asks the peer's front door for `path`, as a client with this id.
@@ -73,6 +74,74 @@ fn a_request_is_found_in_the_log_by_its_id() {
         answered.contains("\"DEBUG\"") && answered.contains("the-one-that-failed"),
         "{answered}"
     );
+}
+
+/// Two peers, of which the first runs an app that answers everything with these bytes.
+fn two_of_an_app_that_answers(test: &str, answers: &str) -> (Peer, Peer) {
+    let app = app_table("start = 'at-boot'\nready = { path = '/healthz' }\n");
+    let app = app.replace("STUBBORN = '1'", &format!("ANSWERS = {answers:?}"));
+    two_with(test, &app, "[[app]]\nname = 'shop'\nstart = 'never'\n")
+}
+
+#[test]
+fn a_request_that_failed_by_a_hop_is_found_in_the_logs_of_both_peers() {
+    let (first, second) = two_of_an_app_that_answers("by-id-far", "HTTP/9 no answer\r\n\r\n");
+    let answer = ask(&second, "/", "the-one-that-failed");
+    assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+    for (peer, parts) in [
+        (&first, ["\"from\":\"peer-2\"", "\"reason\":\"app-failed\""]),
+        (&second, ["\"problem\":\"app-failed\"", "\"status\":502"]),
+    ] {
+        let line = peer.logged("the-one-that-failed");
+        assert!(line.contains("\"INFO\"") && parts.iter().all(|it| line.contains(it)), "{line}");
+    }
+}
+
+#[test]
+fn an_answer_that_was_cut_off_is_found_in_the_logs_of_both_peers() {
+    let answers = "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf";
+    let (first, second) = two_of_an_app_that_answers("cut-off", answers);
+    for (peer, way) in [(&first, "serve"), (&second, "hop")] {
+        let id = format!("cut-off-by-{way}");
+        let answer = ask(peer, "/", &id);
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("half"), "{answer}");
+        let line = peer.logged(&id);
+        let told: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(told["level"], "INFO", "{line}");
+        assert_eq!((&told["app"], &told["way"]), (&"shop".into(), &way.into()), "{line}");
+        assert_eq!((&told["peer"], &told["bytes"]), (&"peer-1".into(), &4.into()), "{line}");
+        assert!(told["reason"].as_str().is_some_and(|why| !why.is_empty()), "{line}");
+    }
+    let line = first.logged("cut-off-by-hop");
+    let told: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&told["from"], &told["bytes"]), (&"peer-2".into(), &4.into()), "{line}");
+    for peer in [&first, &second] {
+        let (code, metrics) = get(&peer.admin, "/metrics");
+        assert_eq!(code, 200);
+        assert!(metrics.contains("warmhop_answers_cut_off_total{app=\"shop\"} 1"), "{metrics}");
+    }
+}
+
+/// Asks the admin listener at `url` for `path`: the status and all of the answer.
+fn get(url: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(url.trim_start_matches("http://")).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    (answer[9..12].parse().unwrap(), answer)
+}
+
+#[test]
+fn a_log_in_json_has_no_lines_that_are_none() {
+    for (form, is_json) in [("", true), ("access_format = 'text'\n", false)] {
+        let log = format!("[log]\naccess = 'stderr'\n{form}");
+        let peer = Peer::start(&write(&certified("json-log", "peer-1"), &config(&log)));
+        ask(&peer, "/nowhere", "the-one");
+        let line = peer.logged("GET");
+        assert!(line.contains("the-one"), "{line}");
+        let told = serde_json::from_str::<Value>(&line);
+        assert_eq!(told.is_ok_and(|told| told["id"] == "the-one"), is_json, "{line}");
+    }
 }
 
 #[test]

@@ -9,7 +9,12 @@ use crate::joining::{mesh_addr, seeded};
 use crate::role::{scratch, wait_until};
 
 /// Two peers that see each other; the first runs an app.
-fn two(test: &str) -> (Peer, Peer) {
+pub(crate) fn two(test: &str) -> (Peer, Peer) {
+    two_with(test, &app_table("start = 'at-boot'\n"), "")
+}
+
+/// Two peers that see each other, with more at the end of the configuration of each.
+pub(crate) fn two_with(test: &str, more_of_first: &str, more_of_second: &str) -> (Peer, Peer) {
     let dir = certified(test, "peer-1");
     let second = scratch(test).join("second");
     std::fs::create_dir_all(&second).unwrap();
@@ -17,10 +22,9 @@ fn two(test: &str) -> (Peer, Peer) {
     let (code, _, error) =
         run(&["cert", "peer", "peer-2", "--ca", text(&ca), "--out", text(&certs), "--force"]);
     assert_eq!(code, 0, "{error}");
-    let app = app_table("start = 'at-boot'\n");
-    let first = Peer::start(&write(&dir, &config(&app)));
+    let first = Peer::start(&write(&dir, &config(more_of_first)));
     let joining = seeded(&[&mesh_addr(&first)]).replace("peer-1", "peer-2");
-    let other = Peer::start(&write(&second, &joining));
+    let other = Peer::start(&write(&second, &format!("{joining}{more_of_second}")));
     wait_until("the two see each other", || {
         let (_, members, _) = other.run(&["members"]);
         members.lines().any(|line| line.starts_with("peer-1") && line.contains("alive"))

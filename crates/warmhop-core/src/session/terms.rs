@@ -187,6 +187,21 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Every problem that [`Failure::problem`] returns, but [`ProblemKind::Absent`], which is no
+    /// failure of the session.
+    pub const PROBLEMS: [ProblemKind; 10] = [
+        ProblemKind::SessionQueueFull,
+        ProblemKind::SessionNoMajority,
+        ProblemKind::KeyReused,
+        ProblemKind::KeyInUse,
+        ProblemKind::OutcomeForgotten,
+        ProblemKind::SessionLost,
+        ProblemKind::OutcomeUnknown,
+        ProblemKind::SessionNoExecutor,
+        ProblemKind::SessionEnded,
+        ProblemKind::ExecutionFailed,
+    ];
+
     /// The problem for the request's client.
     #[must_use]
     pub fn problem(&self) -> ProblemKind {

@@ -33,8 +33,10 @@ use crate::http::clients::Clients;
 use crate::http::fields::{self, PEER_FIELD, REQUEST_ID_FIELD};
 use crate::http::framing::ends_connection;
 use crate::http::interim::Interim;
+use crate::observe::access::Accessing;
 use crate::observe::recall::{Tracing, put_line};
 use crate::observe::trace::ActiveSpan;
+use crate::observe::traffic::AnswerTo;
 use crate::request::call::{Call, CallBody, user_agent};
 use crate::request::grpc;
 use crate::request::matches::Matched;
@@ -169,7 +171,7 @@ impl Ingress {
         id: RequestId,
     ) -> Response<Body> {
         let node = &self.node;
-        let mut tracing = Tracing::begin(
+        let tracing = Tracing::begin(
             &node.traces,
             id,
             &node.me,
@@ -177,18 +179,20 @@ impl Ingress {
             put_line(request.method(), request.uri().path()),
         );
         let asked = Asked::of(&request, client.secure);
-        let version = request.version();
+        let (version, is_head) = (request.version(), request.method() == Method::HEAD);
         let mut span = self.span(&mut request, &client, &tracing.id);
-        let mut access = node.accesses.arrives(&request, client.addr, tracing.id.as_str());
-        let outcome = self.dispatch(of, request, client, interim, &mut tracing).await;
+        let access = node.accesses.arrives(&request, client.addr, tracing.id.as_str());
+        let mut recorded = Recorded { access, tracing };
+        let tracing = &mut recorded.tracing;
+        let outcome = self.dispatch(of, request, client, interim, tracing).await;
         let (mut response, way, app) = match outcome {
             Ok(done) => done,
             Err((problem, app)) => {
                 let way = if problem.page.is_some() { "page" } else { "refuse" };
-                if let Some(access) = &mut access {
+                if let Some(access) = &mut recorded.access {
                     access.refused(problem.kind.name());
                 }
-                let response = self.refusal(&problem, app.as_ref(), &asked, &mut tracing);
+                let response = self.refusal(&problem, app.as_ref(), &asked, tracing);
                 (response, way, app)
             }
         };
@@ -217,6 +221,12 @@ impl Ingress {
         match &app {
             Some(slot) => {
                 slot.counts.answered(&node.metrics, slot.name(), way, status, elapsed);
+                if !is_head {
+                    let (id, peer) = (&tracing.id, || tracing.ran_at());
+                    let to = || AnswerTo { id: id.clone(), way, peer: peer() };
+                    let traffic = slot.counts.traffic(&node.metrics, slot.name());
+                    response = response.map(|body| traffic.sends(body, to));
+                }
             }
             None => node.metrics.answered("-", way, status, elapsed),
         }
@@ -229,8 +239,8 @@ impl Ingress {
         if let Some(span) = span {
             response = span.until_the_end_of(response);
         }
-        match access {
-            Some(access) => access.until_the_end_of(response, way, &tracing),
+        match recorded.access.take() {
+            Some(access) => access.until_the_end_of(response, way, &recorded.tracing),
             None => response,
         }
     }
@@ -344,6 +354,7 @@ impl Ingress {
         let node = &self.node;
         let mode = slot.spec().policy.session;
         let (mut parts, body) = request.into_parts();
+        let body = slot.counts.traffic(&node.metrics, slot.name()).receives(body);
         let about = About::of(&parts.headers);
         let key = prepare::idempotency_key(&parts, about, mode)?;
         let upgrade = UpgradeAsked::take(&mut parts, about, &body);
@@ -411,6 +422,20 @@ impl Ingress {
             finish::open_extended(&mut response)?;
         }
         Ok((response, way))
+    }
+}
+
+/// What is recorded of a request until it has an answer.
+struct Recorded {
+    access: Option<Accessing>,
+    tracing: Tracing,
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        if let Some(access) = &mut self.access {
+            access.left(&self.tracing);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use http::{HeaderMap, Method, Response};
 use hyper::ext::ReasonPhrase;
 
-use crate::hop::body::{HopBody, OnFailure, RIDE_ALONG_BYTES_MAX, send_body};
+use crate::hop::body::{CutShort, HopBody, OnFailure, RIDE_ALONG_BYTES_MAX, send_body};
 use crate::hop::field_block::FieldBlock;
 use crate::hop::head::{
     HEAD_BYTES_MAX, HopHead, HopRefusal, INTERIM, Load, OfVersion, ReplyHead, ReplySession,
@@ -96,13 +96,13 @@ pub(crate) async fn reply(
     send: quinn::SendStream,
     head: &ReplyHead,
     mut body: Body,
-) -> Result<(), BoxError> {
-    let mut writer = HopBodyWriter::new(send, reply_prefix(head)?);
+) -> Result<(), CutShort> {
+    let mut writer = HopBodyWriter::new(send, reply_prefix(head).map_err(CutShort::at_once)?);
     if let Some(whole) = body.take_whole(RIDE_ALONG_BYTES_MAX) {
-        writer.write_end(whole, None).await?;
+        writer.write_end(whole, None).await.map_err(CutShort::at_once)?;
         return Ok(());
     }
-    writer.flush().await?;
+    writer.flush().await.map_err(CutShort::at_once)?;
     let stopped = writer.stream().stopped();
     // Boxed: sending a body takes long enough for the allocation not to matter.
     Box::pin(async move {
@@ -130,6 +130,6 @@ pub(crate) async fn refuse(
     send: quinn::SendStream,
     why: HopRefusal,
     load: Load,
-) -> Result<(), BoxError> {
+) -> Result<(), CutShort> {
     reply(send, &ReplyHead::Refused { why, load }, Body::empty()).await
 }

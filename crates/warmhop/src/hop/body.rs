@@ -6,11 +6,12 @@ use std::task::{Context, Poll};
 use bytes::{Bytes, BytesMut};
 use http_body::Frame;
 use http_body_util::BodyExt;
+use quinn::WriteError;
 use tokio::task::AbortHandle;
 
 use crate::hop::head::{fields_in, fields_out};
 use crate::http::body::{Body, BoxError};
-use crate::links::hop_body::{HopBodyReader, HopBodyWriter, HopPart};
+use crate::links::hop_body::{HopBodyReader, HopBodyWriter, HopEndError, HopPart};
 use crate::links::link::HopLease;
 use crate::links::wire::Trailers;
 
@@ -26,11 +27,47 @@ pub(crate) enum OnFailure {
     CutOff,
 }
 
+/// A body that was not sent whole.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub(crate) struct CutShort {
+    /// How many of its bytes were sent.
+    pub(crate) bytes: u64,
+    pub(crate) source: BoxError,
+}
+
+impl CutShort {
+    /// One of which nothing was sent.
+    pub(crate) fn at_once(error: impl Into<BoxError>) -> Self {
+        Self { bytes: 0, source: error.into() }
+    }
+
+    /// Whether the other end wanted no more of it: its client has left.
+    pub(crate) fn is_unwanted(&self) -> bool {
+        let written = match self.source.downcast_ref::<HopEndError>() {
+            Some(HopEndError::Write(error)) => Some(error),
+            _ => self.source.downcast_ref::<WriteError>(),
+        };
+        matches!(written, Some(WriteError::Stopped(_)))
+    }
+}
+
 /// Streams `body` with back-pressure, then its trailers and its end.
 pub(crate) async fn send_body(
+    writer: HopBodyWriter,
+    body: Body,
+    on_failure: OnFailure,
+) -> Result<(), CutShort> {
+    let mut bytes = 0;
+    let sent = send_counted(writer, body, on_failure, &mut bytes).await;
+    sent.map_err(|source| CutShort { bytes, source })
+}
+
+async fn send_counted(
     mut writer: HopBodyWriter,
     mut body: Body,
     on_failure: OnFailure,
+    bytes: &mut u64,
 ) -> Result<(), BoxError> {
     let mut trailers: Option<Trailers> = None;
     while let Some(frame) = body.frame().await {
@@ -45,7 +82,11 @@ pub(crate) async fn send_body(
             }
         };
         match frame.into_data() {
-            Ok(data) => writer.write_data(data).await?,
+            Ok(data) => {
+                let length = data.len() as u64;
+                writer.write_data(data).await?;
+                *bytes += length;
+            }
             Err(frame) => {
                 trailers = frame.into_trailers().ok().map(|fields| fields_out(&fields));
             }

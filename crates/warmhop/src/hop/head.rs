@@ -221,6 +221,25 @@ impl HopRefusal {
         "session-ended",
     ];
 
+    /// Whether the client gets an error, as far as this peer knows: most refusals only have the entry
+    /// peer ask another one.
+    pub(crate) fn fails(&self) -> bool {
+        matches!(
+            self,
+            Self::Problem(_) | Self::AppFailed { .. } | Self::TooSlow { .. } | Self::Deposed { .. }
+        )
+    }
+
+    /// What happened, for the log.
+    pub(crate) fn detail(&self) -> Option<&str> {
+        match self {
+            Self::Problem(SentProblem { detail, .. })
+            | Self::AppFailed { detail }
+            | Self::TooSlow { detail } => Some(detail),
+            _ => None,
+        }
+    }
+
     /// A stable name for counters and traces.
     pub(crate) fn label(&self) -> &'static str {
         match self {

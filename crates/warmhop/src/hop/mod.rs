@@ -19,6 +19,7 @@ pub(crate) use answer::{
     Arrived, HopIncoming, go, interim, refuse, reply, reply_switching, response_head,
 };
 pub(crate) use ask::{HopError, HopReply, HopRequest, ask, wake};
+pub(crate) use body::CutShort;
 pub(crate) use head::{
     Forward, Hint, HopHead, HopKind, HopRefusal, Load, OfVersion, Relay, ReplyHead, ReplySession,
     SentProblem,

@@ -25,6 +25,15 @@ pub struct Body {
     inner: Inner,
     /// Dropped when the body ends: it counts the request as in flight.
     guard: Option<Box<dyn Send>>,
+    watch: Option<Box<dyn Watch>>,
+}
+
+/// Follows a body until it is dropped.
+pub(crate) trait Watch: Send {
+    /// So many more of its bytes have passed.
+    fn passes(&mut self, bytes: usize);
+    /// It broke off.
+    fn breaks(&mut self, error: &BoxError);
 }
 
 enum Inner {
@@ -42,7 +51,25 @@ impl Body {
     }
 
     fn plain(inner: Inner) -> Self {
-        Self { inner, guard: None }
+        Self { inner, guard: None, watch: None }
+    }
+
+    /// The number of its bytes, if all of them are in memory.
+    pub(crate) fn bytes_in_memory(&self) -> Option<u64> {
+        match &self.inner {
+            Inner::Full(full) => full.size_hint().exact(),
+            _ => self.is_end_stream().then_some(0),
+        }
+    }
+
+    /// Has `watch` follow it: for a body that is not in memory.
+    pub(crate) fn watched(mut self, watch: Box<dyn Watch>) -> Self {
+        if self.watch.is_some() {
+            // It passes through several peers of one process.
+            self = Self::plain(Inner::Boxed(self.boxed_unsync()));
+        }
+        self.watch = Some(watch);
+        self
     }
 
     /// Counts a request as in flight until this body has ended or is dropped.
@@ -207,6 +234,12 @@ impl http_body::Body for Body {
                 }
             }
             Poll::Pending => {}
+        }
+        if let (Some(watch), Poll::Ready(Some(outcome))) = (&mut self.watch, &polled) {
+            match outcome {
+                Ok(frame) => watch.passes(frame.data_ref().map_or(0, Bytes::len)),
+                Err(error) => watch.breaks(error),
+            }
         }
         polled
     }

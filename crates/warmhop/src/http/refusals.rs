@@ -164,8 +164,11 @@ pub(crate) struct Refusals {
 }
 
 impl Refusals {
-    /// The counters, for a registry.
+    /// The counters, for a registry. Each begins at 0: otherwise the first refusal would be no increase.
     pub(crate) fn counts(&self) -> Family<ByReason, Counter> {
+        for why in Refusal::ALL {
+            let _ = self.counts.get_or_create(&ByReason { reason: why.label() });
+        }
         self.counts.clone()
     }
 

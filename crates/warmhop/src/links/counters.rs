@@ -23,6 +23,53 @@ pub(super) struct Drop {
     pub(super) reason: &'static str,
 }
 
+/// Why current links end.
+const CLOSED: [&str; 12] = [
+    "goodbye",
+    "cut-short",
+    "drained",
+    "replaced",
+    "name-in-use",
+    "too-old",
+    "silent",
+    "refused",
+    "timed-out",
+    "reset",
+    "closed-here",
+    "broken",
+];
+/// Why connections do not become links.
+const LINKS_REFUSED: [&str; 10] = [
+    "handshake",
+    "handshakes",
+    "connection",
+    "not-of-cluster",
+    "wrong-name",
+    "version",
+    "no-hello",
+    "name-in-use",
+    "refused",
+    "full",
+];
+/// The kinds of frames that are refused.
+const FRAMES: [&str; 8] = [
+    "clock",
+    "datagram-kind",
+    "foreign-news",
+    "gossip",
+    "gossip-value",
+    "news",
+    "session",
+    "stream-kind",
+];
+/// What is not sent, and why.
+const DROPPED: [(&str, &[&str]); 4] = [
+    ("gossip", &["no-link", "full", "too-large"]),
+    ("gossip-in", &["full"]),
+    ("news", &["too-many-apps"]),
+    ("session", &["no-link", "full", "too-large"]),
+];
+
 /// The counters of the network layer.
 #[derive(Debug, Default)]
 pub(crate) struct NetCounters {
@@ -104,7 +151,27 @@ impl NetCounters {
             "Times that the gossip loop ended and was started anew",
             counters.gossip_restarts.clone(),
         );
+        counters.begin();
         Arc::new(counters)
+    }
+
+    /// Begins all series at 0: otherwise the first event would be no increase.
+    fn begin(&self) {
+        let families = [
+            (&self.links_closed, &CLOSED[..]),
+            (&self.links_refused, &LINKS_REFUSED),
+            (&self.frames_refused, &FRAMES),
+        ];
+        for (family, reasons) in families {
+            for reason in reasons {
+                let _ = family.get_or_create(&Reason { reason });
+            }
+        }
+        for (what, reasons) in DROPPED {
+            for reason in reasons {
+                let _ = self.dropped.get_or_create(&Drop { what, reason });
+            }
+        }
     }
 
     pub(crate) fn link_opened(&self) {
@@ -118,10 +185,12 @@ impl NetCounters {
     }
 
     pub(crate) fn link_closed(&self, reason: &'static str) {
+        debug_assert!(CLOSED.contains(&reason), "{reason} does not begin at 0");
         self.links_closed.get_or_create(&Reason { reason }).inc();
     }
 
     pub(crate) fn links_refused(&self, reason: &'static str) {
+        debug_assert!(LINKS_REFUSED.contains(&reason), "{reason} does not begin at 0");
         self.links_refused.get_or_create(&Reason { reason }).inc();
     }
 
@@ -140,6 +209,7 @@ impl NetCounters {
     }
 
     pub(crate) fn frame_refused(&self, reason: &'static str) {
+        debug_assert!(FRAMES.contains(&reason), "{reason} does not begin at 0");
         self.frames_refused.get_or_create(&Reason { reason }).inc();
     }
 
@@ -152,6 +222,8 @@ impl NetCounters {
     }
 
     pub(crate) fn drop_counted(&self, what: &'static str, reason: &'static str) {
+        let is_listed = |(of, reasons): &(&str, &[&str])| *of == what && reasons.contains(&reason);
+        debug_assert!(DROPPED.iter().any(is_listed), "{what}, {reason} does not begin at 0");
         self.dropped.get_or_create(&Drop { what, reason }).inc();
     }
 

@@ -61,7 +61,7 @@ pub struct Access {
     /// The way that it took: `serve`, `hop`, `page`, `refuse` or `server`; absent if its client
     /// left before that was known.
     pub way: Option<&'static str>,
-    /// The peer that ran it.
+    /// The peer that ran it, or that it had been sent to when its client left.
     pub peer: Option<String>,
     /// The status of its response; absent if its client left before there was one.
     pub status: Option<u16>,
@@ -180,6 +180,14 @@ impl Accessing {
     pub(crate) fn refused(&mut self, problem: &'static str) {
         if let Some(access) = &mut self.access {
             access.problem = Some(problem);
+        }
+    }
+
+    /// Notes that the client has left before there was an answer.
+    pub(crate) fn left(&mut self, tracing: &Tracing) {
+        if let Some(access) = &mut self.access {
+            access.app = tracing.named_app();
+            (access.way, access.peer) = tracing.under_way().unzip();
         }
     }
 

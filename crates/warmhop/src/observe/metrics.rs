@@ -14,18 +14,17 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use warmhop_core::affinity::Reject;
 use warmhop_core::ids::{AppName, PeerId};
+use warmhop_core::session::Failure;
 
 use crate::http::refusals::{ByReason, Refusals};
 use crate::observe::doors::Doors;
 use crate::observe::durations::{Buckets, Durations};
 use crate::observe::history::Totals;
+pub(crate) use crate::observe::labels::ByApp;
 use crate::observe::status::RequestCounts;
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub(crate) struct ByApp {
-    pub(crate) app: String,
-}
+use crate::observe::traffic::{AppTraffic, Traffic};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(crate) struct ByAppAndWay {
@@ -39,6 +38,11 @@ pub(crate) struct ByAnswer {
     pub(crate) way: &'static str,
     pub(crate) code: &'static str,
 }
+
+/// The reason for a refused change of a session if there is no memory for it.
+pub(crate) const MEMORY_FULL: &str = "memory-full";
+/// What a carried session was too large for: to be set, or for the app's server to take.
+pub(crate) const TOO_LARGE: [&str; 2] = ["set", "field"];
 
 /// The classes of status codes, in their order.
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -88,6 +92,8 @@ pub(crate) struct Metrics {
     pub(crate) hops_failed: Counter,
     /// Affinity cookies that were not accepted, by reason.
     pub(crate) cookies_rejected: Family<ByReason, Counter>,
+    /// The bodies of requests and of their answers.
+    pub(crate) traffic: Traffic,
     /// Refusals of clients that sent no complete request.
     pub(crate) refusals: Arc<Refusals>,
     /// Connections of the doors, and handshakes that failed there.
@@ -125,14 +131,31 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::new(Doors::register(registry));
+        let metrics = Self::new(Doors::register(registry), Traffic::register(registry));
         metrics.register_requests(registry);
         metrics.register_apps(registry);
         metrics.register_sessions(registry);
+        metrics.begin_reasons();
         metrics
     }
 
-    fn new(doors: Doors) -> Self {
+    /// Begins the series of all reasons at 0: otherwise the first event would be no increase.
+    fn begin_reasons(&self) {
+        let of_sessions = Failure::PROBLEMS.map(|problem| problem.name());
+        let families: [(_, &[&'static str]); 4] = [
+            (&self.cookies_rejected, &Reject::ALL.map(Reject::label)),
+            (&self.session_refusals, &of_sessions),
+            (&self.session_refusals, &[MEMORY_FULL]),
+            (&self.session_too_large, &TOO_LARGE),
+        ];
+        for (family, reasons) in families {
+            for &reason in reasons {
+                let _ = family.get_or_create(&ByReason { reason });
+            }
+        }
+    }
+
+    fn new(doors: Doors, traffic: Traffic) -> Self {
         Self {
             requests: Family::default(),
             head_seconds: Family::default(),
@@ -142,6 +165,7 @@ impl Metrics {
             hops_refused: Family::default(),
             hops_failed: Counter::default(),
             cookies_rejected: Family::default(),
+            traffic,
             refusals: Arc::default(),
             doors,
             client_bytes: Gauge::default(),
@@ -266,6 +290,7 @@ impl Metrics {
         let _ = self.app_starts.get_or_create(&label);
         let _ = self.app_failures.get_or_create(&label);
         let _ = self.app_start_seconds.get_or_create(&label);
+        let _ = self.traffic.of(app);
         for &reason in refusals {
             let _ = self.hops_refused.get_or_create(&ByReason { reason });
         }
@@ -368,9 +393,15 @@ pub(crate) struct AppCounts {
     served: WayCounts,
     hopped: WayCounts,
     decisions: Box<[OnceLock<DecisionCount>; DECISIONS_MAX]>,
+    traffic: OnceLock<Arc<AppTraffic>>,
 }
 
 impl AppCounts {
+    /// What is counted of the bodies of `app`.
+    pub(crate) fn traffic(&self, metrics: &Metrics, app: &AppName) -> &Arc<AppTraffic> {
+        self.traffic.get_or_init(|| metrics.traffic.of(app))
+    }
+
     /// Counts an answer of `app` that went `way` and had its head after `took`.
     pub(crate) fn answered(
         &self,

@@ -33,6 +33,8 @@ pub(crate) const TEXT_BYTES_MAX: usize = 512;
 const STEPS_MAX: usize = 32;
 /// The steps that end a request even without a status.
 const ENDS: [&str; 3] = ["refuse", "problem", "cancelled"];
+/// The steps that send a request somewhere.
+const WAYS: [&str; 4] = ["serve", "hop", "forward", "relay"];
 /// How many records one thread keeps for its next requests.
 const SPARE_MAX: usize = 64;
 
@@ -366,6 +368,25 @@ impl Tracing {
     /// The peer that ran the request, if there is one.
     pub(crate) fn named_peer(&self) -> Option<String> {
         self.record.as_ref()?.served_by.as_ref().map(ToString::to_string)
+    }
+
+    /// The same, as its name.
+    pub(crate) fn ran_at(&self) -> Option<PeerId> {
+        self.record.as_ref()?.served_by.clone()
+    }
+
+    /// Where a request is that has no answer yet: the way that it was sent last, and the peer that it
+    /// was sent to.
+    pub(crate) fn under_way(&self) -> Option<(&'static str, String)> {
+        let record = self.record.as_ref()?;
+        let mut steps = record.steps.iter().rev().map(|step| step.what);
+        let what = steps.find(|what| WAYS.contains(what) || *what == "wait")?;
+        let (way, peer) = match what {
+            "wait" => return None,
+            "serve" => ("serve", record.peer.as_ref()),
+            _ => ("hop", record.sent_to.as_ref()),
+        };
+        Some((way, peer?.to_string()))
     }
 
     /// The reason of the last decision.

@@ -24,6 +24,7 @@ use crate::app::slot::Slot;
 use crate::hop::{Forward, Hint, Relay};
 use crate::http::fields;
 use crate::http::refusals::ByReason;
+use crate::observe::metrics::MEMORY_FULL;
 use crate::observe::recall::{Tracing, Why};
 use crate::request::call::Call;
 use crate::request::node::{Node, Place, Placing};
@@ -457,7 +458,7 @@ impl Node {
             Enter::Seeking { .. } | Enter::AsOwner | Enter::TakingOver { .. } => None,
         };
         if may_grow && self.store.lacks_room(key, begins) {
-            let reason = ByReason { reason: "memory-full" };
+            let reason = ByReason { reason: MEMORY_FULL };
             self.metrics.session_refusals.get_or_create(&reason).inc();
             return LineEnd::Problem(memory_full());
         }

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tracing::{Instrument, Span, debug, debug_span};
+use tracing::{Instrument, Span, debug, debug_span, info};
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::app::WantedBy;
 use warmhop_core::ids::{PeerId, RequestId, SessionKey};
@@ -20,12 +20,14 @@ use warmhop_core::view::AppState;
 use crate::app::places::Waits;
 use crate::app::slot::Slot;
 use crate::hop::{
-    self, AppIs, Arrived, Hint, HopHead, HopIncoming, HopKind, HopRefusal, Load, ReplySession,
+    self, AppIs, Arrived, CutShort, Hint, HopHead, HopIncoming, HopKind, HopRefusal, Load,
+    ReplySession,
 };
 use crate::http::fields;
 use crate::http::interim::Queue;
 use crate::http::tunnels::Farewell;
 use crate::links::hop_body::HopBodyReader;
+use crate::observe::cut_offs::CutOff;
 use crate::observe::failpoint::{self, Point};
 use crate::observe::metrics::ByPeer;
 use crate::observe::recall::{REGISTER, Tracing, Why, put_line};
@@ -56,6 +58,27 @@ struct Received {
     whose: Flow,
     incoming: HopIncoming,
     takes_interim: bool,
+}
+
+/// Which hop an outcome is of.
+struct OfHop<'a> {
+    from: &'a PeerId,
+    slot: &'a Slot,
+    /// Its body came once only, and this peer has it.
+    asked_go: bool,
+}
+
+impl OfHop<'_> {
+    /// The entry peer's log has the request as failed: so does this one's, by the same id.
+    fn log_refusal(&self, id: &RequestId, why: &HopRefusal) {
+        let (app, from) = (self.slot.name(), self.from);
+        let (reason, detail) = (why.label(), why.detail());
+        if self.slot.keeps_registers || !(why.fails() || self.asked_go) {
+            debug!(request = %id, %app, %from, reason, detail, "refused to another peer");
+            return;
+        }
+        info!(request = %id, %app, %from, reason, detail, "refused to another peer");
+    }
 }
 
 /// The outcome of a hop: the answer, or why it is refused.
@@ -100,6 +123,7 @@ impl Node {
                 return;
             }
         };
+        let (id, slot) = (received.id.clone(), Arc::clone(&received.slot));
         let span = debug_span!("hop", id = %received.id, peer = %self.me, from = %from);
         // An upgraded connection gets the signal first, and ends by itself.
         let cut_off = if received.upgrade.is_some() { &self.tunnels.cut } else { closing };
@@ -107,7 +131,10 @@ impl Node {
         tokio::select! {
             biased;
             () = answering => {}
-            () = cut_off.cancelled(), if !is_late => debug!(%from, "a hop was cut off"),
+            () = cut_off.cancelled(), if !is_late => {
+                let reason = "this peer leaves, and the time for what it had taken was over";
+                info!(request = %id, app = %slot.name(), %from, reason, "a hop was cut off");
+            }
         }
     }
 
@@ -120,6 +147,7 @@ impl Node {
         is_late: bool,
     ) -> Result<Received, (HopRefusal, Load)> {
         let Arrived { head, method, mut fields, incoming, takes_interim } = arrived;
+        debug!(request = %head.request_id, app = %head.app, %from, kind = head.kind.label(), "a hop arrived");
         let whose = take_client(&mut fields);
         let HopHead { kind, app, request_id, target, upgrade, asks_go, counts_on, .. } = head;
         let form = (RequestId::new(&request_id), PathAndQuery::try_from(target), self.slot(&app));
@@ -229,6 +257,7 @@ impl Node {
             interim: interims.as_ref().map(Queue::begin),
         };
         let (slot, kind) = (&received.slot, received.kind);
+        let of = OfHop { from: &received.from, slot, asked_go: received.asks_go };
         let outcome = {
             // Pinned in place: moving it would take its room twice.
             let answering = std::pin::pin!(self.answer(slot, kind, &mut call, &mut tracing));
@@ -243,7 +272,7 @@ impl Node {
             }
         }
         match outcome {
-            Some(outcome) => self.send_answer(send, slot, outcome, tunnel, &mut tracing).await,
+            Some(outcome) => self.send_answer(send, &of, outcome, tunnel, &mut tracing).await,
             None => tracing.step("cancelled", "the client left"),
         }
     }
@@ -276,24 +305,32 @@ impl Node {
     async fn send_answer(
         &self,
         send: quinn::SendStream,
-        slot: &Slot,
+        of: &OfHop<'_>,
         outcome: Answered,
         tunnel: Option<HopBodyReader>,
         tracing: &mut Tracing,
     ) {
-        let load = Node::local_load(slot);
+        let load = Node::local_load(of.slot);
         match outcome {
             Ok((served, session)) => {
                 tracing.head(served.response.status().as_u16());
                 debug!(status = served.response.status().as_u16(), "answered");
                 let voted = matches!(&session, ReplySession::Done(done) if failpoint::voted(done));
-                if let Err(error) = self.respond(send, served, session, load, tunnel).await {
-                    debug!(%error, "a hop's response ended early");
+                let peer = tracing.ran_at();
+                if let Err(cut) = self.respond(send, served, session, load, tunnel).await
+                    && !cut.is_unwanted()
+                {
+                    let CutShort { bytes, source } = cut;
+                    let (id, app, from) = (&tracing.id, of.slot.name(), Some(of.from));
+                    let way = "hop received";
+                    let what = CutOff { id, app, way, peer: peer.as_ref(), from, bytes };
+                    self.metrics.traffic.cut_offs.log(&what, &source);
                 }
                 failpoint::pass_if(voted, Point::ExecVoteAfter);
             }
             Err(why) => {
                 tracing.step("refuse", why.label());
+                of.log_refusal(&tracing.id, &why);
                 let _ = hop::refuse(send, why, load).await;
             }
         }
@@ -357,16 +394,16 @@ impl Node {
         session: ReplySession,
         load: hop::Load,
         tunnel: Option<HopBodyReader>,
-    ) -> Result<(), crate::http::body::BoxError> {
+    ) -> Result<(), CutShort> {
         let Served { response, answer, served_by, upgrade, .. } = served;
-        let response = as_sent(response, answer)?;
+        let response = as_sent(response, answer).map_err(CutShort::at_once)?;
         let head = hop::response_head(&response, session, served_by.as_str().to_owned(), load);
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let (Some(reader), true) = (tunnel, switching) else {
             return hop::reply(send, &head, response.into_body()).await;
         };
         Box::pin(async move {
-            let writer = hop::reply_switching(send, &head).await?;
+            let writer = hop::reply_switching(send, &head).await.map_err(CutShort::at_once)?;
             let _counted = self.tunnels.open.token();
             let farewell = self.tunnels.farewell(response.headers().get(http::header::UPGRADE));
             match upgrade {
