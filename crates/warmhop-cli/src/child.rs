@@ -105,7 +105,7 @@ impl warmhop::App for ChildApp {
             ..self.probe(service.port())
         });
         let asked = service.clone();
-        let running = Running::new(service)
+        let running = Running::of(service)
             .on_stop(move |grace| process.stop(grace))
             .exits_with(exited)
             .asked_with(move || {

@@ -758,6 +758,10 @@ pub fn is_void(cfg: &Config, look: Look, here: &Here<'_>) -> bool {
 /// good. A peer that is cut off from the rest knows least about what the rest still hold.
 #[must_use]
 pub fn hears_most(view: &View, is_gone: impl Fn(Incarnation) -> bool) -> bool {
+    // Usually it hears all of them: then it does not matter which are gone.
+    if view.peers().all(|(_, belief)| belief.alive == Liveness::Alive) {
+        return true;
+    }
     let known = view.peers().filter(|(_, it)| !is_gone(it.news.incarnation));
     let (mut count, mut heard) = (1, 1);
     for (_, belief) in known {

@@ -141,6 +141,7 @@ fn a_peer_hears_most_where_it_and_those_that_it_hears_are_more_than_half() {
     let mut view = view();
     let nobody = |_| false;
     assert!(hears_most(&view, nobody));
+    assert!(hears_most(&view, |peer| panic!("whether {peer} is gone does not matter")));
     view.suspect(&name(2), Now(9));
     view.lost(&name(3), &inc(3), Now(9));
     assert!(hears_most(&view, nobody), "three of five");

@@ -172,6 +172,19 @@ impl Running {
         let service = service
             .map_response(|response: Response<B>| response.map(Body::new))
             .map_err(Into::into);
+        Self::of(service)
+    }
+
+    /// The same for a service with the mesh's own types: nothing stands between it and its requests.
+    pub fn of<S>(service: S) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = BoxError>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send,
+    {
         Self {
             service: BoxCloneSyncService::new(service),
             stop: Box::new(|_| Box::pin(std::future::ready(()))),

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
 use warmhop_core::app::{AppEffect, AppEvent, AppMachine, NotStarted, WantedBy};
+use warmhop_core::config::AppPolicy;
 use warmhop_core::ids::{AppName, Now, PeerId};
 use warmhop_core::queue::Flow;
 use warmhop_core::scale::{Busyness, busy_from};
@@ -39,6 +40,19 @@ pub(crate) struct InFlight {
     slot: Arc<Slot>,
     /// Its client, where clients have shares of the places.
     client: Option<u64>,
+}
+
+/// How busy a copy here is, from one look at it; idle if there is none.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Doing {
+    /// How many requests it is serving.
+    pub(crate) in_flight: u32,
+    /// How many of them wait for the heads of their answers.
+    pub(crate) awaiting: u32,
+    /// It serves as many as it may.
+    pub(crate) is_full: bool,
+    /// One client has its share of the places at it.
+    pub(crate) is_shut: bool,
 }
 
 /// Why a request does not begin here.
@@ -232,11 +246,6 @@ impl Slot {
         Some(text)
     }
 
-    /// How many requests here wait for the heads of their answers.
-    pub(crate) fn awaiting(&self) -> u32 {
-        self.copy.load().as_ref().map_or(0, |copy| copy.awaiting.load(Ordering::Relaxed))
-    }
-
     pub(crate) fn latency_us(&self) -> u32 {
         self.latency_us.load(Ordering::Relaxed)
     }
@@ -293,21 +302,18 @@ impl Slot {
         self.copy.load().as_ref().map_or(0, |copy| copy.in_flight.load(Ordering::Relaxed))
     }
 
-    /// Whether the copy here serves as many requests as it may.
-    pub(crate) fn is_full(&self) -> bool {
-        let serving =
-            || self.copy.load().as_ref().map(|copy| copy.in_flight.load(Ordering::Relaxed));
-        self.spec()
-            .policy
-            .concurrency
-            .is_some_and(|places| serving().is_some_and(|in_flight| in_flight >= places))
-    }
-
-    /// Whether the client of `flow` has its share of the places at the copy here.
-    pub(crate) fn is_shut_to(&self, flow: Flow) -> bool {
-        let share = self.spec().policy.share().filter(|_| is_known(flow));
-        let has = || self.copy.load().as_ref().map_or(0, |copy| copy.shares.of(flow.client));
-        share.is_some_and(|share| has() >= share)
+    /// How busy the copy here is with all requests, and with those of `flow`, under `policy`.
+    pub(crate) fn doing(&self, policy: &AppPolicy, flow: Flow) -> Doing {
+        let copy = self.copy.load();
+        let Some(copy) = copy.as_ref() else { return Doing::default() };
+        let in_flight = copy.in_flight.load(Ordering::Relaxed);
+        let share = policy.share().filter(|_| is_known(flow));
+        Doing {
+            in_flight,
+            awaiting: copy.awaiting.load(Ordering::Relaxed),
+            is_full: policy.concurrency.is_some_and(|places| in_flight >= places),
+            is_shut: share.is_some_and(|share| copy.shares.of(flow.client) >= share),
+        }
     }
 
     /// How many requests in flight this peer announces. If the app starts further copies when its

@@ -5,7 +5,6 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::join;
 use http::Response;
 use warmhop_core::ids::{Incarnation, PeerId, SessionKey, WallTime};
 use warmhop_core::problem::ProblemKind;
@@ -74,7 +73,13 @@ impl Standing {
             self.line.begin(executor);
             return None;
         }
-        match self.line.begin_here(executor) {
+        let begun = self.line.begin_here(executor);
+        self.begun(begun, executor)
+    }
+
+    /// The order to run it here, at `executor`, if its run has begun.
+    fn begun(&mut self, begun: Begun, executor: Incarnation) -> Option<Order> {
+        match begun {
             Begun::Runs(exec, base) => Some(Order { executor, exec, base: Some(base) }),
             Begun::Refused => {
                 self.reruns.came_to_nothing();
@@ -134,9 +139,16 @@ impl Node {
         run: Run,
         tracing: &mut Tracing,
     ) -> LineEnd {
-        let line = self.store.enqueue(key, portable.submit(call), enter);
-        let Some(line) = line else { return LineEnd::Problem(too_many_sessions()) };
-        let mut standing = Standing::new(line, run);
+        let entered = self.enters(portable, call, key, enter, run, tracing);
+        let Some((mut standing, at_once)) = entered else {
+            return LineEnd::Problem(too_many_sessions());
+        };
+        if let Some(order) = at_once {
+            let ran = self.execute_for_line(portable, call, &mut standing, order, tracing).await;
+            if let Err(problem) = standing.ran(ran, portable, call) {
+                return LineEnd::Problem(problem);
+            }
+        }
         loop {
             let order = match standing.line.next().await {
                 Event::Turn if standing.is_unknown => {
@@ -155,16 +167,9 @@ impl Node {
                     continue;
                 }
                 Event::Turn => {
-                    let place = match standing.place.take() {
-                        Some(place) => place,
-                        None => {
-                            let placing = standing.placing(portable, call);
-                            let (waits, failed_at) = (&mut call.waits, &mut call.failed_at);
-                            match self.place_anew(&placing, waits, failed_at, tracing).await {
-                                Ok(place) => place,
-                                Err(problem) => return LineEnd::Problem(problem),
-                            }
-                        }
+                    let place = match self.placed(&mut standing, portable, call, tracing).await {
+                        Ok(place) => place,
+                        Err(problem) => return LineEnd::Problem(problem),
                     };
                     // A peer that vanished between two lines runs nothing: choose again.
                     let Some(executor) = self.incarnation_at(&place) else {
@@ -204,6 +209,47 @@ impl Node {
                 return LineEnd::Problem(problem);
             }
         }
+    }
+
+    /// Puts a request in line. If the copy here takes it, and its turn is now, its run begins in the
+    /// same step: most sessions have one request at a time, from a client that stays.
+    fn enters(
+        &self,
+        portable: &Portable<'_>,
+        call: &Call,
+        key: &SessionKey,
+        enter: Enter,
+        run: Run,
+        tracing: &mut Tracing,
+    ) -> Option<(Standing, Option<Order>)> {
+        let may = matches!(run, Run::WherePlaced) && !portable.slot.keeps_registers;
+        let shun_here = call.failed_here(portable.slot);
+        let placing = Placing { shun_here, ..portable.placing() };
+        let takes = may.then(|| self.takes_now(&placing, &call.waits)).flatten();
+        let submit = portable.submit(call);
+        let (line, begun) = self.store.enqueue_to_run(key, submit, enter, takes.is_some())?;
+        let mut standing = Standing::new(line, run);
+        let order = standing.begun(begun, self.incarnation);
+        if let (Some(reason), Some(_)) = (takes, &order) {
+            self.taken_now(portable.slot, reason, tracing);
+        }
+        Some((standing, order))
+    }
+
+    /// Where a request runs whose turn has come.
+    async fn placed(
+        &self,
+        standing: &mut Standing,
+        portable: &Portable<'_>,
+        call: &mut Call,
+        tracing: &mut Tracing,
+    ) -> Result<Place, Problem> {
+        if let Some(place) = standing.place.take() {
+            return Ok(place);
+        }
+        let placing = standing.placing(portable, call);
+        let (waits, failed_at) = (&mut call.waits, &mut call.failed_at);
+        self.place_anew(&placing, waits, failed_at, tracing).await
     }
 
     /// Commits that the request's outcome is unknown, and holds the answer that reports so.
@@ -391,19 +437,21 @@ impl Node {
         let Standing { line, failed, reruns, .. } = standing;
         let key = line.key.clone();
         let slot = portable.slot;
-        let execution = async {
-            match base {
-                Some(base) => {
-                    let (ran, came) = self.run_on(slot, call, &exec, base).await?;
-                    Ok((ran, Done::Came(came)))
+        let ran = {
+            let execution = std::pin::pin!(async {
+                match base {
+                    Some(base) => {
+                        let (ran, came) = self.run_on(slot, call, &exec, base).await?;
+                        Ok((ran, Done::Came(came)))
+                    }
+                    None => {
+                        let (ran, done) = self.execute_here(slot, call, &key, &exec).await?;
+                        Ok((ran, Done::WrittenDown(done)))
+                    }
                 }
-                None => {
-                    let (ran, done) = self.execute_here(slot, call, &key, &exec).await?;
-                    Ok((ran, Done::WrittenDown(done)))
-                }
-            }
+            });
+            line.sends_beside(execution).await
         };
-        let (ran, ()) = join(execution, async { line.send_held_back() }).await;
         match ran {
             Ok((ran, done)) => {
                 tracing.served_by(&self.me);

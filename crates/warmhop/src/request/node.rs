@@ -400,6 +400,26 @@ impl Node {
         }
     }
 
+    /// Why the copy here takes the request now, if it does; nothing is traced or counted yet.
+    pub(crate) fn takes_now(&self, placing: &Placing<'_>, waits: &Waits) -> Option<Reason> {
+        // Anything else may start the app, or wait.
+        if placing.slot.state() != AppState::Ready {
+            return None;
+        }
+        let queued = waits.standing(&placing.slot.places, None);
+        let (waited, never_wakes) = (waits.waited, waits.never_wakes);
+        let so_far = SoFar { waited, queued, never_wakes, ..SoFar::default() };
+        let Decision { action, reason, .. } = self.consider(placing, so_far, waits).decision;
+        matches!(action, Action::Serve).then_some(reason)
+    }
+
+    /// Traces and counts a request that the copy here takes.
+    pub(crate) fn taken_now(&self, slot: &Slot, reason: Reason, tracing: &mut Tracing) {
+        let what = name_of(&Action::Serve);
+        slot.counts.decided(&self.metrics, slot.name(), what, reason.label());
+        tracing.step(what, reason);
+    }
+
     /// Adds to a refusal which peers did not take the request, and why there is no link to them: for
     /// the log, not for clients.
     fn naming(&self, refusal: &Refusal, tried: &[PeerId], problem: Problem) -> Problem {
@@ -509,8 +529,8 @@ impl Node {
         let here = placing.version.and_then(|_| slot.version());
         let is_old =
             placing.version.zip(here.as_ref()).is_some_and(|(it, here)| it.is_newer_than(here));
-        let shut = slot.is_shut_to(whose.flow);
-        let is_busy = is_old || shut || slot.is_full() || slot.awaiting() >= HOT_AWAITING;
+        let doing = slot.doing(&spec.policy, whose.flow);
+        let is_busy = is_old || doing.is_shut || doing.is_full || doing.awaiting >= HOT_AWAITING;
         let is_first = queued == Queued::default();
         let is_plain = state == AppState::Ready && pinned_here && !draining && !is_busy && is_first;
         let candidates = if is_plain {
@@ -529,14 +549,14 @@ impl Node {
             app: &spec.policy,
             local: LocalApp {
                 state,
-                in_flight: slot.in_flight_here(),
+                in_flight: doing.in_flight,
                 // Nobody asks when a copy that is ready, and has room, will be ready.
                 eta: if is_plain { None } else { slot.eta() },
                 waiting: slot.waiting.load(Ordering::Relaxed) - usize::from(waits),
-                awaiting: slot.awaiting(),
+                awaiting: doing.awaiting,
                 latency_us: slot.latency_us(),
                 starts_in: if state == AppState::Failed { slot.starts_in() } else { None },
-                shut,
+                shut: doing.is_shut,
             },
             draining,
             zone: self.zone.as_deref(),

@@ -171,7 +171,8 @@ impl Node {
         {
             return Err((HopRefusal::NotReady, load));
         }
-        if (slot.is_full() || slot.is_shut_to(whose)) && !may_run_there {
+        let doing = slot.doing(&slot.spec().policy, whose);
+        if (doing.is_full || doing.is_shut) && !may_run_there {
             return Err((HopRefusal::Busy, load));
         }
         if let HopKind::Forward(forward) = &kind

@@ -8,7 +8,7 @@ use std::time::Instant;
 use http::{Response, StatusCode};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tower::ServiceExt;
+use tower::Service;
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::config::SessionMode;
 use warmhop_core::ids::{Incarnation, PeerId, SessionId};
@@ -138,7 +138,12 @@ pub(crate) async fn call_service(
     tunnels: &Tunnels,
 ) -> Result<Response<Body>, BoxError> {
     let client_side = request.extensions().get::<OnUpgrade>().cloned();
-    let mut response = service.oneshot(request).await?;
+    let answering = {
+        let mut service = service;
+        std::future::poll_fn(|cx| service.poll_ready(cx)).await?;
+        service.call(request)
+    };
+    let mut response = answering.await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let app_side = response.extensions_mut().remove::<OnUpgrade>();
         if let (Some(client_side), Some(app_side)) = (client_side, app_side) {

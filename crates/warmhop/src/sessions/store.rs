@@ -22,7 +22,7 @@ use warmhop_core::ids::{AppName, Incarnation, Now, Position, SessionId, SessionK
 use warmhop_core::session::census::Census;
 use warmhop_core::session::entry::{Enter, Look};
 use warmhop_core::session::message::{Body, BodyRef, Config, Message, NackReason};
-use warmhop_core::session::{Ctx, Effect, Outcome, Session, Submit, Ticket};
+use warmhop_core::session::{Ctx, Effect, Outcome, Process, Session, Submit, Ticket};
 
 pub(crate) use self::line::{Begun, InLine, NoRoom};
 use crate::links::wire::SessionFrame;
@@ -221,50 +221,55 @@ impl Store {
         work: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>) -> R,
     ) -> Option<(R, Vec<(Incarnation, Message)>)> {
         let mut outgoing = Vec::new();
-        let result = {
-            let mut stripe = self.stripe(key);
-            let stripe = &mut *stripe;
-            if create {
-                self.entry(key, stripe)?;
-            }
-            let entry = stripe.sessions.get_mut(key)?;
-            match lines {
-                Lines::Stay => {}
-                // The ticket is known before its first event can be sent.
-                Lines::Join(ticket, events, keep_empty_until) => {
-                    entry.join(ticket, events, keep_empty_until);
-                }
-                Lines::Leave(ticket) => entry.leave(ticket),
-            }
-            let process = stripe.processes.of(&key.app);
-            process.stamp_heard = self.stamp_heard.load(Ordering::Relaxed);
-            process.census = self.census.load_full();
-            let at = self.clock.both();
-            let policy = self.policy();
-            let mut ctx = Ctx {
-                me: self.me,
-                now: at.0,
-                wall: at.1,
-                policy: &policy,
-                process: &mut *process,
-                dice: rand::random(),
-            };
-            let mut effects = std::mem::take(&mut stripe.effects);
-            let before = failpoint::Before::of(&entry.machine);
-            let held = entry.machine.held_at();
-            let result = work(&mut entry.machine, &mut ctx, &mut effects);
-            self.stamp_heard.fetch_max(process.stamp_heard, Ordering::Relaxed);
-            before.passed(&entry.machine, &effects);
-            self.carry_out(key, entry, &mut effects, &mut outgoing);
-            if effects.capacity() <= EFFECTS_KEPT_MAX {
-                stripe.effects = effects;
-            }
-            if entry.counted == 0 || entry.machine.held_at() != held {
-                self.memory.counts(&mut entry.counted, Some(&entry.machine));
-            }
-            self.settle(key, stripe, at);
-            result
+        let mut stripe = self.stripe(key);
+        let Stripe { processes, sessions, wakes, effects: kept, .. } = &mut *stripe;
+        let entry = if create {
+            self.entry(key, sessions, processes.of(&key.app))?
+        } else {
+            sessions.get_mut(key)?
         };
+        match lines {
+            Lines::Stay => {}
+            // The ticket is known before its first event can be sent.
+            Lines::Join(ticket, events, keep_empty_until) => {
+                entry.join(ticket, events, keep_empty_until);
+            }
+            Lines::Leave(ticket) => entry.leave(ticket),
+        }
+        let process = processes.of(&key.app);
+        process.stamp_heard = self.stamp_heard.load(Ordering::Relaxed);
+        // It seldom changes: a look costs less than another reference.
+        let census = self.census.load();
+        if !Arc::ptr_eq(&process.census, &census) {
+            process.census = Guard::into_inner(census);
+        }
+        let at = self.clock.both();
+        let policy = self.policy();
+        let mut ctx = Ctx {
+            me: self.me,
+            now: at.0,
+            wall: at.1,
+            policy: &policy,
+            process: &mut *process,
+            dice: rand::random(),
+        };
+        let mut effects = std::mem::take(kept);
+        let before = failpoint::Before::of(&entry.machine);
+        let held = entry.machine.held_at();
+        let result = work(&mut entry.machine, &mut ctx, &mut effects);
+        self.stamp_heard.fetch_max(process.stamp_heard, Ordering::Relaxed);
+        before.passed(&entry.machine, &effects);
+        self.carry_out(key, entry, &mut effects, &mut outgoing);
+        if effects.capacity() <= EFFECTS_KEPT_MAX {
+            *kept = effects;
+        }
+        if entry.counted == 0 || entry.machine.held_at() != held {
+            self.memory.counts(&mut entry.counted, Some(&entry.machine));
+        }
+        if self.settle(key, entry, wakes, at) {
+            sessions.remove(key);
+        }
+        drop(stripe);
         Some((result, outgoing))
     }
 
@@ -310,10 +315,14 @@ impl Store {
     }
 
     /// The entry of `key`, created if there is none; `None` if there is no room.
-    fn entry<'s>(&self, key: &SessionKey, stripe: &'s mut Stripe) -> Option<&'s mut Entry> {
+    fn entry<'s>(
+        &self,
+        key: &SessionKey,
+        sessions: &'s mut Table,
+        process: &Process,
+    ) -> Option<&'s mut Entry> {
         let room = SESSIONS_MAX / STRIPES;
-        let (entry, made) =
-            stripe.sessions.get_or_make(key, stripe.processes.of(&key.app), room)?;
+        let (entry, made) = sessions.get_or_make(key, process, room)?;
         if made {
             self.metrics.sessions_held.inc();
         }
@@ -386,9 +395,15 @@ impl Store {
         }
     }
 
-    /// Files the machine's next wake, or drops a machine that has nothing left to remember.
-    fn settle(&self, key: &SessionKey, stripe: &mut Stripe, (now, wall): (Now, WallTime)) {
-        let Some(entry) = stripe.sessions.get_mut(key) else { return };
+    /// Files the machine's next wake. Returns whether the machine has nothing left to remember, and
+    /// is to be dropped.
+    fn settle(
+        &self,
+        key: &SessionKey,
+        entry: &mut Entry,
+        wakes: &mut BTreeSet<(Now, SessionKey)>,
+        (now, wall): (Now, WallTime),
+    ) -> bool {
         let owns = entry.machine.is_owner();
         if owns != entry.was_owner {
             entry.was_owner = owns;
@@ -411,12 +426,15 @@ impl Store {
         };
         entry.rest();
         let wake = wake.filter(|at| *at <= now.after(FILED_WITHIN)).map(|at| at.max(Now(1)));
-        if wake != entry.wake() {
+        // A session in use asks for another time with each step of each request, and is hardly ever
+        // woken. Until it rests, one that is filed too early is left: it comes to nothing.
+        let suffices = |filed: Now| !idle && filed > now && wake.is_none_or(|at| filed <= at);
+        if wake != entry.wake() && !entry.wake().is_some_and(suffices) {
             if let Some(old) = entry.wake() {
-                stripe.wakes.remove(&(old, key.clone()));
+                wakes.remove(&(old, key.clone()));
             }
             if let Some(new) = wake {
-                stripe.wakes.insert((new, key.clone()));
+                wakes.insert((new, key.clone()));
                 if new.0 < self.next_wake_ms.fetch_min(new.0, Ordering::Relaxed) {
                     self.sooner.notify_one();
                 }
@@ -425,12 +443,12 @@ impl Store {
         }
         if gone {
             self.memory.counts(&mut entry.counted, None);
-            stripe.sessions.remove(key);
             self.metrics.sessions_held.dec();
             if owns {
                 self.metrics.sessions_owned.dec();
             }
         }
+        gone
     }
 
     /// Whether there is no room for a change that may grow a session: here, or at a majority of the
@@ -660,6 +678,17 @@ impl Store {
         submit: impl FnOnce(Ticket) -> Submit,
         enter: Enter,
     ) -> Option<InLine> {
+        self.enqueue_to_run(key, submit, enter, false).map(|(line, _)| line)
+    }
+
+    /// The same; `at_once` begins its run here in the same step, if it has its turn at once.
+    pub(crate) fn enqueue_to_run(
+        self: &Arc<Self>,
+        key: &SessionKey,
+        submit: impl FnOnce(Ticket) -> Submit,
+        enter: Enter,
+        at_once: bool,
+    ) -> Option<(InLine, Begun)> {
         let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
         let (sender, events) = events::channel();
         let submit = submit(ticket);
@@ -669,19 +698,22 @@ impl Store {
             Enter::AsOwner | Enter::TakingOver { .. } => self.clock.now().after(EMPTY_KEPT_FOR),
         };
         let joins = Lines::Join(ticket, sender, keep_empty_until);
-        let ((), outgoing) = self.with_held_back(key, true, joins, |machine, ctx, out| {
+        let (begun, held_back) = self.with_held_back(key, true, joins, |machine, ctx, out| {
             machine.enter(ctx, submit, enter, out);
+            if at_once {
+                line::turned_at_once(machine, ctx, ticket, self.me, out)
+            } else {
+                Begun::No
+            }
         })?;
-        self.deliver(key, outgoing);
-        Some(InLine {
-            store: Arc::clone(self),
-            key: key.clone(),
-            ticket,
-            events,
-            running: None,
-            held_back: Vec::new(),
-            is_out: false,
-        })
+        let (store, key) = (Arc::clone(self), key.clone());
+        let (running, is_out) = (None, false);
+        let mut line = InLine { store, key, ticket, events, running, held_back, is_out };
+        line.notes(&begun);
+        if !matches!(begun, Begun::Runs(..)) {
+            line.send_held_back();
+        }
+        Some((line, begun))
     }
 
     fn leave(&self, key: &SessionKey, ticket: Ticket, running: Option<Option<Position>>) {

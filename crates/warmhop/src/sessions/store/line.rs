@@ -1,5 +1,6 @@
 //! A request in line for its session.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use warmhop_core::ids::{Incarnation, Position, SessionKey};
@@ -89,23 +90,18 @@ impl InLine {
         let ticket = self.ticket;
         let begun =
             self.store.with_held_back(&self.key, false, Lines::Stay, |machine, ctx, out| {
-                let Some(exec) = ordered(machine, ctx, ticket, executor, out) else {
-                    return Begun::No;
-                };
-                match machine.exec_begin(ctx, &exec) {
-                    Ok(base) => Begun::Runs(exec, base),
-                    Err(refused) => {
-                        machine.executed(ctx, ticket, exec.p, Outcome::from(refused), out);
-                        Begun::Refused
-                    }
-                }
+                begun(machine, ctx, ticket, executor, out)
             });
         let Some((begun, outgoing)) = begun else { return Begun::No };
         self.held_back = outgoing;
-        if let Begun::Runs(exec, _) = &begun {
+        self.notes(&begun);
+        begun
+    }
+
+    pub(super) fn notes(&mut self, begun: &Begun) {
+        if let Begun::Runs(exec, _) = begun {
             self.running = Some(exec.p);
         }
-        begun
     }
 
     /// Records the result of a run here by `write_down` and reports its outcome, in one step. An end of the
@@ -140,8 +136,20 @@ impl InLine {
     /// Sends what may be sent while the request runs. Confirming a read takes less time than most
     /// executions, so it is started second: waking the tasks that send takes time.
     pub(crate) fn send_held_back(&mut self) {
-        let outgoing = std::mem::take(&mut self.held_back);
-        self.store.deliver(&self.key, outgoing);
+        if !self.held_back.is_empty() {
+            let outgoing = std::mem::take(&mut self.held_back);
+            self.store.deliver(&self.key, outgoing);
+        }
+    }
+
+    /// Sends it once `run` has begun, and while that waits for the app; returns how the run ended.
+    pub(crate) async fn sends_beside<R: Future>(&mut self, mut run: Pin<&mut R>) -> R::Output {
+        let running = std::future::poll_fn(|cx| {
+            let ran = run.as_mut().poll(cx);
+            self.send_held_back();
+            ran
+        });
+        running.await
     }
 
     /// Reports the outcome of its run.
@@ -169,6 +177,39 @@ impl Drop for InLine {
 /// There is no room for the session here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NoRoom;
+
+/// Gives a request that has just entered its run at `executor`, if it has its turn at once; the event
+/// of that is taken out of the effects.
+pub(super) fn turned_at_once(
+    machine: &mut Session,
+    ctx: &mut Ctx<'_>,
+    ticket: Ticket,
+    executor: Incarnation,
+    out: &mut Vec<Effect>,
+) -> Begun {
+    let is_turn = |effect: &Effect| matches!(effect, Effect::Turn { ticket: of } if *of == ticket);
+    let Some(at) = out.iter().position(is_turn) else { return Begun::No };
+    out.remove(at);
+    begun(machine, ctx, ticket, executor, out)
+}
+
+/// Begins the run of a request whose turn it is at `executor`, which is this peer.
+fn begun(
+    machine: &mut Session,
+    ctx: &mut Ctx<'_>,
+    ticket: Ticket,
+    executor: Incarnation,
+    out: &mut Vec<Effect>,
+) -> Begun {
+    let Some(exec) = ordered(machine, ctx, ticket, executor, out) else { return Begun::No };
+    match machine.exec_begin(ctx, &exec) {
+        Ok(base) => Begun::Runs(exec, base),
+        Err(refused) => {
+            machine.executed(ctx, ticket, exec.p, Outcome::from(refused), out);
+            Begun::Refused
+        }
+    }
+}
 
 /// Begins the request and takes its order out of the effects.
 fn ordered(
