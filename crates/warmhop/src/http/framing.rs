@@ -8,7 +8,7 @@
 //! ambiguous so that hyper refuses it. Where it cannot follow, hyper is given nothing more to read:
 //! no byte is taken for a request that was not looked at here.
 
-use std::io;
+use std::io::{self, BufRead as _};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -370,8 +370,13 @@ impl Watch {
 
 fn head_end(head: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
-    while let Some(newline) = head[at..].iter().position(|byte| *byte == b'\n') {
-        let next = at + newline + 1;
+    loop {
+        // Finds the end of the line by many bytes at a time. Reading from memory does not fail.
+        let line = head.get(at..)?.skip_until(b'\n').ok()?;
+        let next = at + line;
+        if !head[at..next].ends_with(b"\n") {
+            return None;
+        }
         match &head[next..] {
             // A blank line before the request line is allowed (RFC 9112 section 2.2).
             [b'\n', ..] if !is_blank(&head[..next]) => return Some(next + 1),
@@ -379,7 +384,6 @@ fn head_end(head: &[u8], from: usize) -> Option<usize> {
             _ => at = next,
         }
     }
-    None
 }
 
 fn is_blank(bytes: &[u8]) -> bool {
