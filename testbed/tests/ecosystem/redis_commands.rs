@@ -13,11 +13,12 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use warmhop_testbed::ports::Reservation;
 
-use crate::installed::{Tested, debian};
+use crate::installed::{Skipped, Tested, debian};
 use crate::support::{QUICK, World, shop, until};
 use crate::test;
 
-const COMMANDS: usize = 6000;
+const COMMANDS: u64 = 6000;
+const TOLD_OF: u64 = 3000;
 const KEYS: [&str; 5] = ["k0", "k1", "k2", "{t}0", "{t}1"];
 /// Of one hash tag: what is about two keys changes them as one.
 const TOGETHER: [&str; 2] = ["{t}0", "{t}1"];
@@ -496,24 +497,56 @@ impl Drop for Server {
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![test("random_commands_are_answered_as_by_redis", random_commands)]
+    vec![
+        test("random_commands_are_answered_as_by_redis", random_commands),
+        test("random_commands_are_told_of_as_by_redis", events),
+    ]
+}
+
+/// A real server and a mesh of two, side by side.
+struct Both {
+    world: World,
+    addr: SocketAddr,
+    redis: Client,
+    ours: Vec<Client>,
+    _server: Server,
+    _reserved: Reservation,
+}
+
+impl Both {
+    async fn new(settings: &str) -> Result<Self, Skipped> {
+        let mut program = debian("usr/bin/redis-server")?;
+        let apps = vec![shop(QUICK, "start = 'never'")];
+        let world = World::with(2, apps, settings, |_, _| ()).await;
+        let reserved = Reservation::new().unwrap();
+        let addr = reserved.peer(0).http;
+        let port = addr.port().to_string();
+        let arguments =
+            ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
+        let server = Server(program.args(arguments).stdout(Stdio::null()).spawn().unwrap());
+        let redis = until("redis-server answers", async || Client::connect(addr).await).await;
+        let mut ours = Vec::new();
+        for index in 0..2 {
+            ours.push(Client::connect(world.mesh.peer(index).ports.redis).await.unwrap());
+        }
+        Ok(Self { world, addr, redis, ours, _server: server, _reserved: reserved })
+    }
+}
+
+/// Deletes all keys.
+fn delete_all() -> Vec<String> {
+    std::iter::once("DEL").chain(KEYS).map(str::to_owned).collect()
+}
+
+/// The seed, and how many are sent.
+fn asked(count: u64) -> (u64, u64) {
+    let set = |name: &str| std::env::var(name).ok().map(|it| it.parse().unwrap());
+    (set("SEED").unwrap_or(1), set("COMMANDS").unwrap_or(count))
 }
 
 async fn random_commands() -> Tested {
-    let mut program = debian("usr/bin/redis-server")?;
-    let world = World::new(2, shop(QUICK, "start = 'never'")).await;
-    let reserved = Reservation::new().unwrap();
-    let addr = reserved.peer(0).http;
-    let port = addr.port().to_string();
-    let arguments = ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
-    let _server = Server(program.args(arguments).stdout(Stdio::null()).spawn().unwrap());
-    let mut redis = until("redis-server answers", async || Client::connect(addr).await).await;
-    let mut ours = Vec::new();
-    for index in 0..2 {
-        ours.push(Client::connect(world.mesh.peer(index).ports.redis).await.unwrap());
-    }
-    let set = |name: &str| std::env::var(name).ok().map(|it| it.parse().unwrap());
-    let (seed, count) = (set("SEED").unwrap_or(1), set("COMMANDS").unwrap_or(COMMANDS as u64));
+    let Both { mut redis, mut ours, world: _world, _server, _reserved, .. } = Both::new("").await?;
+    let (seed, count) = asked(COMMANDS);
     let mut random = StdRng::seed_from_u64(seed);
     let mut differences = Vec::new();
     let (mut scripts, mut transactions) = (0, 0);
@@ -527,15 +560,125 @@ async fn random_commands() -> Tested {
         if !agree(&expected, &came) {
             differences.push(format!("{commands:?}\n  redis: {expected:?}\n  here:  {came:?}"));
             // What the one did and the other did not is no difference of the commands after it.
-            let all: Vec<String> = std::iter::once("DEL").chain(KEYS).map(str::to_owned).collect();
-            redis.ask(&all).await;
-            ours[at].ask(&all).await;
+            redis.ask(&delete_all()).await;
+            ours[at].ask(&delete_all()).await;
         }
     }
     println!("{count} were sent, of them {scripts} scripts and {transactions} transactions");
     assert!(
         differences.is_empty(),
         "{} of {count} were answered otherwise:\n{}",
+        differences.len(),
+        differences.join("\n")
+    );
+    Ok(())
+}
+
+/// The channel of what is published to see that all events before it have come: one that listeners to
+/// keyspace events hear.
+const MARK: &str = "__keymark";
+
+fn mark() -> [String; 3] {
+    ["PUBLISH", MARK, ""].map(str::to_owned)
+}
+
+/// A client that listens to keyspace events.
+struct Listener(Client);
+
+impl Listener {
+    async fn at(addr: SocketAddr) -> Self {
+        let mut client = Client::connect(addr).await.unwrap();
+        client.ask(&["PSUBSCRIBE", "__key*"].map(str::to_owned)).await;
+        Self(client)
+    }
+
+    /// The channels and messages that come before the next mark. When an expired key is found to be
+    /// so differs between the two.
+    async fn up_to_mark(&mut self) -> Vec<(String, String)> {
+        let mut told = Vec::new();
+        loop {
+            let Answer::List(parts) = self.0.read().await else { panic!("it is no message") };
+            let [.., Answer::Text(channel), Answer::Text(message)] = &parts[..] else {
+                panic!("{parts:?} is no message")
+            };
+            if channel == MARK {
+                return told;
+            }
+            if !channel.ends_with(":expired") && message != "expired" {
+                told.push((channel.clone(), message.clone()));
+            }
+        }
+    }
+}
+
+/// What was told, by the keys that it is about where these live in several places: such a command, or
+/// transaction, is several changes.
+fn by_place(commands: &[Vec<String>], told: &[(String, String)]) -> Vec<Vec<(String, String)>> {
+    let words: Vec<&String> = commands.iter().flatten().collect();
+    let is_asked = |key: &&str| words.iter().any(|word| word == key);
+    let apart = KEYS.iter().filter(|key| !TOGETHER.contains(key)).filter(|key| is_asked(key));
+    let places = apart.count() + usize::from(TOGETHER.iter().any(|key| is_asked(&key)));
+    if places < 2 {
+        return vec![told.to_vec()];
+    }
+    let about = |key: &str| {
+        let is_its = |(channel, message): &&(String, String)| {
+            channel.split_once(':').is_some_and(|(_, it)| it == key) || message == key
+        };
+        told.iter().filter(is_its).cloned().collect()
+    };
+    KEYS.iter().map(|key| about(key)).collect()
+}
+
+/// The events of commands, scripts and transactions, those of keys that are made and deleted within one
+/// as well, come in the same order.
+async fn events() -> Tested {
+    let both = Both::new("[session]\nredis_events = 'AKE'").await?;
+    let Both { mut redis, mut ours, world, addr, _server, _reserved } = both;
+    let words = ["CONFIG", "SET", "notify-keyspace-events", "AKE"].map(str::to_owned);
+    redis.ask(&words).await;
+    let mut heard = Listener::at(addr).await;
+    let mut heard_here = Vec::new();
+    for index in 0..2 {
+        heard_here.push(Listener::at(world.mesh.peer(index).ports.redis).await);
+    }
+    let (seed, count) = asked(TOLD_OF);
+    let mut random = StdRng::seed_from_u64(seed);
+    let (mut differences, mut events) = (Vec::new(), 0);
+    for _ in 0..count {
+        let commands = commands(&mut random);
+        redis.ask_all(&commands).await;
+        redis.ask(&mark()).await;
+        let expected = heard.up_to_mark().await;
+        events += expected.len();
+        let at = random.random_range(0..2);
+        ours[at].ask_all(&commands).await;
+        ours[at].ask(&mark()).await;
+        let mut differs = false;
+        for (peer, listener) in heard_here.iter_mut().enumerate() {
+            let came = listener.up_to_mark().await;
+            if by_place(&commands, &expected) != by_place(&commands, &came) {
+                differs = true;
+                differences.push(format!(
+                    "{commands:?}\n  redis: {expected:?}\n  here, at peer {peer}:  {came:?}"
+                ));
+            }
+        }
+        if differs {
+            redis.ask(&delete_all()).await;
+            ours[at].ask(&delete_all()).await;
+            redis.ask(&mark()).await;
+            ours[at].ask(&mark()).await;
+            heard.up_to_mark().await;
+            for listener in &mut heard_here {
+                listener.up_to_mark().await;
+            }
+        }
+    }
+    println!("{count} were sent, and {events} events were told of them");
+    assert!(
+        differences.is_empty(),
+        "{} differences of {count}:\n{}",
         differences.len(),
         differences.join("\n")
     );

@@ -12,6 +12,7 @@ use warmhop::{RegisterError, Registers, When};
 
 use super::arguments::{WORD_TOLD_MAX, checked_key, word};
 use super::cmd::{Handler, Run, Spec, WRITES};
+use super::events::Event;
 use super::frame::{Reply, VALUE_BYTES_MAX};
 use super::room::{self, Kept, Room};
 use super::scripts::Confined;
@@ -226,14 +227,19 @@ impl Database {
         if !events.any() {
             return;
         }
-        for event in room.events() {
-            for message in events.messages(room::index_of(name), &event) {
+        self.tell(name, room.events());
+        if events.ends() {
+            self.shared.ends.set(name, room.first_end());
+        }
+    }
+
+    /// Publishes events of a register's database.
+    pub(super) fn tell(&self, name: &[u8], happened: Vec<Event>) {
+        for event in happened {
+            for message in self.shared.events.messages(room::index_of(name), &event) {
                 // How many receive it is not counted.
                 let _ = self.shared.carrier.publish(&message);
             }
-        }
-        if events.ends() {
-            self.shared.ends.set(name, room.first_end());
         }
     }
 
@@ -298,9 +304,13 @@ impl Database {
             }
             let Outcome { mut room, mut reply, stands, depends } =
                 run(self.open(name, &held)?).await;
+            if !stands {
+                room.events();
+            }
             let kept = match stands && room.is_changed() {
                 true => room.close(self.shared.idle).map(Some).unwrap_or_else(|error| {
                     reply = too_large(error);
+                    room.events();
                     None
                 }),
                 false => None,
@@ -309,15 +319,15 @@ impl Database {
             let change = match (kept, version) {
                 // The run created the key and deleted it again, or changed nothing.
                 (Some(Kept::Nothing), None) | (None, _) => {
-                    if is_certain || !depends {
-                        return Ok(reply);
+                    if !is_certain && depends {
+                        held = get().await?;
+                        is_certain = true;
+                        if version_of(&held) != version {
+                            continue;
+                        }
                     }
-                    held = get().await?;
-                    if version_of(&held) == version {
-                        return Ok(reply);
-                    }
-                    is_certain = true;
-                    continue;
+                    self.tell(name, room.events_without_change());
+                    return Ok(reply);
                 }
                 (Some(Kept::Put(bytes, expires)), _) => {
                     self.registers.put(name, bytes, expires, when).await

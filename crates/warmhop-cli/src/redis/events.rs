@@ -7,6 +7,7 @@ use std::str::FromStr;
 use bytes::Bytes;
 
 use super::arguments::word;
+use super::frame::integer;
 use super::pubsub::Published;
 
 /// The letters of the classes, in the order in which Redis prints them.
@@ -130,6 +131,8 @@ pub(super) enum Deed {
     Stays,
     /// It is gone.
     Gone,
+    /// Its end has come.
+    Ended,
 }
 
 /// What happens to the keys of a room while a command runs; not noted where nothing is published.
@@ -139,6 +142,8 @@ pub(super) struct Log {
     /// What the running command has done so far.
     deeds: Vec<(Bytes, Deed)>,
     events: Vec<Event>,
+    /// How many of the events, the first ones, happened before anything ran: keys had expired.
+    before: usize,
 }
 
 impl Log {
@@ -167,6 +172,7 @@ impl Log {
     pub(super) fn ended(&mut self, key: Bytes) {
         if self.is_kept {
             self.push(EXPIRED, "expired", key);
+            self.before = self.events.len();
         }
     }
 
@@ -187,6 +193,7 @@ impl Log {
                 Deed::Stays => (GENERIC, "persist"),
                 Deed::Gone if command.starts_with("RENAME") => (GENERIC, "rename_from"),
                 Deed::Gone => (GENERIC, "del"),
+                Deed::Ended => (EXPIRED, "expired"),
             };
             let sets_end = deed == Deed::Wrote && sets_end(&command, args);
             self.push(class, name, key.clone());
@@ -197,8 +204,28 @@ impl Log {
     }
 
     pub(super) fn take(&mut self) -> Vec<Event> {
+        self.before = 0;
         std::mem::take(&mut self.events)
     }
+
+    /// Takes the events of what ran, without those before it.
+    pub(super) fn take_of_run(&mut self) -> Vec<Event> {
+        self.events.split_off(self.before.min(self.events.len()))
+    }
+}
+
+/// Whether `ZADD` increments: a member may be called as the option is.
+fn increments(args: &[Bytes]) -> bool {
+    let is_option =
+        |it: &&Bytes| matches!(word(it).as_str(), "NX" | "XX" | "GT" | "LT" | "CH" | "INCR");
+    args.iter().skip(2).take_while(is_option).any(|it| it.eq_ignore_ascii_case(b"INCR"))
+}
+
+/// The side from which a command takes that states its number of keys at this place.
+fn side_behind_keys(args: &[Bytes], count_at: usize) -> &[u8] {
+    let keys = args.get(count_at).and_then(|count| integer(count));
+    let keys = keys.and_then(|keys| usize::try_from(keys).ok()).unwrap_or_default();
+    args.get((count_at + 1).saturating_add(keys)).map_or(&[][..], |side| side)
 }
 
 /// Whether a command that sets a key sets its end, too.
@@ -233,9 +260,9 @@ fn name_of_write(command: &str, args: &[Bytes], time: usize) -> (u16, &'static s
         "RPUSH" | "RPUSHX" => (LIST, "rpush"),
         "LPOP" | "BLPOP" => (LIST, "lpop"),
         "RPOP" | "BRPOP" => (LIST, "rpop"),
-        "LMOVE" | "BLMOVE" if is_first => (LIST, side(3, "lpop", "rpop")),
-        "LMOVE" | "BLMOVE" => (LIST, side(4, "lpush", "rpush")),
-        "RPOPLPUSH" | "BRPOPLPUSH" => (LIST, if is_first { "rpop" } else { "lpush" }),
+        "LMOVE" | "BLMOVE" if is_first => (LIST, side(4, "lpush", "rpush")),
+        "LMOVE" | "BLMOVE" => (LIST, side(3, "lpop", "rpop")),
+        "RPOPLPUSH" | "BRPOPLPUSH" => (LIST, if is_first { "lpush" } else { "rpop" }),
         "LINSERT" => (LIST, "linsert"),
         "LSET" => (LIST, "lset"),
         "LREM" => (LIST, "lrem"),
@@ -247,9 +274,7 @@ fn name_of_write(command: &str, args: &[Bytes], time: usize) -> (u16, &'static s
         "SUNIONSTORE" => (SET, "sunionstore"),
         "SINTERSTORE" => (SET, "sinterstore"),
         "SDIFFSTORE" => (SET, "sdiffstore"),
-        "ZADD" if args.iter().skip(2).any(|it| it.eq_ignore_ascii_case(b"INCR")) => {
-            (SORTED_SET, "zincr")
-        }
+        "ZADD" if increments(args) => (SORTED_SET, "zincr"),
         "ZADD" => (SORTED_SET, "zadd"),
         "ZINCRBY" => (SORTED_SET, "zincr"),
         "ZREM" => (SORTED_SET, "zrem"),
@@ -259,12 +284,12 @@ fn name_of_write(command: &str, args: &[Bytes], time: usize) -> (u16, &'static s
         "ZREMRANGEBYRANK" => (SORTED_SET, "zremrangebyrank"),
         "ZREMRANGEBYLEX" => (SORTED_SET, "zremrangebylex"),
         "LMPOP" | "BLMPOP" => {
-            let is_left = args.iter().any(|it| it.eq_ignore_ascii_case(b"LEFT"));
-            (LIST, if is_left { "lpop" } else { "rpop" })
+            let side = side_behind_keys(args, if command == "LMPOP" { 1 } else { 2 });
+            (LIST, if side.eq_ignore_ascii_case(b"LEFT") { "lpop" } else { "rpop" })
         }
         "ZMPOP" | "BZMPOP" => {
-            let is_lowest = args.iter().any(|it| it.eq_ignore_ascii_case(b"MIN"));
-            (SORTED_SET, if is_lowest { "zpopmin" } else { "zpopmax" })
+            let side = side_behind_keys(args, if command == "ZMPOP" { 1 } else { 2 });
+            (SORTED_SET, if side.eq_ignore_ascii_case(b"MIN") { "zpopmin" } else { "zpopmax" })
         }
         "COPY" => (GENERIC, "copy_to"),
         "ZDIFFSTORE" => (SORTED_SET, "zdiffstore"),

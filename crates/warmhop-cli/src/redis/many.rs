@@ -10,6 +10,7 @@ use super::arguments::bounded;
 use super::arguments::{checked_pattern, syntax, word, wrong_count};
 use super::cmd::{All, Split, scan_options};
 use super::engine::{Database, Outcome, Request, Stop, failed, too_large};
+use super::events::{Deed, Log};
 use super::frame::{Reply, VALUE_BYTES_MAX};
 use super::glob;
 use super::room::{self, Room};
@@ -98,8 +99,26 @@ impl Database {
         Ok(Reply::Array(values))
     }
 
-    /// Renames in two steps, one per room: a failure between them leaves both keys there.
+    /// Renames in two steps, one per room: a failure between them leaves both keys there. Both are
+    /// told of after the second, in Redis' order.
     async fn rename(&self, request: &Request) -> Result<Reply, Stop> {
+        // What the new key was set to, once it was.
+        let mut moved = None;
+        let renamed = self.rename_in_steps(request, &mut moved).await;
+        if moved.is_some() && renamed.is_err() && self.shared.events.any() {
+            let mut log = Log::kept();
+            log.note(&request.args[2], Deed::Wrote);
+            log.command(&request.args);
+            self.tell(&self.name(&request.args[2]), log.take());
+        }
+        renamed
+    }
+
+    async fn rename_in_steps(
+        &self,
+        request: &Request,
+        moved: &mut Option<room::Entry>,
+    ) -> Result<Reply, Stop> {
         let only_if_free = request.spec.name == "RENAMENX";
         let (from_key, to_key) = (&request.args[1], &request.args[2]);
         let (from, to) = (self.name(from_key), self.name(to_key));
@@ -108,8 +127,6 @@ impl Database {
         let second = self.turns.wait((&from).max(&to), Turn::Alone).await?;
         let (at_from, at_to) = if from < to { (&first, &second) } else { (&second, &first) };
         let in_vain = || [&first, &second].into_iter().for_each(Place::in_vain);
-        // What the new key was set to, once it was.
-        let mut moved: Option<room::Entry> = None;
         for _ in 0..RENAMED_MAX {
             let held = self.look(&from).await.inspect_err(|_| in_vain());
             let held = held.map_err(|reply| partly_if(moved.is_some(), reply))?;
@@ -118,20 +135,19 @@ impl Database {
                 return Err(partly_if(moved.is_some(), none));
             };
             let put = |mut room: Room| {
-                let goes = match (only_if_free, &moved) {
+                let goes = match (only_if_free, &*moved) {
                     (false, _) => true,
                     (true, None) => room.value(to_key).is_none(),
                     (true, Some(moved)) => room.value(to_key) == Some(&moved.value),
                 };
                 if goes {
                     room.put_entry(to_key, entry.clone());
-                    room.ran(&request.args);
                 }
                 let reply = Reply::Number(i64::from(goes));
                 std::future::ready(Outcome { room, reply, stands: true, depends: true })
             };
             match (self.update_in(at_to, &to, put).await, moved.is_some()) {
-                (Ok(Reply::Number(1)), _) => moved = Some(entry.clone()),
+                (Ok(Reply::Number(1)), _) => *moved = Some(entry.clone()),
                 (Ok(Reply::Number(_)), false) => return Ok(Reply::Number(0)),
                 (Ok(Reply::Number(_)), true) => break,
                 (Ok(refused), false) => return Ok(refused),
@@ -145,6 +161,7 @@ impl Database {
                     .is_some_and(|it| it.value == entry.value && it.end == entry.end);
                 if is_it {
                     room.remove(from_key);
+                    room.note(to_key, Deed::Wrote);
                     room.ran(&request.args);
                 }
                 let reply = Reply::Number(i64::from(is_it));

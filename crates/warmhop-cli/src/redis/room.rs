@@ -222,6 +222,17 @@ impl Room {
         self.log.take()
     }
 
+    /// Takes the events of what ran and left the room as it was, such as a key that was made and
+    /// deleted again. Keys that had expired before are still to be removed.
+    pub(super) fn events_without_change(&mut self) -> Vec<Event> {
+        self.log.take_of_run()
+    }
+
+    /// Notes what Redis tells of a command although it changed nothing, or of another room's key.
+    pub(super) fn note(&mut self, key: &Bytes, deed: Deed) {
+        self.log.note(key, deed);
+    }
+
     /// As [`Room::with_ended`], without the expired keys.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn open(name: &Bytes, held: Held, now: u64) -> Option<Self> {
@@ -397,13 +408,12 @@ impl Room {
     /// Sets a key to a value that lives until `end`.
     pub(super) fn set(&mut self, key: &Bytes, value: Value, end: Option<u64>) {
         self.changed = true;
+        self.log.note(key, Deed::Wrote);
         if end.is_some_and(|end| end <= self.now) {
-            if self.entries.remove(key).is_some() {
-                self.log.note(key, Deed::Gone);
-            }
+            self.entries.remove(key);
+            self.log.note(key, Deed::Ended);
             return;
         }
-        self.log.note(key, Deed::Wrote);
         // A slice of a request would keep all of it in memory.
         let key = match self.entries.remove_entry(key) {
             Some((held, _)) => held,

@@ -179,7 +179,7 @@ pub(super) fn run(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
         }
     };
     let replies = operations.into_iter().map(one).collect();
-    if written.is_some() {
+    if written.is_some() && room.string(&args[1])?.is_none_or(|held| held[..] != text[..]) {
         room.replace(&args[1], Value::String(text.freeze()));
     }
     Ok(Reply::Array(replies))

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::super::events::Deed;
 use super::super::frame::Reply;
 use super::super::room::Room;
 use super::super::value::List;
@@ -25,6 +26,10 @@ impl End {
 
     pub(super) fn pop(self, list: &mut List) -> Option<Bytes> {
         if self == Self::Left { list.pop_front() } else { list.pop_back() }
+    }
+
+    fn peek(self, list: &List) -> Option<&Bytes> {
+        if self == Self::Left { list.front() } else { list.back() }
     }
 
     fn push(self, list: &mut List, element: Bytes) {
@@ -135,13 +140,22 @@ pub(super) fn remove(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 
 pub(super) fn trim(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let (start, stop) = (number(&args[2])?, number(&args[3])?);
-    room.write(&args[1], |list: &mut List| {
+    if room.read::<List>(&args[1])?.is_none() {
+        return Ok(Reply::OK);
+    }
+    let trims = room.write(&args[1], |list: &mut List| {
         let before = list.len();
         let places = span(start, stop, before);
         list.truncate(places.end);
         list.drain(..places.start);
-        Ok((list.len() < before, Reply::OK))
-    })
+        let trims = list.len() < before;
+        Ok((trims, trims))
+    })?;
+    if !trims {
+        // Redis tells of it anyway.
+        room.note(&args[1], Deed::Wrote);
+    }
+    Ok(Reply::OK)
 }
 
 pub(super) fn insert(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
@@ -215,13 +229,27 @@ fn move_between(
         return Ok(Reply::Null);
     }
     room.read::<List>(to)?;
-    let element = room.write(from, |list: &mut List| {
-        let element = out.pop(list);
-        Ok((element.is_some(), element))
-    })?;
+    let element = match from == to {
+        // At once: a list that is empty in between would lose its end.
+        true => room.write(from, |list: &mut List| {
+            let element = out.pop(list);
+            element.iter().for_each(|element| into.push(list, element.clone()));
+            Ok((element.is_some(), element))
+        })?,
+        false => room.read::<List>(from)?.and_then(|list| out.peek(list)).cloned(),
+    };
     let Some(element) = element else { return Ok(Reply::Null) };
-    room.write(to, |list: &mut List| {
-        into.push(list, element.clone());
+    // In this order, in which Redis tells of it.
+    if from != to {
+        room.write(to, |list: &mut List| {
+            into.push(list, element.clone());
+            Ok((true, ()))
+        })?;
+    }
+    room.write(from, |list: &mut List| {
+        if from != to {
+            out.pop(list);
+        }
         Ok((true, ()))
     })?;
     Ok(Reply::Bytes(element))

@@ -91,12 +91,16 @@ pub(super) fn add(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 pub(super) fn incr_by(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let by = float(&args[2])?;
     room.write(&args[1], |set: &mut SortedSet| {
-        let sum = set.score(&args[3]).unwrap_or(0.0) + by;
+        let held = set.score(&args[3]);
+        let sum = held.unwrap_or(0.0) + by;
         if sum.is_nan() {
             return Err(not_a_number());
         }
-        set.insert(owned(&args[3]), sum);
-        Ok((true, Reply::Double(sum)))
+        let changes = held != Some(sum);
+        if changes {
+            set.insert(owned(&args[3]), sum);
+        }
+        Ok((changes, Reply::Double(sum)))
     })
 }
 

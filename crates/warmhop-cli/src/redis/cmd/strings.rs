@@ -295,10 +295,13 @@ pub(super) fn set_bit(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
         b"1" => 1,
         _ => return Err(Reply::error("ERR", "bit is not an integer or out of range")),
     };
+    let len = room.string(&args[1])?.map_or(0, Bytes::len);
     let mut whole = stretched(room, &args[1], byte + 1)?;
     let before = whole[byte] >> bit & 1;
-    whole[byte] = whole[byte] & !(1 << bit) | on << bit;
-    room.replace(&args[1], Value::String(whole.freeze()));
+    if before != on || whole.len() > len {
+        whole[byte] = whole[byte] & !(1 << bit) | on << bit;
+        room.replace(&args[1], Value::String(whole.freeze()));
+    }
     Ok(Reply::Number(i64::from(before)))
 }
 

@@ -23,6 +23,22 @@ fn event(name: &str, key: &str) -> String {
     array(&["pmessage", "__key*", &format!("__keyevent@0__:{name}"), key])
 }
 
+/// Asks a command, of which all listeners hear these events.
+async fn is_told(
+    listeners: &mut [Client],
+    it: &mut Client,
+    command: &str,
+    answer: &str,
+    events: &[(&str, &str)],
+) {
+    it.asks(command, answer).await;
+    for listener in listeners {
+        for (name, key) in events {
+            listener.reads(&event(name, key)).await;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_happens_to_keys_is_told_at_every_peer_once_as_redis_tells_it() {
     let mesh = mesh_of(2).await;
@@ -37,14 +53,14 @@ async fn what_happens_to_keys_is_told_at_every_peer_once_as_redis_tells_it() {
         ("LPUSH n x", WRONG, vec![]),
         ("EXPIRE n 100", ":1\r\n", vec![("expire", "n")]),
         ("PERSIST n", ":1\r\n", vec![("persist", "n")]),
-        ("RENAME n m", "+OK\r\n", vec![("rename_to", "m"), ("rename_from", "n")]),
+        ("RENAME n m", "+OK\r\n", vec![("rename_from", "n"), ("rename_to", "m")]),
         ("HSET h f v", ":1\r\n", vec![("hset", "h")]),
         ("HDEL h f", ":1\r\n", vec![("hdel", "h"), ("del", "h")]),
         ("RPUSH {t}l a", ":1\r\n", vec![("rpush", "{t}l")]),
         (
             "LMOVE {t}l {t}m LEFT RIGHT",
             "$1\r\na\r\n",
-            vec![("lpop", "{t}l"), ("del", "{t}l"), ("rpush", "{t}m")],
+            vec![("rpush", "{t}m"), ("lpop", "{t}l"), ("del", "{t}l")],
         ),
         ("ZADD z 1 a", ":1\r\n", vec![("zadd", "z")]),
         ("EXPIRE z 0", ":1\r\n", vec![("del", "z")]),
@@ -58,12 +74,51 @@ async fn what_happens_to_keys_is_told_at_every_peer_once_as_redis_tells_it() {
         ("SADD u v", "+QUEUED\r\n", vec![]),
         ("EXEC", "*2\r\n+OK\r\n:1\r\n", vec![("set", "s"), ("expire", "s"), ("sadd", "u")]),
     ] {
-        it.asks(command, answer).await;
-        for listener in &mut listeners {
-            for (name, key) in &events {
-                listener.reads(&event(name, key)).await;
-            }
-        }
+        is_told(&mut listeners, &mut it, command, answer, &events).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_nothing_in_the_end_is_told_as_redis_tells_it() {
+    let mesh = mesh_of(2).await;
+    let (mut listeners, mut it) = listened_to(&mesh).await;
+    for (command, answer, events) in [
+        (
+            "EVAL redis.call('SET',KEYS[1],1)redis.call('DEL',KEYS[1]) 1 brief",
+            "$-1\r\n",
+            vec![("set", "brief"), ("del", "brief")],
+        ),
+        ("MULTI", "+OK\r\n", vec![]),
+        ("RPUSH {t}q a", "+QUEUED\r\n", vec![]),
+        ("LPOP {t}q", "+QUEUED\r\n", vec![]),
+        ("SADD {t}r a b", "+QUEUED\r\n", vec![]),
+        ("SREM {t}r a", "+QUEUED\r\n", vec![]),
+        (
+            "EXEC",
+            "*4\r\n:1\r\n$1\r\na\r\n:2\r\n:1\r\n",
+            vec![
+                ("rpush", "{t}q"),
+                ("lpop", "{t}q"),
+                ("del", "{t}q"),
+                ("sadd", "{t}r"),
+                ("srem", "{t}r"),
+            ],
+        ),
+        (
+            "SET past v PXAT 1",
+            "+OK\r\n",
+            vec![("set", "past"), ("expire", "past"), ("expired", "past")],
+        ),
+        ("RPUSH kept incr", ":1\r\n", vec![("rpush", "kept")]),
+        ("LTRIM kept 0 -1", "+OK\r\n", vec![("ltrim", "kept")]),
+        ("LMOVE kept kept LEFT RIGHT", "$4\r\nincr\r\n", vec![("rpush", "kept"), ("lpop", "kept")]),
+        ("ZADD scores 1 incr", ":1\r\n", vec![("zadd", "scores")]),
+        ("ZINCRBY scores 0 incr", "$1\r\n1\r\n", vec![]),
+        ("SETBIT bits 0 0", ":0\r\n", vec![("setbit", "bits")]),
+        ("SETBIT bits 7 0", ":0\r\n", vec![]),
+        ("SET last v", "+OK\r\n", vec![("set", "last")]),
+    ] {
+        is_told(&mut listeners, &mut it, command, answer, &events).await;
     }
 }
 
