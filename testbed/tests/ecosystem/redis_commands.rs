@@ -617,7 +617,7 @@ fn by_place(commands: &[Vec<String>], told: &[(String, String)]) -> Vec<Vec<(Str
     let words: Vec<&String> = commands.iter().flatten().collect();
     let is_asked = |key: &&str| words.iter().any(|word| word == key);
     let apart = KEYS.iter().filter(|key| !TOGETHER.contains(key)).filter(|key| is_asked(key));
-    let places = apart.count() + usize::from(TOGETHER.iter().any(|key| is_asked(&key)));
+    let places = apart.count() + usize::from(TOGETHER.iter().any(is_asked));
     if places < 2 {
         return vec![told.to_vec()];
     }

@@ -228,7 +228,7 @@ impl Node {
     ) -> Result<RanHere, LocalError> {
         let (copy, guard) = call.enters(slot)?;
         let mut request = call.make_request(session, copy.carried).ok_or(LocalError::BodyGone)?;
-        let head = copy.carried.then(|| SentHead::of(request.headers())).unwrap_or_default();
+        let head = if copy.carried { SentHead::of(request.headers()) } else { SentHead::default() };
         let mut span = self.span_of_run(slot, &mut request);
         // Read first: the policy's guard would be held for as long as the app takes, and only a few
         // such guards may be held at a time before new ones become expensive.
