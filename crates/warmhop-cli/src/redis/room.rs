@@ -279,7 +279,9 @@ impl Room {
     /// Whether a key lives here.
     #[cfg(any(test, feature = "lua"))]
     pub(super) fn has(&self, key: &[u8]) -> bool {
-        register(index_of(&self.name), key) == self.name
+        let (mark, text) = tag(key).map_or((0, key), |tag| (TAGGED, tag));
+        let own = self.name.split_first();
+        own.is_some_and(|(first, own)| *first & TAGGED == mark && own == text)
     }
 
     /// Whether anything was changed.

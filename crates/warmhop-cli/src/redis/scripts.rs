@@ -78,6 +78,8 @@ pub(super) struct Script {
 #[derive(Default)]
 pub(super) struct Known {
     pub(super) texts: HashMap<String, Script>,
+    /// The digests of those texts: to look one up takes a fraction of the time.
+    digests: HashMap<Bytes, String>,
     /// Digests in the order of their use, with the time of use; entries of scripts used again since
     /// are ignored.
     used: VecDeque<(u64, String)>,
@@ -108,6 +110,11 @@ impl Known {
         Some((text, took_long))
     }
 
+    /// The digest of a text, if it is known.
+    pub(super) fn digest_of(&self, text: &[u8]) -> Option<String> {
+        self.digests.get(text).cloned()
+    }
+
     /// Records that a run of a script took long: the following ones are assumed to do so, too.
     pub(super) fn took_long(&mut self, sha: &str) {
         if let Some(script) = self.texts.get_mut(sha) {
@@ -125,6 +132,7 @@ impl Known {
         }
         self.bytes += text.len();
         let text = Bytes::copy_from_slice(text);
+        self.digests.insert(text.clone(), sha.clone());
         self.texts.insert(sha.clone(), Script { text, used: 0, long_runs: 0 });
         self.touch(&sha);
         while self.texts.len() > LOADED_MAX || self.bytes > LOADED_BYTES_MAX {
@@ -133,6 +141,7 @@ impl Known {
                 && let Some(script) = self.texts.remove(&sha)
             {
                 self.bytes -= script.text.len();
+                self.digests.remove(&script.text);
             }
         }
         false
@@ -159,5 +168,17 @@ mod tests {
             assert!(known.add("sha".into(), &text));
         }
         assert_eq!(known.touch("sha"), Some((text, false)));
+    }
+
+    #[test]
+    fn the_digest_of_a_text_is_known_as_long_as_the_script_is() {
+        let mut known = Known::default();
+        let text = |number: usize| Bytes::from(format!("return {number}"));
+        for number in 0..=LOADED_MAX {
+            known.add(number.to_string(), &text(number));
+        }
+        assert_eq!(known.digest_of(&text(0)), None);
+        assert_eq!(known.digest_of(&text(1)), Some("1".into()));
+        assert_eq!(known.digests.len(), known.texts.len());
     }
 }

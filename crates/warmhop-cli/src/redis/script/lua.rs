@@ -25,6 +25,8 @@ use super::{Ended, Input};
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 /// How many compiled scripts it keeps.
 const COMPILED_MAX: usize = 64;
+/// Where a metatable says what is behind its table.
+const INDEX: &str = "__index";
 /// How deep a script's reply may be nested.
 const NESTED_MAX: usize = 128;
 
@@ -112,7 +114,10 @@ struct Surroundings {
     globals: Table,
     offered: Table,
     run: Function,
-    are_untouched: Function,
+    /// The tables in which a script could leave something for the next one: they are empty before.
+    empty: Vec<Table>,
+    /// Strings' metatable, which scripts can change as well, and the only thing in it: its index.
+    strings: (Table, Table),
     /// By their digests.
     compiled: HashMap<String, Function>,
     /// How much memory it took before anything had run in it.
@@ -151,15 +156,21 @@ impl Surroundings {
         let lua = Lua::new_with(StdLib::TABLE | StdLib::STRING | StdLib::MATH, LuaOptions::new())?;
         let prelude = lua.load(include_str!("prelude.lua")).set_name("=prelude");
         let host = host(&lua, &state)?;
-        let (globals, offered, run, are_untouched) = prelude.into_function()?.call(host)?;
-        let (compiled, bytes) = (HashMap::new(), lua.used_memory());
-        Ok(Self { lua, state, globals, offered, run, are_untouched, compiled, bytes })
+        let (globals, offered, run, empty, strings): (_, _, _, _, Table) =
+            prelude.into_function()?.call(host)?;
+        let index = strings.raw_get(INDEX)?;
+        let (compiled, bytes, strings) = (HashMap::new(), lua.used_memory(), (strings, index));
+        Ok(Self { lua, state, globals, offered, run, empty, strings, compiled, bytes })
     }
 
     /// Whether the next script could not notice that others have run.
     fn are_as_new(&self) -> bool {
+        let (strings, index) = &self.strings;
         self.lua.used_memory() <= self.bytes + KEPT_BYTES_MAX
-            && self.are_untouched.call::<bool>(()).unwrap_or(false)
+            && self.empty.iter().all(Table::is_empty)
+            && strings.metatable().is_none()
+            && strings.raw_get::<Table>(INDEX).is_ok_and(|it| it == *index)
+            && strings.pairs::<LuaValue, LuaValue>().count() == 1
     }
 
     fn strings(&self, all: &[Bytes]) -> mlua::Result<Table> {
@@ -207,6 +218,7 @@ impl Surroundings {
     fn bound(&self) -> mlua::Result<()> {
         let (counted, bounds) = (Rc::clone(&self.state), self.state.borrow().bounds);
         let begun_with = self.lua.used_memory();
+        self.state.borrow_mut().memory = begun_with + bounds.memory;
         self.lua.set_memory_limit(begun_with + bounds.memory)?;
         let memory_max = begun_with.saturating_add(bounds.memory_looked_at);
         let left = Cell::new(bounds.steps / u64::from(bounds.looked_at));

@@ -325,7 +325,7 @@ impl Database {
             let (text, took_long) = text.ok_or_else(no_script)?;
             (text, took_long, sha)
         } else {
-            let sha = digest(&args[1]);
+            let sha = scripts.known().digest_of(&args[1]).unwrap_or_else(|| digest(&args[1]));
             // A script that does not compile gets its error on each run.
             let took_long = scripts.known().add(sha.clone(), &args[1]);
             (args[1].clone(), took_long, sha)

@@ -1,6 +1,6 @@
 -- What a script finds around it. It runs once in a state, before the first script there, and gets what the
 -- endpoint offers as its argument. It returns what scripts see as globals, where those are kept, what runs
--- a script, and what tells whether the next one would find all as the first one did.
+-- a script, and where a script could leave something for the next one.
 --
 -- What ends a script from outside, such as too many steps, is an error that nothing may catch:
 -- whatever catches errors shows it to host.stopped() first.
@@ -258,35 +258,12 @@ end
 -- than they see elsewhere.
 getmetatable('').__index = offered.string
 
--- All that scripts can reach and that is there for the next one. The libraries themselves are behind
--- what is shown of them, which is as good as empty: this is looked through after each run.
-local shared = { globals, getmetatable('') }
+-- All tables that scripts can reach and that are there for the next one, but for strings' metatable. The
+-- libraries themselves are behind what is shown of them: unless a script left something there, they are empty.
+local shared = {}
 for library in pairs(readonly) do shared[#shared + 1] = library end
-local next, rawequal, getmetatable = next, rawequal, getmetatable
-local as_new = {}
-for at, t in ipairs(shared) do
-  local values, count = {}, 0
-  for name, value in next, t do
-    values[name], count = value, count + 1
-  end
-  as_new[at] = { t = t, values = values, count = count, metatable = getmetatable(t) }
-end
-
-local function are_untouched()
-  for at = 1, #as_new do
-    local one = as_new[at]
-    local values, count = one.values, 0
-    if not rawequal(getmetatable(one.t), one.metatable) then return false end
-    for name, value in next, one.t do
-      if not rawequal(values[name], value) then return false end
-      count = count + 1
-    end
-    if count ~= one.count then return false end
-  end
-  return true
-end
 
 return globals, offered, function(script)
   local ok, value = real_xpcall(script, with_position)
   return ok, value
-end, are_untouched
+end, shared, getmetatable('')

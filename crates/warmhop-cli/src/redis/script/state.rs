@@ -60,6 +60,8 @@ pub(super) struct State {
     pub(super) until: Option<Instant>,
     /// How often that time has passed.
     pub(super) late: u32,
+    /// The memory beyond which Lua's allocations fail.
+    pub(super) memory: usize,
     /// It has exceeded the bounds of a brief run.
     pub(super) outgrew: bool,
     pub(super) room: Option<Room>,
@@ -203,11 +205,11 @@ impl State {
             Run::Room(handler) | Run::Split(handler, _) | Run::Blocking(handler) => handler,
             _ => return self.call_without_key(spec.name, args),
         };
-        let keys = spec.keys_of(args);
-        if let Err(refused) = keys.iter().try_for_each(|key| checked_key(key)) {
-            return refused;
-        }
-        if let Err(refused) = self.enter(&keys) {
+        let entered = match spec.only_key(args) {
+            Some(key) => self.enter(std::slice::from_ref(key)),
+            None => self.enter(&spec.keys_of(args)),
+        };
+        if let Err(refused) = entered {
             return refused;
         }
         // Some commands take as long as thousands of instructions.
@@ -227,13 +229,16 @@ impl State {
 
     /// Makes sure that the present room is that of these keys.
     fn enter(&mut self, keys: &[Bytes]) -> Result<(), Reply> {
+        keys.iter().try_for_each(|key| checked_key(key))?;
         let Some(first) = keys.first() else { return Ok(()) };
+        if self.room.as_ref().is_some_and(|room| keys.iter().all(|key| room.has(key))) {
+            return Ok(());
+        }
         let name = room::register(self.index, first);
         if let Some(other) = keys.iter().find(|key| room::register(self.index, key) != name) {
             return Err(self.refuse(elsewhere(other, Some(first))));
         }
         match &self.room {
-            Some(room) if room.has(first) => Ok(()),
             // It is refused as a whole: a partial change would be worse than none.
             Some(_) if self.touched => Err(self.refuse(elsewhere(first, None))),
             _ => {
@@ -299,7 +304,7 @@ pub(super) fn call(lua: &Lua, state: &Shared, args: &MultiValue) -> mlua::Result
     let version = state.borrow().version;
     if args.is_empty() {
         let detail = "Please specify at least one argument for this redis lib call";
-        return Ok((true, given(lua, &Reply::error("ERR", detail), version)?));
+        return Ok((true, at_once(lua, state, &Reply::error("ERR", detail), version)?));
     }
     let words: Option<Vec<Bytes>> = args
         .iter()
@@ -315,5 +320,20 @@ pub(super) fn call(lua: &Lua, state: &Shared, args: &MultiValue) -> mlua::Result
             Reply::error("ERR", detail)
         }
     };
-    Ok((reply.is_error(), given(lua, &reply, version)?))
+    Ok((reply.is_error(), at_once(lua, state, &reply, version)?))
+}
+
+/// As [`given`]. As long as Lua's memory has a limit, each allocation outside of Lua's own code is
+/// prepared for an error, which takes longer than all else here. A reply is no longer than what its room
+/// holds, or some megabytes: where there is memory left, it may exceed the limit, at which the script's
+/// next allocation ends it.
+fn at_once(lua: &Lua, state: &Shared, reply: &Reply, version: u8) -> mlua::Result<LuaValue> {
+    let limit = state.borrow().memory;
+    if lua.used_memory() >= limit {
+        return given(lua, reply, version);
+    }
+    lua.set_memory_limit(0)?;
+    let value = given(lua, reply, version);
+    lua.set_memory_limit(limit)?;
+    value
 }
