@@ -29,7 +29,7 @@ use super::pubsub::Published;
 use super::pubsub::{Subscriber, What};
 use super::refusals::{full_name, is_not_offered, unknown_command};
 use super::transaction::{QUEUED_MAX, Queued, Transaction, refused_beside_watched};
-use super::under_way::{BATCH_BYTES_MAX, HELD_BYTES_MAX, UnderWay, confine};
+use super::under_way::{BATCH_BYTES_MAX, Expected, HELD_BYTES_MAX, UnderWay, confine};
 use super::{listeners, loud};
 
 /// How much is read at once, in bytes.
@@ -74,6 +74,7 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
         oversized: None,
         watched: Vec::new(),
         subscriber: None,
+        expected: Expected::default(),
     };
     let mut incoming = BytesMut::with_capacity(4096);
     let mut outgoing = BytesMut::new();
@@ -218,6 +219,7 @@ struct Client {
     watched: Vec<(Bytes, Watched)>,
     /// The client's subscriptions, once it has any.
     subscriber: Option<Subscriber>,
+    expected: Expected,
 }
 
 /// Reads a command.
@@ -240,7 +242,7 @@ impl Client {
         incoming: &mut BytesMut,
         outgoing: &mut BytesMut,
     ) -> io::Result<BatchEnd> {
-        let mut under_way = UnderWay::default();
+        let mut under_way = UnderWay::expecting(self.expected);
         let end = loop {
             if outgoing.len() > BATCH_BYTES_MAX {
                 break BatchEnd::MoreIsThere;
@@ -309,6 +311,7 @@ impl Client {
             }
         };
         under_way.finish(self.introduced.version, stream, outgoing).await?;
+        self.expected = under_way.expected_next();
         Ok(end)
     }
 

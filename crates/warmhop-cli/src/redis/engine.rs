@@ -352,8 +352,8 @@ impl Database {
     ///
     /// # Errors
     /// If another client changed a register of [`Database::guards`] that the command would change.
-    pub(super) async fn execute(self, request: Request) -> Result<Reply, WatchedChanged> {
-        match self.run(&request).await {
+    pub(super) async fn execute(&self, request: &Request) -> Result<Reply, WatchedChanged> {
+        match self.run(request).await {
             Ok(reply) | Err(Stop::Told(reply)) => Ok(reply),
             Err(Stop::WatchedChanged(changed)) => Err(changed),
         }

@@ -253,7 +253,7 @@ async fn run_all(
             progress.put(at, reply);
             continue;
         }
-        match queued.in_its(database).execute(queued.request.clone()).await {
+        match queued.in_its(database).execute(&queued.request).await {
             Ok(reply) => {
                 progress.changed |= queued.request.writes() && !reply.is_error();
                 progress.put(at, reply);

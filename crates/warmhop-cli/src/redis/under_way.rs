@@ -13,6 +13,7 @@ use futures_util::future::{BoxFuture, ready};
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::cmd::{LONG, Run};
@@ -37,6 +38,19 @@ const LEFT_ASKED_EVERY: Duration = Duration::from_millis(100);
 const REPLIES_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// The size of a reply that contains nothing that a key holds.
 const SHORT_REPLY_BYTES: usize = 128;
+/// The least that a read is expected to answer, in bytes: it may turn out to be more.
+const READ_BYTES_MIN: usize = 16 * 1024;
+
+/// How many bytes the replies to a client's reads are expected to have: as many as its longest one had,
+/// of those that were answered together last.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Expected(usize);
+
+impl Default for Expected {
+    fn default() -> Self {
+        Self(READ_BYTES_MIN)
+    }
+}
 
 /// Waits until the client has closed its end, whatever it has sent before.
 async fn has_left(stream: &TcpStream) -> io::Error {
@@ -56,11 +70,19 @@ async fn has_left(stream: &TcpStream) -> io::Error {
 /// How the run of a command ended.
 enum Ran {
     Done(Reply),
-    /// Nothing was done, because it exceeds its bounds ([`Confined`]). This runs it without them.
-    Anew(Running),
+    /// Nothing was done: it cannot be carried out within its bounds, and is to run anew once all
+    /// before it have been answered.
+    Anew(Box<Job>),
 }
 
 type Running = BoxFuture<'static, Ran>;
+
+/// A command to be carried out.
+struct Job {
+    database: Database,
+    request: Request,
+    counted: Counted,
+}
 
 /// The commands under way, and the keys that they are about.
 #[derive(Default)]
@@ -75,6 +97,12 @@ pub(super) struct UnderWay {
     bytes: usize,
     /// How many bytes their replies may take, or take once they are there.
     reply_bytes: Arc<AtomicUsize>,
+    /// What the reply to a read is expected to take.
+    expected: Expected,
+    /// The longest reply to a read so far.
+    longest: usize,
+    /// What the first of them waits for: its reply has no room until others have been written.
+    held_back: Option<Arc<Notify>>,
 }
 
 struct Begun {
@@ -87,9 +115,23 @@ struct Begun {
     bytes: usize,
     /// Its part of [`UnderWay::reply_bytes`].
     reply_bytes: Arc<AtomicUsize>,
+    /// How long its reply is shows only once it is there.
+    is_read: bool,
 }
 
 impl UnderWay {
+    pub(super) fn expecting(expected: Expected) -> Self {
+        Self { expected, ..Self::default() }
+    }
+
+    /// What the next reads of this client are expected to answer.
+    pub(super) fn expected_next(&self) -> Expected {
+        match self.longest {
+            0 => self.expected,
+            longest => Expected(longest.clamp(READ_BYTES_MIN, VALUE_BYTES_MAX)),
+        }
+    }
+
     /// Whether the first command under way has to end before this one may begin: because both are
     /// about one key, or because one is about many keys and may get a large reply.
     pub(super) fn meets(&self, data: &Request, bytes: usize) -> bool {
@@ -98,7 +140,7 @@ impl UnderWay {
         let alone = key.is_none()
             || self.begun.front().is_some_and(|first| first.key.is_none())
             || self.begun.back().is_some_and(is_open);
-        let reply_bytes = self.reply_bytes.load(Ordering::Relaxed) + reply_bytes_max(data);
+        let reply_bytes = self.reply_bytes.load(Ordering::Relaxed) + self.reply_bytes_of(data);
         (alone && !self.begun.is_empty())
             || self.begun.len() >= UNDER_WAY_MAX
             || (self.bytes + bytes > HELD_BYTES_MAX && !self.begun.is_empty())
@@ -116,12 +158,13 @@ impl UnderWay {
     ) -> Option<Request> {
         let key = one_key(&data);
         let waits = matches!(data.spec.run, Run::Blocking(_));
-        let expected = reply_bytes_max(&data);
-        let counted = Counted::new(&self.reply_bytes, expected);
+        let expected = self.reply_bytes_of(&data);
+        let is_read =
+            key.is_some() && data.confined.is_none() && data.spec.has(LONG) && !data.writes();
+        let counted = Counted::new(&self.reply_bytes, expected, is_read);
         let own = Arc::clone(&counted.own);
         let mut confined = data.confined.clone();
-        let anew = confined.is_some().then(|| data.unconfined());
-        let mut running = run(database.clone(), data, counted);
+        let mut running = run(Job { database: database.clone(), request: data, counted });
         if confined.is_some() {
             // At once, since it shows here what the commands behind it have to wait for.
             match (&mut running).now_or_never() {
@@ -129,27 +172,55 @@ impl UnderWay {
                     running = ready(Ran::Done(reply)).boxed();
                     confined = None;
                 }
-                Some(Ran::Anew(_)) => {
+                Some(Ran::Anew(job)) => {
                     self.reply_bytes.fetch_sub(expected, Ordering::Relaxed);
-                    return anew;
+                    return Some(job.request.unconfined());
                 }
                 None => {}
             }
         }
         self.keys.extend(key.clone());
         self.bytes += bytes;
-        self.begun.push_back(Begun { key, waits, confined, bytes, reply_bytes: own });
+        self.begun.push_back(Begun { key, waits, confined, bytes, reply_bytes: own, is_read });
         self.replies.push_back(running);
         None
     }
 
-    /// The next reply, in their order.
-    async fn next(&mut self) -> Option<Reply> {
+    /// How many bytes the reply to a command about one key has at most, about; of a read, how many it is
+    /// expected to have.
+    fn reply_bytes_of(&self, request: &Request) -> usize {
+        let spec = request.spec;
+        let is_short = || {
+            let gets = |option: &Bytes| option.eq_ignore_ascii_case(b"GET");
+            !spec.has(LONG) || spec.name == "SET" && !request.args.iter().skip(3).any(gets)
+        };
+        match &request.confined {
+            Some(_) => CONFINED_REPLY_BYTES_MAX,
+            None if is_short() => SHORT_REPLY_BYTES,
+            None if request.writes() => VALUE_BYTES_MAX,
+            None => self.expected.0,
+        }
+    }
+
+    /// The next reply, in their order. `is_written`: the replies before it do not wait to be written.
+    async fn next(&mut self, is_written: bool) -> Option<Reply> {
+        if is_written && let Some(goes) = self.held_back.take() {
+            goes.notify_one();
+        }
         loop {
             match self.replies.next().await? {
                 Ran::Done(reply) => return Some(reply),
+                Ran::Anew(job) if job.counted.is_first && !is_written => {
+                    let goes = Arc::new(Notify::new());
+                    self.held_back = Some(Arc::clone(&goes));
+                    let waits = async move {
+                        goes.notified().await;
+                        run(*job).await
+                    };
+                    self.replies.push_front(waits.boxed());
+                }
                 // All before it have ended.
-                Ran::Anew(running) => self.replies.push_front(running),
+                Ran::Anew(job) => self.replies.push_front(run(*job)),
             }
         }
     }
@@ -172,14 +243,18 @@ impl UnderWay {
                 // First: a client that has left is not to take what others wait for.
                 biased;
                 left = has_left(stream) => return Err(left),
-                reply = self.next() => reply,
+                reply = self.next(true) => reply,
             },
-            None => self.next().await,
+            None => self.next(true).await,
         };
         let (Some(reply), Some(begun)) = (reply, self.begun.pop_front()) else { return Ok(false) };
         reply.put(version, outgoing);
         self.bytes -= begun.bytes;
-        self.reply_bytes.fetch_sub(begun.reply_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+        let takes = begun.reply_bytes.load(Ordering::Relaxed);
+        self.reply_bytes.fetch_sub(takes, Ordering::Relaxed);
+        if begun.is_read {
+            self.longest = self.longest.max(takes);
+        }
         if let Some(key) = &begun.key {
             self.keys.remove(key);
         }
@@ -223,7 +298,7 @@ impl UnderWay {
                     BYTES.sent(bytes.len());
                     return Ok(());
                 }
-                Some(reply) = self.next() => self.ready.push_back(reply),
+                Some(reply) = self.next(false) => self.ready.push_back(reply),
             }
         }
     }
@@ -234,40 +309,48 @@ struct Counted {
     all: Arc<AtomicUsize>,
     own: Arc<AtomicUsize>,
     expected: usize,
+    /// It may turn out to be longer.
+    is_read: bool,
+    /// All before it have been answered.
+    is_first: bool,
 }
 
 impl Counted {
-    fn new(all: &Arc<AtomicUsize>, expected: usize) -> Self {
+    fn new(all: &Arc<AtomicUsize>, expected: usize, is_read: bool) -> Self {
         all.fetch_add(expected, Ordering::Relaxed);
-        Self { all: Arc::clone(all), own: Arc::new(AtomicUsize::new(expected)), expected }
+        let own = Arc::new(AtomicUsize::new(expected));
+        Self { all: Arc::clone(all), own, expected, is_read, is_first: false }
     }
 
-    fn takes(&self, reply: &Reply) {
-        let takes = reply.size().min(self.expected);
-        self.own.store(takes, Ordering::Relaxed);
-        self.all.fetch_sub(self.expected - takes, Ordering::Relaxed);
+    /// Counts a reply instead of what was expected; false if there is no room for it.
+    fn takes(&self, reply: &Reply) -> bool {
+        let takes = reply.size();
+        let takes = if self.is_read { takes } else { takes.min(self.expected) };
+        let others = self.all.load(Ordering::Relaxed) - self.expected;
+        let fits = takes <= self.expected || self.is_first || others + takes <= REPLIES_BYTES_MAX;
+        if fits {
+            self.own.store(takes, Ordering::Relaxed);
+            self.all.store(others + takes, Ordering::Relaxed);
+        }
+        fits
     }
 }
 
 /// Carries a command out.
-fn run(database: Database, data: Request, counted: Counted) -> Running {
+fn run(mut job: Job) -> Running {
     Box::pin(async move {
-        let spec = data.spec;
-        let Some(confined) = data.confined.clone() else {
-            // Outside of a transaction nothing is watched.
-            let reply = database.execute(data).await.unwrap_or(Reply::Null);
-            spec.counts.add(&reply);
-            counted.takes(&reply);
-            return Ran::Done(reply);
-        };
-        let (again, mut anew) = (database.clone(), data.unconfined());
-        let reply = database.execute(data).await.unwrap_or(Reply::Null);
-        if confined.stopped() {
-            anew.confined = confined.anew().map(Arc::new);
-            return Ran::Anew(run(again, anew, counted));
+        // Outside of a transaction nothing is watched.
+        let reply = job.database.execute(&job.request).await.unwrap_or(Reply::Null);
+        if let Some(confined) = job.request.confined.clone().filter(|it| it.stopped()) {
+            job.request.confined = confined.anew().map(Arc::new);
+            return Ran::Anew(Box::new(job));
         }
-        spec.counts.add(&reply);
-        counted.takes(&reply);
+        if !job.counted.takes(&reply) {
+            // It has only read.
+            job.counted.is_first = true;
+            return Ran::Anew(Box::new(job));
+        }
+        job.request.spec.counts.add(&reply);
         Ran::Done(reply)
     })
 }
@@ -301,12 +384,4 @@ pub(super) fn confine(request: &mut Request) {
         let together = others.iter().all(|key| place_of(key) == place);
         request.confined = together.then(Arc::default);
     }
-}
-
-/// How many bytes the reply to a command about one key has at most, about.
-fn reply_bytes_max(request: &Request) -> usize {
-    if request.confined.is_some() {
-        return CONFINED_REPLY_BYTES_MAX;
-    }
-    if request.spec.has(LONG) { VALUE_BYTES_MAX } else { SHORT_REPLY_BYTES }
 }

@@ -93,3 +93,54 @@ async fn scripts_of_a_pipeline_keep_its_order_wherever_they_turn_to() {
         mesh.shutdown().await;
     }
 }
+
+#[tokio::test]
+async fn reads_are_under_way_together_and_those_without_room_are_run_anew() {
+    const KEYS: usize = 24;
+    let (mesh, _) = mesh().await;
+    let addr = serve(&mesh).await;
+    let mut client = Client(TcpStream::connect(addr).await.unwrap());
+    let name = |key: usize| format!("key:{key}");
+    let value = |key: usize| (key % 10).to_string().repeat(VALUE_BYTES_MAX - key);
+    for key in 0..KEYS {
+        let (name, value) = (name(key), value(key));
+        client.send(&request(&[b"SET", name.as_bytes(), value.as_bytes()])).await;
+        client.reads("+OK\r\n").await;
+    }
+    // At first a short reply is expected of each, then a long one.
+    for _ in 0..2 {
+        let mut sent = Vec::new();
+        for key in 0..KEYS {
+            sent.extend(request(&[b"GET", name(key).as_bytes()]));
+        }
+        client.send(&sent).await;
+        for key in 0..KEYS {
+            client.reads(&bulk(&value(key))).await;
+        }
+    }
+    mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn sixteen_reads_of_a_pipeline_do_not_wait_for_each_other() {
+    let (mesh, name) = mesh().await;
+    let database = Database {
+        registers: mesh.registers(&name).unwrap(),
+        turns: Arc::new(Turns::default()),
+        shared: Arc::new(quiet()),
+        index: 0,
+        library: Arc::default(),
+        guards: Arc::default(),
+    };
+    let mut under_way = UnderWay::default();
+    for key in 0..16 {
+        for name in ["GET", "SET"] {
+            let key = format!("{name}:{key}");
+            let words: &[&str] = if name == "GET" { &[name, &key] } else { &[name, &key, "v"] };
+            let command = command(words);
+            assert!(!under_way.meets(&command, 0), "{key}");
+            assert!(under_way.begin(&database, command, 0).is_none());
+        }
+    }
+    mesh.shutdown().await;
+}

@@ -260,7 +260,8 @@ async fn those_who_wait_for_a_list_get_what_is_pushed_in_the_order_in_which_they
         let args: Vec<Bytes> =
             words.split(' ').map(|it| Bytes::copy_from_slice(it.as_bytes())).collect();
         let spec = find(&args[0]).unwrap();
-        tokio::spawn(database.clone().execute(Request::new(spec, args)))
+        let database = database.clone();
+        tokio::spawn(async move { database.execute(&Request::new(spec, args)).await })
     };
     let late = Instant::now() + 3 * PATIENCE;
     let until_there_wait = async |count: usize| {
