@@ -53,7 +53,7 @@ impl Session {
         let Some(Joining { gone, newcomer, .. }) = owner.work.joining.take_if(answers) else {
             return;
         };
-        if let Some(cfg) = self.seal_of(ctx, gone, Some(newcomer)) {
+        if let Some(cfg) = self.seal_of(ctx, gone.as_slice(), Some(newcomer)) {
             self.seal(ctx, cfg, out);
         }
     }

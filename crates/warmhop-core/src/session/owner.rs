@@ -447,10 +447,25 @@ impl Session {
         newcomer: Option<Incarnation>,
         out: &mut Effects,
     ) -> bool {
-        let Some(cfg) = self.seal_of(ctx, gone, newcomer) else { return false };
+        let Some(cfg) = self.seal_of(ctx, gone.as_slice(), newcomer) else { return false };
         if !self.asks_newcomer(ctx, &cfg, gone, newcomer, out) {
             self.seal(ctx, cfg, out);
         }
+        true
+    }
+
+    /// Goes on without the members `gone`, all of whom leave in one change, as in
+    /// [`Session::change_members`]. One of those that leave may be needed for the seal's majority:
+    /// it is asked for that one vote, and then the others go on without it. Returns whether the change
+    /// was begun.
+    pub fn leave_out(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        gone: &[Incarnation],
+        out: &mut Effects,
+    ) -> bool {
+        let Some(cfg) = self.seal_of(ctx, gone, None) else { return false };
+        self.seal(ctx, cfg, out);
         true
     }
 
@@ -458,7 +473,7 @@ impl Session {
     pub(super) fn seal_of(
         &self,
         ctx: &Ctx<'_>,
-        gone: Option<Incarnation>,
+        gone: &[Incarnation],
         newcomer: Option<Incarnation>,
     ) -> Option<Config> {
         let Role::Owner(owner) = &self.role else { return None };
@@ -468,8 +483,13 @@ impl Session {
             return None;
         }
         let before = owner.cfg.now.clone();
-        let mut who: Vec<Incarnation> =
-            before.who.iter().copied().filter(|peer| Some(*peer) != gone).chain(newcomer).collect();
+        let mut who: Vec<Incarnation> = before
+            .who
+            .iter()
+            .copied()
+            .filter(|peer| !gone.contains(peer))
+            .chain(newcomer)
+            .collect();
         who.sort_unstable();
         who.dedup();
         let same = who == *before.who && !newcomer.is_some_and(|it| self.is_gone(it, &owner.cfg));

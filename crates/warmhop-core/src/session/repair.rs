@@ -64,6 +64,8 @@ pub enum Mend {
         /// Who joins.
         newcomer: Option<Incarnation>,
     },
+    /// Go on alone, as its owner, without both of these, with [`Session::leave_out`].
+    LeaveOut([Incarnation; 2]),
     /// Take it over.
     Succeed,
     /// All members are there, but one lacks the newest record: send it again, with

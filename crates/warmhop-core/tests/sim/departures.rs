@@ -1,6 +1,9 @@
 //! Peers leave a mesh of three for longer than a restart takes, in good order, and nobody can take their
-//! places: what was answered is there all the same, wherever anybody is left.
+//! places: what was answered is there all the same, wherever anybody is left, even if another has been
+//! silent for longer than that.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::calls::Does;
@@ -8,6 +11,7 @@ use crate::client::Client;
 use crate::one_link::{CLIENTS, List, begin, healthy};
 use crate::peer::drain;
 use crate::reference::read_list;
+use crate::registers;
 use crate::run::{Report, finish, report};
 use crate::world::World;
 
@@ -87,4 +91,95 @@ pub(crate) fn one_away_and_one_crash(seed: u64, listening: bool, victim: usize) 
     world.run_until(world.now() + AWAY_MS);
     look(&world, victim, &clients);
     report(&world)
+}
+
+/// Why a peer is not heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Silent {
+    /// It crashed, and is not started again.
+    Dead,
+    /// It is cut off, and comes back with what it held once all others are there again.
+    CutOff,
+}
+
+/// What differs from run to run in [`one_silent_and_one_restarts`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Degraded {
+    /// Where sessions are begun.
+    pub(crate) begun_at: usize,
+    /// Who restarts: the first or the second peer.
+    pub(crate) leaver: usize,
+    pub(crate) silent: Silent,
+}
+
+/// How many registers are kept.
+const REGISTERS: u64 = 4;
+
+/// What each register showed last.
+type Lists = Rc<RefCell<BTreeMap<u64, Vec<u16>>>>;
+
+/// The third of three peers is silent, and one of the other two restarts in good order: the one that stays
+/// serves what both held, alone, and the next process of the other takes it in again.
+pub(crate) fn one_silent_and_one_restarts(seed: u64, listening: bool, scene: Degraded) -> Report {
+    let Degraded { begun_at, leaver, silent } = scene;
+    let stays = 1 - leaver;
+    let world = healthy(seed, listening, 3, 3);
+    let (clients, lists) = (sessions(&world, begun_at), Lists::default());
+    look_at_registers(&world, begun_at, &lists);
+    match silent {
+        Silent::Dead => crate::faults::end(&world, 2),
+        Silent::CutOff => {
+            let mut net = world.net.borrow_mut();
+            for other in 0..2 {
+                net.cut(2, other, u64::MAX);
+                net.cut(other, 2, u64::MAX);
+            }
+        }
+    }
+    world.run_until(world.now() + AWAY_MS);
+    for at in [leaver, stays] {
+        look(&world, at, &clients);
+        look_at_registers(&world, at, &lists);
+    }
+    leave(&world, leaver);
+    look(&world, stays, &clients);
+    look_at_registers(&world, stays, &lists);
+    crate::faults::restart_after(&world, leaver, 10);
+    world.run_until(world.now() + AWAY_MS);
+    for at in [leaver, stays] {
+        look(&world, at, &clients);
+        look_at_registers(&world, at, &lists);
+    }
+    if silent == Silent::CutOff {
+        world.net.borrow_mut().heal();
+        world.run_until(world.now() + AWAY_MS);
+        look(&world, 2, &clients);
+        look_at_registers(&world, 2, &lists);
+    }
+    report(&world)
+}
+
+/// Each register takes a change at `node` and shows all of those before.
+fn look_at_registers(world: &Rc<World>, node: usize, lists: &Lists) {
+    let (of, lists) = (Rc::clone(world), Rc::clone(lists));
+    finish(world, async move {
+        for number in 0..REGISTERS {
+            let sid = registers::sid_of(number);
+            let before = lists.borrow().get(&number).cloned().unwrap_or_default();
+            match registers::ask(&of, 90, node, sid, Does::Append).await {
+                Err(what) => {
+                    let what = format!("{} did not serve: {what}", crate::name(node));
+                    of.violated(Some(sid), what);
+                }
+                Ok(shown) => {
+                    if !shown.starts_with(&before) {
+                        let what = format!("{shown:?} instead of {before:?}");
+                        of.violated(Some(sid), format!("{}: {what}", crate::name(node)));
+                    }
+                    lists.borrow_mut().insert(number, shown);
+                    of.count("registers looked at");
+                }
+            }
+        }
+    });
 }

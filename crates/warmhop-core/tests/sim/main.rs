@@ -46,6 +46,7 @@ use std::time::Instant;
 
 use warmhop_core::ids::PeerId;
 
+use departures::{Degraded, Silent};
 use run::{Planted, Report, run};
 
 /// How many seeds every run of the tests goes through, from 1 on.
@@ -253,6 +254,30 @@ fn what_two_hold_while_the_third_is_away_outlives_one_of_them() {
                 panic!("seed {seed}, victim {victim}: {what}\n{story}");
             }
             assert_eq!(report.counts["sessions looked at"], 12, "{:?}", report.counts);
+        }
+    }
+}
+
+#[test]
+fn whoever_stays_serves_alone_while_one_peer_is_silent_and_another_restarts_in_good_order() {
+    for seed in 1..=8 {
+        for (begun_at, leaver) in [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)] {
+            for silent in [Silent::Dead, Silent::CutOff] {
+                let scene = Degraded { begun_at, leaver, silent };
+                let report = departures::one_silent_and_one_restarts(seed, false, scene);
+                if let Some(what) = report.violation {
+                    let report = departures::one_silent_and_one_restarts(seed, true, scene);
+                    panic!("seed {seed}, {scene:?}: {what}\n{}", report.story);
+                }
+                let looks = if silent == Silent::Dead { 5 } else { 6 };
+                assert_eq!(report.counts["sessions looked at"], 6 * looks, "{:?}", report.counts);
+                assert_eq!(
+                    report.counts["registers looked at"],
+                    4 * (looks + 1),
+                    "{:?}",
+                    report.counts
+                );
+            }
         }
     }
 }

@@ -504,6 +504,10 @@ impl Peer {
                     machine.change_members(ctx, gone, newcomer, out)
                 });
             }
+            Mend::LeaveOut(gone) => {
+                self.world.count("left out");
+                self.with(sid, false, |machine, ctx, out| machine.leave_out(ctx, &gone, out));
+            }
             Mend::Succeed => {
                 self.world.count("successions");
                 let peers = self.whom_to_ask(sid);
@@ -686,14 +690,18 @@ pub(crate) async fn drain(peer: Rc<Peer>) {
     };
     let latest = peer.now().after(Duration::from_millis(REPLACED_WITHIN_MS_MAX));
     let mut end = peer.now().after(Duration::from_millis(REPLACED_WITHIN_MS));
-    let mut living = alive();
-    while peer.now() < end && peer.copies_to_replace() > 0 {
+    let (mut living, mut least) = (alive(), usize::MAX);
+    loop {
+        let left = peer.copies_to_replace();
+        if left == 0 || peer.now() >= end {
+            break;
+        }
         peer.sleep(INVITE_AGAIN_MS).await;
         let still = alive();
-        if still < living {
+        if still < living || left < least {
             end = peer.now().after(Duration::from_millis(REPLACED_WITHIN_MS)).min(latest);
         }
-        living = still;
+        (living, least) = (still, left.min(least));
     }
     peer.sleep(500).await;
     for at in [SHOP, PAGE] {

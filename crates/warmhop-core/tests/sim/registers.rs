@@ -27,6 +27,7 @@ use crate::calls::{Asked, Call, Does, Portable, Reply, Served};
 use crate::client::{End, send};
 use crate::peer::{Peer, SHOP};
 use crate::prng::Prng;
+use crate::reference::read_list;
 use crate::world::{To, World, sleep};
 
 /// For how long every client asks for the same register first.
@@ -64,14 +65,14 @@ pub(crate) async fn live(world: Rc<World>, name: usize) {
     }
 }
 
-/// Asks once, and has the answer judged.
-async fn ask(
+/// Asks once, and has the answer judged; the list that it shows.
+pub(crate) async fn ask(
     world: &Rc<World>,
     name: usize,
     node: usize,
     sid: SessionId,
     does: Does,
-) -> Result<(), String> {
+) -> Result<Vec<u16>, String> {
     let id = world.next_request();
     let asked = Asked {
         slot: SHOP,
@@ -91,24 +92,27 @@ async fn ask(
         End::Nothing => return Err("no answer came".into()),
         End::Reply(reply) => reply,
     };
-    if let Err(problem) = &reply.answer {
-        world.count(problem.name());
-        return Err(format!("{} {}", problem.status(), problem.name()));
-    }
+    let shown = match &reply.answer {
+        Ok(list) => read_list(list).1,
+        Err(problem) => {
+            world.count(problem.name());
+            return Err(format!("{} {}", problem.status(), problem.name()));
+        }
+    };
     world.count("registers answered");
     // Too many of its holders were gone at once: nothing is promised any more.
     if world.noted_endangered(sid) {
         world.count("registers endangered");
-        return Ok(());
+        return Ok(shown);
     }
     if is_held_by_strangers(world, sid, &reply) {
         world.count("begun among strangers");
         world.note_endangered(sid);
-        return Ok(());
+        return Ok(shown);
     }
     let under = reply.cookie.as_deref().and_then(crate::client::sid_in).unwrap_or(sid);
     world.judge(&asked, &before, sent, under, &reply);
-    Ok(())
+    Ok(shown)
 }
 
 /// A peer found that a register is lost, asked for or not: that is counted and logged, and from then on its
@@ -126,7 +130,7 @@ pub(crate) fn is_lost(world: &World, sid: SessionId) {
 /// Whether those who hold what was answered, or whoever called it absent, have, in a long life, never met any
 /// of those who hold another list under the same key.
 fn is_held_by_strangers(world: &World, sid: SessionId, reply: &Reply) -> bool {
-    let list_of = |bytes: &[u8]| crate::reference::read_list(bytes).0;
+    let list_of = |bytes: &[u8]| read_list(bytes).0;
     let Ok(answer) = &reply.answer else { return false };
     let answered = list_of(answer);
     let peers = world.live_peers();

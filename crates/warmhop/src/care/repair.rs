@@ -114,6 +114,9 @@ impl Repair {
                     machine.change_members(ctx, gone, newcomer, out)
                 });
             }
+            Mend::LeaveOut(gone) => {
+                node.store.with(key, false, |machine, ctx, out| machine.leave_out(ctx, &gone, out));
+            }
             Mend::Succeed => {
                 let peers = node.whom_to_ask(key);
                 node.store.with(key, false, |machine, ctx, out| {

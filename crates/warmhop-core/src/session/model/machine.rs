@@ -23,7 +23,7 @@ pub(super) enum Input {
     Abandon(Ticket, Option<Position>),
     TakeOver,
     HandOver(Incarnation),
-    Change(Option<Incarnation>, Option<Incarnation>),
+    Change(Vec<Incarnation>, Option<Incarnation>),
     Forget,
     GiveUp,
 }
@@ -155,8 +155,11 @@ impl Tables {
             }
             Input::TakeOver => session.take_over(&mut ctx, Some(self.birth.clone()), 0, &[], out),
             Input::HandOver(to) => session.hand_over(&mut ctx, *to, out),
+            Input::Change(gone, None) if gone.len() > 1 => {
+                session.leave_out(&mut ctx, gone, out);
+            }
             Input::Change(gone, newcomer) => {
-                session.change_members(&mut ctx, *gone, *newcomer, out);
+                session.change_members(&mut ctx, gone.first().copied(), *newcomer, out);
             }
             Input::Forget => {
                 peer.forgot = peer.forgot.max(session.copy.stamp_hi);

@@ -84,6 +84,7 @@ setups!(
     drawn_where_ballots_are_highest,
     takeover_against_change_of_members,
     members_struck_off_against_takeover,
+    two_left_out_against_the_silent_one,
     amnesia_and_forgetting,
     repeats_and_floors,
     reads_under_takeover,

@@ -10,6 +10,7 @@ use super::setups::{
     KEYED_1, KEYED_2, LOOK, READ, WRITE_1, WRITE_2, begun_alone_by_each,
     begun_at_both_ends_of_a_cut_link, begun_beside_the_reborn, begun_beside_the_young,
     begun_on_two_sides_of_a_partition, begun_twice_under_one_key, drawn_where_ballots_are_highest,
+    two_left_out_against_the_silent_one,
 };
 use crate::session::mutant::{self, Mutant};
 
@@ -46,7 +47,7 @@ const CHANGE: Setup = Setup {
     attempts: &[WRITE_1, WRITE_2],
     takers: &[1],
     takeovers: 1,
-    swaps: &[(Some(2), Some(3))],
+    swaps: &[(&[2], Some(3))],
     changes: 1,
     ..Setup::PLAIN
 };
@@ -170,6 +171,20 @@ fn a_response_waits_until_its_change_is_chosen() {
 fn a_seal_is_chosen_by_the_old_members() {
     let setup = Setup { name: "a seal by the new majority only", ..CHANGE };
     caught(setup, Some(Mutant::SealByNew), Invariant::SealFirst);
+}
+
+#[test]
+fn the_one_that_stays_does_not_leave_the_others_out_by_itself() {
+    let setup =
+        Setup { name: "left out by the new majority", ..two_left_out_against_the_silent_one() };
+    caught(setup, Some(Mutant::SealByNew), Invariant::SealFirst);
+}
+
+#[test]
+fn a_takeover_that_finds_two_left_out_covers_the_one_that_stayed() {
+    let setup =
+        Setup { name: "covering those left out alone", ..two_left_out_against_the_silent_one() };
+    caught(setup, Some(Mutant::CoverOld), Invariant::ChosenExtend);
 }
 
 #[test]

@@ -54,8 +54,11 @@ fn told(tables: &Tables, world: &World, action: Action) -> String {
         Action::HandOver { at, to } => format!("{} hands over to {}", peer(at), peer(to)),
         Action::Change { at, swap } => {
             let (gone, newcomer) = tables.setup.swaps[usize::from(swap)];
-            let say = |slot: Option<u8>| slot.map_or_else(|| String::from("nobody"), peer);
-            format!("{} replaces {} by {}", peer(at), say(gone), say(newcomer))
+            let say = |slots: &[u8]| match slots {
+                [] => String::from("nobody"),
+                _ => slots.iter().map(|slot| peer(*slot)).collect::<Vec<_>>().join(" and "),
+            };
+            format!("{} replaces {} by {}", peer(at), say(gone), say(newcomer.as_slice()))
         }
         Action::Restart { at } => format!("{} is killed and starts again", peer(at)),
         Action::Forget { at } => format!("{} forgets the session", peer(at)),

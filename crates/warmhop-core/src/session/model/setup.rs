@@ -69,7 +69,7 @@ pub(super) struct Setup {
     pub(super) takers: &'static [u8],
     pub(super) takeovers: u8,
     /// Changes of members that an owner may begin: who leaves, who joins.
-    pub(super) swaps: &'static [(Option<u8>, Option<u8>)],
+    pub(super) swaps: &'static [(&'static [u8], Option<u8>)],
     pub(super) changes: u8,
     pub(super) heirs: &'static [u8],
     pub(super) hand_overs: u8,

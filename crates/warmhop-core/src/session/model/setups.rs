@@ -63,7 +63,7 @@ pub(super) fn takeover_against_change_of_members() -> Setup {
         attempts: &[WRITE_1, WRITE_2],
         takers: &[1],
         takeovers: 1,
-        swaps: &[(Some(2), Some(3))],
+        swaps: &[(&[2], Some(3))],
         changes: 1,
         ..Setup::PLAIN
     }
@@ -77,8 +77,25 @@ pub(super) fn members_struck_off_against_takeover() -> Setup {
         attempts: &[WRITE_1, WRITE_2],
         takers: &[1],
         takeovers: 1,
-        swaps: &[(Some(2), None), (Some(1), None)],
+        swaps: &[(&[2], None), (&[1], None)],
         changes: 2,
+        ..Setup::PLAIN
+    }
+}
+
+/// One member is about to leave and another is silent: the third leaves both out while the first still
+/// votes. The one that leaves is started again, and the silent one comes back and takes over.
+pub(super) fn two_left_out_against_the_silent_one() -> Setup {
+    Setup {
+        name: "two left out against the silent one",
+        settled: 1,
+        attempts: &[WRITE_1, WRITE_2, READ],
+        takers: &[1, 2],
+        takeovers: 2,
+        swaps: &[(&[1, 2], None)],
+        changes: 1,
+        restarters: &[1],
+        restarts: 1,
         ..Setup::PLAIN
     }
 }
@@ -90,7 +107,7 @@ pub(super) fn amnesia_and_forgetting() -> Setup {
         attempts: &[WRITE_1, WRITE_2],
         takers: &[1, 2],
         takeovers: 1,
-        swaps: &[(Some(2), Some(2))],
+        swaps: &[(&[2], Some(2))],
         changes: 1,
         restarters: &[2],
         restarts: 1,
@@ -330,7 +347,7 @@ pub(super) fn competing_takeovers_against_change_of_members() -> Setup {
         attempts: &[WRITE_1, WRITE_2],
         takers: &[1, 3],
         takeovers: 2,
-        swaps: &[(Some(2), Some(3))],
+        swaps: &[(&[2], Some(3))],
         changes: 1,
         ..Setup::PLAIN
     }

@@ -377,7 +377,8 @@ impl Tables {
                 let members = peer(at).session.members();
                 let member = |slot| members.iter().copied().find(|it| slot_of(*it) == slot);
                 let now = |slot| peer(slot).inc;
-                (at, Input::Change(gone.and_then(member), newcomer.map(now)))
+                let gone = gone.iter().copied().filter_map(member).collect();
+                (at, Input::Change(gone, newcomer.map(now)))
             }
             Action::Forget { at } => (at, Input::Forget),
             Action::GiveUp { at } => (at, Input::GiveUp),

@@ -5,12 +5,22 @@
 //! although each went alone. Struck off in time, the first leaves two members that both hold
 //! everything, and the second leaves one that does.
 //!
-//! A member is struck off only if it is proven gone or has said that it leaves: one that is merely
-//! silent may be needed again, and a change of members would not wait for it.
+//! Only a proof strikes a member off, or its own word that it leaves: one that is merely silent may
+//! be needed again, and a change of members would not wait for it.
+//!
+//! The exception is a session of which one member leaves while another is silent. Once the leaver is gone,
+//! the last member holds everything and can agree with nobody: the silent one would have to come back, and
+//! if the leaver's next process comes back first, without a copy, the session would count as lost. So as
+//! long as the leaver still votes, which makes the two of them a majority, they leave out both the leaver and
+//! the silent member, and the last one goes on alone. This gives up the silent member's copy, but without
+//! the leaver that copy could only have been used together with the last member's. It is one change rather
+//! than two, so that the leaver is needed for one vote only. A silent member that comes back finds no
+//! majority of the members that it knows without a peer that voted for the change and reports it; the
+//! owner adds it again.
 
 use core::time::Duration;
 
-use super::{Around, Held, Mend, Watch};
+use super::{Around, Held, Mend, SILENT_BEFORE_REPAIR, Watch};
 use crate::ids::Incarnation;
 use crate::view::Liveness;
 
@@ -45,13 +55,22 @@ impl Watch {
         let stays = |peer: &&Incarnation| alive.contains(*peer) && !is_gone(**peer);
         let is_urgent = 2 * members.iter().filter(stays).count() <= members.len();
         let change = |peer| Mend::Change { gone: Some(peer), newcomer: None };
+        let leaver = members.iter().copied().find(|peer| around.leaves(*peer) && votes(*peer));
+        if let Some(leaver) = leaver.filter(|_| is_urgent) {
+            let goes = |peer: &Incarnation| *peer != leaver && !stays(&peer);
+            let Some(other) = members.iter().copied().find(goes) else {
+                return Some(change(leaver));
+            };
+            let silent = self.silence(other, held, around, &is_dead);
+            let is_due = is_gone(other) || silent >= Some(SILENT_BEFORE_REPAIR);
+            return Some(if is_due { Mend::LeaveOut([leaver, other]) } else { Mend::Later });
+        }
         if let Some(gone) = members.iter().copied().find(|peer| is_gone(*peer)) {
             let missing = self.missing_since.get(&gone).map(|since| now.since(*since));
             let is_due = is_urgent || missing.is_none_or(|span| span >= STRUCK_AFTER);
             return Some(if is_due { change(gone) } else { Mend::Later });
         }
-        let leaver = members.iter().copied().find(|peer| around.leaves(*peer))?;
-        (is_urgent && members.iter().all(|peer| votes(*peer))).then(|| change(leaver))
+        None
     }
 }
 
@@ -113,13 +132,29 @@ mod tests {
         let leaves = |held: &Held, others: &[u8], leaving: &[u8], dead: &[u8]| {
             looks(&met_leaving(others, leaving), held, dead, &[60])[0]
         };
+        let both = Mend::LeaveOut([peer(2), peer(3)]);
         assert_eq!(leaves(&owned(&[2]), &[2], &[2], &[]), strikes(2));
         assert_eq!(leaves(&owned(&[2, 3]), &[2, 3], &[2], &[]), Mend::Nothing);
-        assert_eq!(leaves(&owned(&[2, 3]), &[2, 3], &[2, 3], &[]), strikes(2));
-        // First the one whose vote is lost, as long as the other one still votes.
-        assert_eq!(leaves(&owned(&[2, 3]), &[2], &[2], &[3]), strikes(3));
-        // One that is only silent would be needed for every change after that.
-        assert_eq!(leaves(&owned(&[2, 3]), &[2], &[2], &[]), Mend::Nothing);
+        assert_eq!(leaves(&owned(&[2, 3]), &[2, 3], &[2, 3], &[]), both);
+        // The vote of the one that leaves can be had only now.
+        assert_eq!(leaves(&owned(&[2, 3]), &[2], &[2], &[3]), both);
+    }
+
+    #[test]
+    fn one_that_is_silent_is_left_out_with_one_that_leaves() {
+        let leaving = met_leaving(&[2], &[2]);
+        let both = Mend::LeaveOut([peer(2), peer(3)]);
+        let told = looks(&leaving, &owned(&[2, 3]), &[], &[60, 62, 63]);
+        assert_eq!(told, [Mend::Later, Mend::Later, both]);
+        // The vote of the one that leaves is not to be had.
+        let voteless = Held { voteless: [peer(2)].into(), ..owned(&[2, 3]) };
+        assert_eq!(looks(&leaving, &voteless, &[], &[60, 63]), [Mend::Nothing; 2]);
+        let changed = Held { before: [1, 3, 4].map(peer).into(), ..owned(&[2, 3]) };
+        assert_eq!(looks(&leaving, &changed, &[], &[60, 63]), [Mend::Nothing; 2]);
+        // Another takes the silent one's place.
+        let spare = looks(&met_leaving(&[2, 9], &[2]), &owned(&[2, 3]), &[], &[60, 63]);
+        let change = |gone| Mend::Change { gone: Some(peer(gone)), newcomer: Some(peer(9)) };
+        assert_eq!(spare, [change(2), change(3)]);
     }
 
     #[test]
