@@ -19,10 +19,10 @@ use crate::request::node::Node;
 
 /// How long the hand-over of sessions may take.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
-/// How long the owners of other sessions may take to replace this peer's copies, restarted when
-/// another peer dies meanwhile: then its sessions have to be succeeded first.
+/// How long the owners of other sessions may take to replace this peer's copies: restarted while they
+/// get on with it, and when another peer dies meanwhile, since its sessions have to be succeeded first.
 const REPLACED_WITHIN: Duration = Duration::from_secs(5);
-/// How long they may take at most, even if other peers die.
+/// How long they may take at most.
 const REPLACED_WITHIN_MAX: Duration = Duration::from_secs(15);
 /// How long the hand-over of later sessions may take, after the last request.
 const REST_WITHIN: Duration = Duration::from_secs(2);
@@ -75,9 +75,9 @@ pub(crate) fn stay(node: &Node, net: &Net) {
     }
 }
 
-/// Waits until the owners of the sessions that this peer holds copies of have replaced it by
-/// others, if there are any: a peer that leaves cleanly costs no session a copy. Returns how many
-/// sessions still lack a replacement.
+/// Waits until the owners of the sessions that this peer holds copies of have replaced it by others, if
+/// there are any, or have left it out where too few would stay to agree: a peer that leaves cleanly costs
+/// no session a copy, or its majority. Returns how many sessions still count on it.
 async fn replaced(node: &Node) -> usize {
     let alive = || {
         let view = node.view();
@@ -85,6 +85,7 @@ async fn replaced(node: &Node) -> usize {
     };
     let latest = Instant::now() + REPLACED_WITHIN_MAX;
     let (mut end, mut living) = (Instant::now() + REPLACED_WITHIN, alive());
+    let mut least = usize::MAX;
     loop {
         let left = node.copies_to_replace();
         if left == 0 || Instant::now() >= end {
@@ -95,10 +96,10 @@ async fn replaced(node: &Node) -> usize {
         give_away(node);
         tokio::time::sleep(INVITE_AGAIN_AFTER).await;
         let still = alive();
-        if still < living {
+        if still < living || left < least {
             end = (Instant::now() + REPLACED_WITHIN).min(latest);
         }
-        living = still;
+        (living, least) = (still, left.min(least));
     }
 }
 
@@ -127,10 +128,11 @@ fn give_away(node: &Node) -> Vec<SessionKey> {
     owned
 }
 
-/// Gives away the sessions that came here until the front doors closed.
+/// Gives away the sessions that came here until the front doors closed, and waits for their new owners to
+/// go on without this peer, as [`replaced`] does.
 pub(crate) async fn give_away_the_rest(node: &Node) {
     let end = Instant::now() + REST_WITHIN;
-    while !give_away(node).is_empty() && Instant::now() < end {
+    while (!give_away(node).is_empty() || node.copies_to_replace() > 0) && Instant::now() < end {
         tokio::time::sleep(INVITE_AGAIN_AFTER).await;
     }
 }
