@@ -274,3 +274,37 @@ async fn a_peer_that_others_hear_holds_what_is_begun_while_its_link_is_cut_for_l
         assert_eq!(read(client, two).await, "a ");
     }
 }
+
+/// Whether the first owns a session or the second does, both hold it, and only both together could leave the
+/// third out.
+#[tokio::test]
+async fn the_peer_that_stays_serves_alone_while_one_is_cut_off_and_another_leaves() {
+    let mut tasks = JoinSet::new();
+    let (bed, wires) = peers(3, &mut tasks).await;
+    let [one, two, three] = &bed.peers[..] else { panic!("three peers") };
+    let mut clients = vec![Client::default(); 8];
+    for (at, client) in clients.iter_mut().enumerate() {
+        let begun = client.post([one, two][at % 2], "/add", "a").await;
+        assert_eq!((begun.status, begun.text.as_str()), (StatusCode::OK, "a "));
+    }
+    wires.cut(2, 0);
+    wires.cut(2, 1);
+    eventually("the third is missed", || !hears(one, "three") && !hears(two, "three")).await;
+    one.shutdown().await;
+    for client in &mut clients {
+        let added = client.post(two, "/add", "b").await;
+        let answer = (added.status, added.text.as_str());
+        assert_eq!(answer, (StatusCode::OK, "a b "), "{:?}", added.headers);
+    }
+    // The third still counts itself as one of three.
+    let refused = clients[0].clone().post(three, "/add", "x").await;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{}", refused.text);
+    wires.heal(2, 1);
+    eventually("the third is heard again", || hears(two, "three") && hears(three, "two")).await;
+    for client in &mut clients {
+        assert_eq!(read(client, three).await, "a b ");
+        let added = client.post(three, "/add", "c").await;
+        assert_eq!((added.status, added.text.as_str()), (StatusCode::OK, "a b c "));
+        assert_eq!(read(client, two).await, "a b c ");
+    }
+}
