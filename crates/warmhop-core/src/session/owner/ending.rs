@@ -9,11 +9,16 @@ use alloc::sync::Arc;
 use core::time::Duration;
 
 use crate::ids::WallTime;
+use crate::session::copy::LONGER_THAN_OWNER;
 use crate::session::message::{Message, Record};
+use crate::session::owner::Owner;
 use crate::session::{Ctx, Effect, Effects, Role, Session, recent};
 
 /// How long after the end its owner writes that record: a clock may be set back a little.
 const WRITTEN_AFTER: Duration = Duration::from_secs(1);
+/// For how long an owner goes on serving what it is to forget, where somebody waits for it: until a
+/// moment before its members forget it ([`LONGER_THAN_OWNER`]).
+const SERVED_FOR: Duration = LONGER_THAN_OWNER.saturating_sub(Duration::from_secs(1));
 
 impl Session {
     /// When to write that the session is over, if it holds anything and nothing is under way.
@@ -41,7 +46,27 @@ impl Session {
         self.propose(ctx, record, None, None, out);
     }
 
-    /// An owner that is about to forget a session informs the peers outside of the members: they
+    /// Whether the members have forgotten this peer's session, or are about to: nothing could be chosen
+    /// or confirmed any more. Where requests follow each other without a pause, or where this peer stood
+    /// still, it has not had the time to forget it itself.
+    pub(super) fn is_past_its_time(&self, ctx: &Ctx<'_>) -> bool {
+        let serves = |owner: &Owner| owner.serving && owner.chosen.is_some();
+        let owns = matches!(&self.role, Role::Owner(owner) if serves(owner));
+        let end = self.forget_at(ctx.policy.forget_grace).filter(|_| owns);
+        end.is_some_and(|at| at.after(SERVED_FOR) <= ctx.wall)
+    }
+
+    /// Forgets a session past its time once the requests that had their turn are done: those that wait
+    /// go on, to begin it anew or to learn that it is over.
+    pub(super) fn leave_behind(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        if self.line.flights.is_empty() {
+            self.redirect_all(None, out);
+            self.dismiss_witnesses(ctx, out);
+            self.forget(ctx);
+        }
+    }
+
+    /// About to forget a session that is over, its owner tells the peers that are no members: they
     /// remember where it began, and cannot know that it is over.
     pub(in crate::session) fn dismiss_witnesses(&self, ctx: &Ctx<'_>, out: &mut Effects) {
         let Role::Owner(owner) = &self.role else { return };

@@ -268,6 +268,10 @@ impl Session {
 
     /// Gives the requests at the head of the line their turns.
     pub(super) fn give_turns(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        if self.is_past_its_time(ctx) {
+            self.leave_behind(ctx, out);
+            return;
+        }
         loop {
             let Role::Owner(owner) = &mut self.role else { return };
             if !owner.serving || owner.work.proposal.is_some() || owner.work.yielding.is_some() {
