@@ -125,8 +125,8 @@ pub enum Alone {
 /// Whether this peer may continue from its own copy of a session that has no majority: if the
 /// policy allows it, or if it has two members at most; then this copy holds every acknowledged
 /// change. The other of two may do the same, so it has to be gone for good, unless there are two
-/// peers at most, a `pair`, in which either serves without the other. A session that has expired by
-/// `wall` does not continue: everyone would forget it at once.
+/// peers at most, a `pair`, in which either serves without the other. A session that
+/// ended so long ago, by `wall`, that everyone would forget it at once does not continue.
 #[must_use]
 pub fn alone(
     machine: &Session,
@@ -142,7 +142,7 @@ pub fn alone(
     let safe = pair || others.all(|peer| machine.is_gone_for_good(*peer));
     let may =
         policy.without_majority == WithoutMajority::Serve || safe && machine.holds_everything(me);
-    let lasts = |record: &&Record| record.body.expiry > wall;
+    let lasts = |record: &&Record| record.body.expiry.after(policy.forget_grace) > wall;
     match machine.copy.accepted.as_ref().filter(|_| may).filter(lasts) {
         Some(record) => Alone::From(record.clone()),
         None => Alone::No,
