@@ -252,6 +252,14 @@ impl Roll {
         self.answered.remove(&peer);
     }
 
+    /// Whether nobody is left who could know of a peer that was not asked: everyone known has answered,
+    /// one of them has lived for a while, and no seed is unmet.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let has_settled = self.answered.iter().any(|peer| !self.young.contains(peer));
+        has_settled && self.unmet == 0 && self.everyone.is_subset(&self.answered)
+    }
+
     /// Whether `peer` is not heard, so that it is asked but not waited for.
     #[must_use]
     pub fn is_silent(&self, peer: Incarnation) -> bool {

@@ -321,6 +321,8 @@ pub struct Errand {
     /// The session that its token names had been ended on purpose.
     ended: bool,
     rounds: u32,
+    /// When it was first attempted.
+    began: Option<WallTime>,
     relay: Relay,
     /// Whether one of two members was asked to go on without the other, and which peer to ask for
     /// that next.
@@ -362,6 +364,7 @@ impl Errand {
             lost: false,
             ended: false,
             rounds: 0,
+            began: None,
             relay: Relay::Done,
             survivor_asked: false,
             ask_survivor: None,
@@ -431,6 +434,17 @@ impl Errand {
         self.asked.seen.filter(|_| shown && self.sid().is_some())
     }
 
+    /// Whether it is too old to be attempted again after an attempt of unknown outcome, of which
+    /// `may_have_run` is as for [`Errand::seen`]: it may have been applied to what has ended and been
+    /// forgotten since, so that nobody could tell any more. That takes `forget_grace` at least, and no
+    /// request lasts for as long unless this process stood still.
+    #[must_use]
+    pub fn is_too_old(&self, may_have_run: bool, forget_grace: Duration, here: &Here<'_>) -> bool {
+        let unsure = self.may_have_run || may_have_run;
+        let is_old = |began: WallTime| began.after(forget_grace / 2) <= here.wall;
+        unsure && self.key.is_some() && self.began.is_some_and(is_old)
+    }
+
     /// Whether an attempt of it ran whose outcome is unknown.
     #[must_use]
     pub fn may_have_run(&self) -> bool {
@@ -471,6 +485,7 @@ impl Errand {
             return Step::GiveUp;
         }
         self.rounds += 1;
+        self.began.get_or_insert(here.wall);
         self.sent_to = None;
         self.witnesses = here.view.live_peers().map(|(_, it)| it.news.incarnation).collect();
         if let Some(cfg) = self.void(look, here) {
@@ -566,7 +581,8 @@ impl Errand {
                 .view
                 .live_peers()
                 .any(|(_, it)| !self.witnesses.contains(&it.news.incarnation));
-            if here.newborn || heard_of_more {
+            // A peer that was asked says that only once it is newborn no more itself.
+            if here.newborn && self.sent_to.is_none() || heard_of_more {
                 self.led_on = true;
                 self.told = None;
                 return again(Because::NoWitness, BACK_OFF, sendable);

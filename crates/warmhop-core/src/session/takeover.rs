@@ -58,12 +58,17 @@ pub(super) struct Takeover {
     pub(super) search: Search,
     /// Whose answers count for the conclusion that no peer knows of the session.
     pub(super) roll: Option<Roll>,
+    /// The answers by which a young process learns whether it has met everyone, once it has to ask
+    /// them for a session whose known members have no majority.
+    pub(super) witnesses: Option<Roll>,
     /// The nonce of the question to the peers that are asked what they know, and to those that are
     /// to promise.
     nonce: u64,
     resend: Resend,
     began: Now,
     give_up_at: Now,
+    /// How often it found what is outdated, and searched again without that.
+    outdated: u8,
 }
 
 /// The search for a newer configuration, if the known ones find no majority: the peers that rank
@@ -253,10 +258,12 @@ impl Session {
             promises: BTreeMap::new(),
             search: Search { peers, asked: 0, open: BTreeSet::new(), anew: false },
             roll,
+            witnesses: None,
             nonce: ctx.process.next_nonce(),
             resend: Resend::new(ctx),
             began: ctx.now,
             give_up_at: ctx.now.after(ctx.policy.majority_timeout),
+            outdated: 0,
         }));
         match best {
             Some(cfg) => self.ask_in(ctx, cfg, None, out),
@@ -331,7 +338,7 @@ impl Session {
     pub(super) fn on_gone(&mut self, from: Incarnation) {
         if let Role::Preparing(takeover) = &mut self.role {
             takeover.search.open.remove(&from);
-            if let Some(roll) = &mut takeover.roll {
+            for roll in takeover.roll.iter_mut().chain(&mut takeover.witnesses) {
                 roll.gone(from);
             }
         }

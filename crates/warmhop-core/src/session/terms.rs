@@ -41,6 +41,9 @@ pub struct Process {
     pub stamp_heard: u64,
     /// The processes that this process knows.
     pub census: Arc<Census>,
+    /// Everyone known to those whom it knows has answered it, one that is no longer young among them:
+    /// it has heard of all peers that may know of a session, however short a time ago it began.
+    pub has_met_all: bool,
 }
 
 impl Process {

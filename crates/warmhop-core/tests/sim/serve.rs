@@ -287,6 +287,11 @@ impl Peer {
             self.world.count("waited to meet somebody");
             self.sleep(20).await;
         }
+        let forget_grace = self.world.knobs.policy.forget_grace;
+        if errand.is_too_old(call.may_have_run, forget_grace, &self.here(&self.view.borrow())) {
+            self.world.count("too old to be repeated");
+            return Err(ProblemKind::OutcomeUnknown);
+        }
         let sid = errand.sid();
         let n = errand.session().map_or(0, |named| named.n);
         let census = self.census();
@@ -349,6 +354,9 @@ impl Peer {
 
     /// For how many milliseconds more it is newborn.
     pub(crate) fn newborn_for(&self) -> u64 {
+        if self.store.borrow().process.has_met_all {
+            return 0;
+        }
         (NEWBORN_FOR.as_millis() as u64).saturating_sub(self.world.now() - self.born)
     }
 
@@ -477,6 +485,7 @@ impl Peer {
                 }
                 Told::Release { hint } => {
                     let Some(mut served) = held.take() else { continue };
+                    self.world.confirmed(sid, &served.response);
                     let hint = Hint { cfg: hint.cfg, owner: hint.owner, n: hint.n };
                     served.entry = Some(self.entry_for(sid, hint));
                     return LineEnd::Served(Box::new(served));

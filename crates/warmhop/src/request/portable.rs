@@ -271,6 +271,9 @@ impl Node {
             self.meet_someone(errand).await;
             here = self.here(later.get_or_init(|| self.view()));
         }
+        if errand.is_too_old(call.may_have_run, self.store.policy().forget_grace, &here) {
+            return Err(outcome_unknown("its register may have ended and been forgotten since"));
+        }
         let app = portable.slot.name();
         let key = errand.sid().map(|sid| SessionKey { app: app.clone(), sid });
         let look = key.as_ref().and_then(|key| self.store.look(key));
@@ -362,9 +365,11 @@ impl Node {
         }
     }
 
-    /// How long it is still newborn: see [`Here::newborn`]. A peer without seeds never is.
+    /// How long it is still newborn: see [`Here::newborn`]. A peer without seeds never is, nor is one
+    /// that has heard of everyone.
     pub(crate) fn newborn_for(&self) -> Duration {
-        let span = if self.seeds > 0 { NEWBORN_FOR } else { Duration::ZERO };
+        let is_new = self.seeds > 0 && !self.store.has_met_all();
+        let span = if is_new { NEWBORN_FOR } else { Duration::ZERO };
         span.saturating_sub(self.started.elapsed())
     }
 

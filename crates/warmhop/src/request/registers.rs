@@ -482,12 +482,15 @@ impl Registers {
                             machine.bury(ctx, &peers, out);
                         });
                         begun += 1;
+                        // Another may have been begun under its key since what is left of this one was
+                        // written, which hid it here.
+                        if begun <= BEGUN_ANEW_MAX {
+                            continue;
+                        }
                         if reads || !begins {
                             return Ok(None);
                         }
-                        if begun > BEGUN_ANEW_MAX {
-                            return Err(RegisterError::Unavailable(problem.detail));
-                        }
+                        return Err(RegisterError::Unavailable(problem.detail));
                     }
                     ProblemKind::AppliedAnswerLost => {
                         return Ok(Some(Answer { done: true, version: 0, before: None }));

@@ -69,6 +69,8 @@ pub(crate) struct Store {
     tickets: AtomicU64,
     /// Shared by the stripes: what one of them hears of other peers' clocks matters to all.
     stamp_heard: AtomicU64,
+    /// Whether this process has heard of everyone, however young it is.
+    has_met_all: AtomicBool,
     /// The processes that this one knows.
     census: ArcSwap<Census>,
     /// Processes that are gone for good because their peers were started again.
@@ -141,6 +143,7 @@ impl Store {
             send,
             tickets: AtomicU64::new(1),
             stamp_heard: AtomicU64::new(0),
+            has_met_all: AtomicBool::new(false),
             census: ArcSwap::default(),
             dead: Mutex::new(Dead::new(me)),
             to_look_at: Mutex::default(),
@@ -243,6 +246,7 @@ impl Store {
         if !Arc::ptr_eq(&process.census, &census) {
             process.census = Guard::into_inner(census);
         }
+        process.has_met_all = self.has_met_all.load(Ordering::Relaxed);
         let at = self.clock.both();
         let policy = self.policy();
         let mut ctx = Ctx {
@@ -258,6 +262,9 @@ impl Store {
         let held = entry.machine.held_at();
         let result = work(&mut entry.machine, &mut ctx, &mut effects);
         self.stamp_heard.fetch_max(process.stamp_heard, Ordering::Relaxed);
+        if process.has_met_all != self.has_met_all.load(Ordering::Relaxed) {
+            self.has_met_all.store(process.has_met_all, Ordering::Relaxed);
+        }
         before.passed(&entry.machine, &effects);
         self.carry_out(key, entry, &mut effects, &mut outgoing);
         if effects.capacity() <= EFFECTS_KEPT_MAX {
@@ -296,6 +303,11 @@ impl Store {
 
     fn dead(&self) -> MutexGuard<'_, Dead> {
         self.dead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether everyone that may know of a session has answered this process.
+    pub(crate) fn has_met_all(&self) -> bool {
+        self.has_met_all.load(Ordering::Relaxed)
     }
 
     /// Whether a process is known to be gone for good.

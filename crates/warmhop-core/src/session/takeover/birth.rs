@@ -21,7 +21,7 @@ use crate::session::census::{Census, Roll, Verdict};
 use crate::session::message::{AcceptedInfo, Birth, Config, Members, Message, Part};
 use crate::session::mutant::{self, Mutant};
 use crate::session::owner::Owner;
-use crate::session::{Ctx, DEAD, Effect, Effects, Failure, Role, Session, Shut};
+use crate::session::{Ctx, DEAD, Effect, Effects, FENCED, Failure, Role, Session, Shut};
 
 impl Session {
     /// Answers a question with what this peer knows of the session.
@@ -134,8 +134,16 @@ impl Session {
     ) {
         let Role::Preparing(takeover) = &mut self.role else { return };
         takeover.search.open.remove(&from);
-        let Some(roll) = &mut takeover.roll else { return };
-        let unknown: Vec<Incarnation> = roll.answer(from, census);
+        let unknown = match (&mut takeover.roll, &mut takeover.witnesses) {
+            (Some(roll), _) => roll.answer(from, census),
+            (None, Some(roll)) => {
+                let mut unknown = roll.answer(from, census);
+                // It would be waited for in vain.
+                unknown.retain(|peer| census.is_none_or(|it| !it.silent.contains(peer)));
+                unknown
+            }
+            (None, None) => return,
+        };
         self.ask_as_well(ctx, unknown, out);
     }
 
@@ -207,8 +215,8 @@ impl Session {
         }
         let Role::Preparing(takeover) = &self.role else { return };
         let b = takeover.b;
-        let closed =
-            takeover.closing.iter().all(|cfg| takeover.closes(cfg)) || mutant::on(Mutant::KeepOpen);
+        let closed = takeover.closing.iter().all(|cfg| self.is_closed(takeover, cfg))
+            || mutant::on(Mutant::KeepOpen);
         let waited = takeover.has_waited();
         let verdict = match &takeover.roll {
             _ if mutant::on(Mutant::BeginAtMembers) => Verdict::Enough,
@@ -225,7 +233,10 @@ impl Session {
             self.fail_all(Failure::NoMajority { ran: false }, out);
         } else if verdict == Verdict::Enough
             && takeover.search.open.iter().all(|peer| takeover.is_silent(*peer))
-            && takeover.closing.iter().any(|cfg| self.can_never_close(takeover, cfg))
+            && takeover
+                .closing
+                .iter()
+                .any(|cfg| !self.is_closed(takeover, cfg) && self.can_never_close(takeover, cfg))
         {
             // The members that may have chosen something there are gone for good, and none of the
             // peers asked knows where it continued from there.
@@ -237,6 +248,23 @@ impl Session {
 }
 
 impl Session {
+    /// Whether nothing was chosen in `cfg` that is still to be found, nor will be, while no peer has
+    /// reported a record: the promises close it; or too many of its members have *forgotten* it, which
+    /// they do once it is over by what they hold; or some have, and nobody else is left who could know
+    /// more. A peer that is no member may remember for half an hour that it was begun.
+    pub(in crate::session) fn is_closed(&self, takeover: &Takeover, cfg: &Config) -> bool {
+        let stamp_lost = |peer| self.heard.gone.get(&peer).copied().unwrap_or_default();
+        takeover.closes(cfg)
+            || cfg.sets().all(|set| {
+                let forgot = |peer| (set.stamp..FENCED).contains(&stamp_lost(peer));
+                let is_left = |peer: &Incarnation| {
+                    stamp_lost(*peer) < set.stamp && !takeover.covered_by(*peer, set)
+                };
+                let some_forgot = set.who.iter().any(|peer| forgot(*peer));
+                !set.majority(|peer| !forgot(peer)) || some_forgot && !set.who.iter().any(is_left)
+            })
+    }
+
     /// Whether the members that may have chosen something in `cfg` without the others are gone for
     /// good.
     pub(in crate::session) fn can_never_close(&self, takeover: &Takeover, cfg: &Config) -> bool {
@@ -283,7 +311,8 @@ impl Takeover {
 
     /// The question to the peers that may know of the session.
     pub(in crate::session) fn question(&self, ctx: &Ctx<'_>) -> Message {
-        let census = self.roll.is_some().then(|| ctx.process.census.digest(ctx.me));
+        let takes_stock = self.roll.is_some() || self.witnesses.is_some();
+        let census = takes_stock.then(|| ctx.process.census.digest(ctx.me));
         match &self.begun {
             Some(cfg) => Message::Begin {
                 b: self.b,

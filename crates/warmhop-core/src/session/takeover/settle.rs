@@ -6,11 +6,15 @@ use alloc::sync::Arc;
 
 use super::{Otherwise, Takeover};
 use crate::ids::Incarnation;
-use crate::session::census::Verdict;
-use crate::session::message::{AcceptedInfo, Birth, Config, Record};
+use crate::session::census::{Roll, Verdict};
+use crate::session::message::{AcceptedInfo, Birth, Config, Members, Message, Record};
 use crate::session::mutant::{self, Mutant};
 use crate::session::owner::Owner;
-use crate::session::{Ctx, DEAD, Effect, Effects, Failure, Role, Session};
+use crate::session::{Ctx, DEAD, Effect, Effects, FENCED, Failure, Role, Session};
+
+/// How often one search leaves behind what is outdated: once for each peer that a member may have been
+/// replaced by, and no more than that if a peer keeps what it is told to forget.
+const OUTDATED_MAX: u8 = 3;
 
 impl Session {
     /// Checks whether the promises suffice, and acts on it.
@@ -72,7 +76,11 @@ impl Session {
 
     /// Whether the session may have continued by `birth`, above the `found` record.
     fn is_open(&self, takeover: &Takeover, found: Option<&AcceptedInfo>, birth: &Birth) -> bool {
-        !takeover.closes(&birth.cfg) && !self.passes_over(takeover, found, birth)
+        let closed = match found {
+            Some(_) => takeover.closes(&birth.cfg),
+            None => self.is_closed(takeover, &birth.cfg),
+        };
+        !closed && !self.passes_over(takeover, found, birth)
     }
 
     /// The promises suffice in `cfg`: this peer owns the session from here on.
@@ -154,7 +162,15 @@ impl Session {
             }
             return;
         }
+        if let Some(stamp) = self.forgotten_since(takeover, found) {
+            self.search_without(ctx, stamp, out);
+            return;
+        }
+        let Role::Preparing(takeover) = &self.role else { return };
         let unknown = takeover.asked.is_empty();
+        if let Some(roll) = &takeover.witnesses {
+            ctx.process.has_met_all = roll.is_complete();
+        }
         self.role = Role::None;
         if unknown {
             // No peer knows of it.
@@ -165,6 +181,41 @@ impl Session {
         } else {
             out.push(Effect::Lost);
             self.fail_all(Failure::Lost { ran: false }, out);
+        }
+    }
+
+    /// The stamp of the found record's configuration, if so many of its members have *forgotten* it that
+    /// the others are no majority. They do so once the session is over by what they hold, and one of
+    /// them held what was chosen last: it is not lost, and what is left of it is outdated.
+    fn forgotten_since(&self, takeover: &Takeover, found: Option<&AcceptedInfo>) -> Option<u64> {
+        let may_repeat = takeover.roll.is_some() && takeover.outdated < OUTDATED_MAX;
+        let info = found.filter(|_| may_repeat)?;
+        let newest = self.copy.stamp_hi.max(self.config().map_or(0, |cfg| cfg.now.stamp));
+        if self.copy.accepted.is_some() && newest > info.cfg.now.stamp {
+            return None;
+        }
+        let knows = |peer, set: &Members| {
+            let known = self.heard.gone.get(&peer).copied().unwrap_or_default();
+            known < set.stamp || known >= FENCED
+        };
+        let is_forgotten = |set: &Members| !set.majority(|peer| knows(peer, set));
+        info.cfg.sets().any(is_forgotten).then_some(info.cfg.now.stamp)
+    }
+
+    /// Has everyone forget what is left of a session that is over, whose newest known configuration had
+    /// this stamp, and searches again: another may have begun under the same key since, which it hid.
+    fn search_without(&mut self, ctx: &mut Ctx<'_>, stamp: u64, out: &mut Effects) {
+        let Role::Preparing(takeover) = core::mem::replace(&mut self.role, Role::None) else {
+            return;
+        };
+        let tell = |to: &Incarnation| Effect::Send { to: *to, message: Message::Retire { stamp } };
+        out.extend(takeover.search.peers.iter().filter(|peer| **peer != ctx.me).map(tell));
+        self.retire(ctx, stamp);
+        let Takeover { search, otherwise, give_up_at, outdated, .. } = *takeover;
+        self.seek(ctx, &search.peers, otherwise, out);
+        if let Role::Preparing(again) = &mut self.role {
+            again.give_up_at = give_up_at;
+            again.outdated = outdated + 1;
         }
     }
 
@@ -247,6 +298,9 @@ impl Session {
         search.asked = 0;
         search.open.clear();
         takeover.nonce = ctx.process.next_nonce();
+        let census = &ctx.process.census;
+        let is_new_here = takeover.roll.is_none() && census.is_young;
+        takeover.witnesses = is_new_here.then(|| Roll::new(ctx.me, census));
     }
 }
 
