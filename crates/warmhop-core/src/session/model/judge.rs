@@ -35,7 +35,7 @@ pub(super) struct Violation {
     pub(super) how: String,
 }
 
-fn violation(invariant: Invariant, how: String) -> Option<Violation> {
+pub(super) fn violation(invariant: Invariant, how: String) -> Option<Violation> {
     Some(Violation { invariant, how })
 }
 
@@ -93,7 +93,7 @@ pub(super) fn proposed(tables: &Tables, world: &World, id: u32) -> Option<Violat
     None
 }
 
-fn other_body(tables: &Tables, world: &World, id: u32) -> Option<Violation> {
+pub(super) fn other_body(tables: &Tables, world: &World, id: u32) -> Option<Violation> {
     let record = tables.record(id);
     for vote in &world.votes {
         let (_, other) = tables.vote(*vote);

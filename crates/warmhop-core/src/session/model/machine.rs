@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use super::judge::{self, Violation};
 use super::setup::{Born, Kind};
@@ -11,6 +12,9 @@ use crate::ids::{Incarnation, Now, Position, WallTime};
 use crate::session::message::{Body, Config, Exec, ExecDone, Message, NackReason, Stored};
 use crate::session::owner::Stage;
 use crate::session::{Ctx, Effect, Failure, Otherwise, Outcome, Process, Session, Submit, Ticket};
+
+/// How long what is written lasts, where the clock moves at all.
+const LASTS: Duration = Duration::from_millis(500);
 
 /// The inputs of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -26,6 +30,10 @@ pub(super) enum Input {
     Change(Vec<Incarnation>, Option<Incarnation>),
     Forget,
     GiveUp,
+    /// The clock moves on.
+    Tick(WallTime),
+    /// It looks at the clock.
+    Wake,
 }
 
 /// What clients and judges learn from a step.
@@ -94,7 +102,12 @@ impl Tables {
         let proposes =
             peer.session.proposing().filter(|it| Some(*it) != before.session.proposing());
         let proposes = proposes.cloned();
-        let forgets = matches!(input, Input::Forget);
+        // By itself, after its time, or because it was told to.
+        let stamp = before.session.copy.stamp_hi;
+        let forgets = stamp > peer.session.copy.stamp_hi;
+        if forgets {
+            peer.forgot = peer.forgot.max(stamp);
+        }
         let mut broken = (!forgets).then(|| judge::fell(&before, &peer)).flatten();
         if let Some(record) = &voted {
             broken = broken.or_else(|| judge::revoted(peer.inc, peer.forgot, &record.cfg));
@@ -124,7 +137,7 @@ impl Tables {
         let me = peer.inc;
         let late = matches!(input, Input::GiveUp);
         let now = if late { Now(3_600_000) } else { Now(0) };
-        let mut ctx = ctx(me, now, &self.policy, &mut peer.process);
+        let mut ctx = Ctx { wall: peer.wall, ..ctx(me, now, &self.policy, &mut peer.process) };
         let session = &mut peer.session;
         let mut made = Made::default();
         let out = &mut made.out;
@@ -161,11 +174,9 @@ impl Tables {
             Input::Change(gone, newcomer) => {
                 session.change_members(&mut ctx, gone.first().copied(), *newcomer, out);
             }
-            Input::Forget => {
-                peer.forgot = peer.forgot.max(session.copy.stamp_hi);
-                session.forget(&mut ctx);
-            }
-            Input::GiveUp => session.on_timer(&mut ctx, out),
+            Input::Forget => session.forget(&mut ctx),
+            Input::Tick(wall) => peer.wall = *wall,
+            Input::GiveUp | Input::Wake => session.on_timer(&mut ctx, out),
         }
         let invited = made.out.iter().find_map(|effect| match effect {
             Effect::Invited { cfg } => Some(cfg.clone()),
@@ -215,7 +226,7 @@ impl Tables {
         cfg.now.who = known.copied().filter(|it| members.contains(&slot_of(*it))).collect();
         cfg.now.who.sort_unstable();
         // No two begin it with the same stamp, as no two clocks agree.
-        cfg.now.stamp += u64::from(slot_of(ctx.me));
+        cfg.now.stamp += u64::from(slot_of(ctx.me)) + ctx.wall.0;
         cfg
     }
 
@@ -255,13 +266,19 @@ impl Tables {
         exec: &Exec,
         base: &Body,
     ) -> (Vec<u8>, ExecDone) {
-        let mut list = history(base);
+        let lasts = !self.setup.walls.is_empty();
+        let is_over = lasts && base.expiry <= ctx.wall;
+        let mut list = if is_over { Vec::new() } else { history(base) };
         let changes = self.kind_of(ticket).changes();
         if changes {
             list.push(exec.rid.0[0]);
         }
         let bytes: Arc<[u8]> = Arc::from(list.as_slice());
         let change = changes.then(|| Some(bytes.clone()));
+        if lasts && changes {
+            let until = ctx.wall.after(LASTS);
+            return (list, session.exec_end_until(ctx, exec, base, change, until));
+        }
         let done = session.exec_end(ctx, exec, base, change, Stored::Response(bytes));
         (list, done)
     }

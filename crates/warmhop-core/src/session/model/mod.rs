@@ -2,7 +2,9 @@
 //!
 //! Messages that were sent stay sent, and any of them may arrive at any time, again, or never: that
 //! is loss, duplication, reordering and delay. A crash is silence, a restart another incarnation.
-//! Time does not pass; losing patience is an event like any other. The state of a session is the
+//! Time does not pass; losing patience is an event like any other. Where a session lasts for a moment
+//! the clock moves on at any time, for all peers at once, and each looks at it whenever it likes: one that
+//! stands still, or is cut off, does so late. The state of a session is the
 //! list of the requests applied, so that the history is directly visible.
 //!
 //! For births by key it assumes the following. The setup gives each peer's first beliefs about the
@@ -22,6 +24,7 @@
 
 mod explore;
 mod judge;
+mod lives;
 mod machine;
 mod mutants;
 mod narrate;
@@ -101,5 +104,9 @@ setups!(
     begun_beside_the_young,
     begun_alone_by_each,
     begun_three_times_with_other_members,
+    ended_and_begun_again,
+    ended_while_a_member_is_away,
+    ended_beside_a_peer_that_is_reborn,
+    ended_while_taken_over,
     competing_takeovers_against_change_of_members,
 );

@@ -60,6 +60,11 @@ fn told(tables: &Tables, world: &World, action: Action) -> String {
             };
             format!("{} replaces {} by {}", peer(at), say(gone), say(newcomer.as_slice()))
         }
+        Action::Tick => {
+            let wall = tables.setup.walls[usize::from(world.ticks)];
+            format!("it is {wall} ms past the beginning")
+        }
+        Action::Wake { at } => format!("{} looks at the clock", peer(at)),
         Action::Restart { at } => format!("{} is killed and starts again", peer(at)),
         Action::Forget { at } => format!("{} forgets the session", peer(at)),
         Action::GiveUp { at } => format!("{} loses patience", peer(at)),

@@ -79,6 +79,9 @@ pub(super) struct Setup {
     pub(super) unheard: bool,
     pub(super) forgetters: &'static [u8],
     pub(super) forgettings: u8,
+    /// What the clock shows next, one after the other, in milliseconds. Where it moves at all, what is written
+    /// lasts for half a second.
+    pub(super) walls: &'static [u64],
     /// Executions reported as failed while they run.
     pub(super) abandons: u8,
     /// Owners that lose patience: everyone who waits for a majority fails.
@@ -131,6 +134,7 @@ impl Setup {
         unheard: false,
         forgetters: &[],
         forgettings: 0,
+        walls: &[],
         abandons: 0,
         give_ups: 0,
         keyed_max: 4,

@@ -365,3 +365,64 @@ pub(super) fn hand_over_and_shared_reads() -> Setup {
         ..Setup::PLAIN
     }
 }
+
+/// When what lasts for a moment has been over for a second, when its owner forgets it, and when its members do.
+const ENDS: &[u64] = &[2_000, 63_000, 75_000];
+
+/// What lasts for a moment ends, is forgotten, and is begun again by another peer.
+pub(super) fn ended_and_begun_again() -> Setup {
+    Setup {
+        name: "ended and begun again",
+        born: Born::Key,
+        settled: 1,
+        attempts: &[WRITE_1, WRITE_2, READ],
+        takers: &[1],
+        takeovers: 2,
+        walls: ENDS,
+        ..Setup::PLAIN
+    }
+}
+
+/// A member is away while what it holds is replaced by what lasts for a moment, and comes back at any time.
+pub(super) fn ended_while_a_member_is_away() -> Setup {
+    Setup {
+        name: "ended while a member is away",
+        born: Born::Key,
+        settled: 1,
+        settled_apart: &[(0, 2)],
+        attempts: &[WRITE_1, WRITE_2, READ],
+        takers: &[2],
+        takeovers: 2,
+        walls: ENDS,
+        ..Setup::PLAIN
+    }
+}
+
+/// A member's process ends, and another begins in its place, around the end of what lasts for a moment.
+pub(super) fn ended_beside_a_peer_that_is_reborn() -> Setup {
+    Setup {
+        name: "ended beside a peer that is reborn",
+        born: Born::Key,
+        settled: 1,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[1, 2],
+        takeovers: 2,
+        restarters: &[2],
+        restarts: 1,
+        walls: ENDS,
+        ..Setup::PLAIN
+    }
+}
+
+/// Another member takes over, at any time before or after the end, while the owner writes that down.
+pub(super) fn ended_while_taken_over() -> Setup {
+    Setup {
+        name: "ended while taken over",
+        attempts: &[WRITE_1, WRITE_2, READ],
+        settled: 1,
+        takers: &[1, 2],
+        takeovers: 2,
+        walls: ENDS,
+        ..Setup::PLAIN
+    }
+}

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use super::machine::{Input, Step};
 use super::setup::Setup;
 use crate::config::SessionPolicy;
-use crate::ids::{Incarnation, Position};
+use crate::ids::{Incarnation, Position, WallTime};
 use crate::session::message::{Body, Config, Exec, ExecDone, Members, Message, Record};
 use crate::session::{Process, Session, Ticket};
 
@@ -24,6 +24,10 @@ pub(super) struct World {
     /// Every position that was ever given to an execution.
     pub(super) used: Vec<u32>,
     pub(super) clients: u32,
+    /// How often the clock has moved on.
+    pub(super) ticks: u8,
+    /// Where the session lasts for a moment: see `lives.rs`.
+    pub(super) log: Vec<u32>,
     pub(super) spent: [u8; 7],
 }
 
@@ -33,6 +37,8 @@ pub(super) struct Peer {
     pub(super) inc: Incarnation,
     pub(super) process: Process,
     pub(super) session: Session,
+    /// What its clock shows.
+    pub(super) wall: WallTime,
     /// The highest stamp of a configuration in which it may have voted and forgotten it.
     pub(super) forgot: u64,
 }
@@ -76,6 +82,8 @@ pub(super) enum Standing {
     Waiting {
         at: Incarnation,
         must_see: Vec<u8>,
+        /// When it was sent.
+        since: WallTime,
         response: Option<Vec<u8>>,
     },
     Answered,
@@ -146,6 +154,12 @@ impl Tables {
             clients: Interner::new(),
             steps: HashMap::new(),
         }
+    }
+
+    /// What all clocks show.
+    pub(super) fn wall(&self, world: &World) -> WallTime {
+        let last = usize::from(world.ticks).checked_sub(1);
+        WallTime(last.map_or(0, |last| self.setup.walls[last]))
     }
 
     pub(super) fn peer(&self, id: u32) -> &Peer {

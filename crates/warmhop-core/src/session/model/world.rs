@@ -6,12 +6,13 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::judge::{self, Violation};
+use super::lives;
 use super::machine::{Event, Input, Step, ctx, is_spent};
 use super::setup::{Attempt, Born, Kind, SELF};
 use super::tables::{
     Clients, Envelope, Peer, Standing, Tables, What, World, attempt_of, inc, slot_of, ticket_of,
 };
-use crate::ids::{Incarnation, Now, Position, RequestKey, SessionId};
+use crate::ids::{Incarnation, Now, Position, RequestKey, SessionId, WallTime};
 use crate::session::census::Census;
 use crate::session::message::{ExecDone, Message, NackReason};
 use crate::session::owner::Stage;
@@ -57,6 +58,12 @@ pub(super) enum Action {
     GiveUp {
         at: u8,
     },
+    /// The clock moves on, for everyone.
+    Tick,
+    /// A peer looks at the clock.
+    Wake {
+        at: u8,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +94,9 @@ impl Tables {
                     session.name();
                 }
             }
-            peers.push(self.peers.id(Peer { inc: inc(slot, 0), process, session, forgot: 0 }));
+            let wall = WallTime::default();
+            let peer = Peer { inc: inc(slot, 0), process, session, wall, forgot: 0 };
+            peers.push(self.peers.id(peer));
         }
         let clients = self.clients.id(Clients {
             attempts: vec![Standing::Unsent; self.setup.attempts.len()],
@@ -103,6 +112,8 @@ impl Tables {
             votes: Vec::new(),
             used: Vec::new(),
             clients,
+            ticks: 0,
+            log: Vec::new(),
             spent: [0; 7],
         }
     }
@@ -219,6 +230,12 @@ impl Tables {
             }
         }
         let left = |budget: Budget, of: u8| world.spent[budget as usize] < of;
+        if usize::from(world.ticks) < setup.walls.len() {
+            actions.push(Action::Tick);
+        }
+        if world.ticks > 0 {
+            actions.extend((0..setup.peers).map(|at| Action::Wake { at }));
+        }
         for at in setup.takers {
             if self.may_take_over(world, *at) {
                 actions.push(Action::TakeOver { at: *at });
@@ -293,6 +310,10 @@ impl Tables {
                 self.restart(world, &mut next, at);
                 return Some((next, None));
             }
+            Action::Tick => {
+                self.tick(&mut next);
+                return Some((next, None));
+            }
             Action::Submit { attempt, at } => {
                 let submit = self.submit(&mut next, attempt, at);
                 (at, Input::Submit(submit))
@@ -317,9 +338,10 @@ impl Tables {
             }
             _ => {}
         }
-        let broken = self.apply(world, &mut next, slot, &step);
+        let broken = self.apply(&mut next, slot, &step);
         // A copy that forgets may let through what it would not have before.
-        if self.setup.prune && self.setup.forgettings == 0 && !self.setup.amnesia {
+        let forgets = self.setup.forgettings > 0 || !self.setup.walls.is_empty();
+        if self.setup.prune && !forgets && !self.setup.amnesia {
             self.prune(&mut next);
         }
         (next != *world || broken.is_some()).then_some((next, broken))
@@ -340,7 +362,9 @@ impl Tables {
             Action::Restart { .. } => Budget::Restarts,
             Action::Forget { .. } => Budget::Forgettings,
             Action::GiveUp { .. } => Budget::GiveUps,
-            Action::Deliver(_)
+            Action::Tick
+            | Action::Wake { .. }
+            | Action::Deliver(_)
             | Action::DeadLetter(_)
             | Action::End(_)
             | Action::Submit { .. }
@@ -382,8 +406,19 @@ impl Tables {
             }
             Action::Forget { at } => (at, Input::Forget),
             Action::GiveUp { at } => (at, Input::GiveUp),
+            Action::Wake { at } => (at, Input::Wake),
+            Action::Tick => return None,
             Action::DeadLetter(_) | Action::Submit { .. } | Action::Restart { .. } => return None,
         })
+    }
+
+    fn tick(&mut self, next: &mut World) {
+        next.ticks += 1;
+        let wall = self.wall(next);
+        for slot in 0..next.peers.len() {
+            let step = self.step(next.peers[slot], &Input::Tick(wall));
+            next.peers[slot] = step.peer;
+        }
     }
 
     /// The process of a peer ends, and another begins in its place.
@@ -393,7 +428,7 @@ impl Tables {
         let process = Process { census, ..Process::default() };
         let session = Session::new(old.session.sid(), &process);
         let life = old.inc.0[1] + u8::from(!self.setup.amnesia);
-        let peer = Peer { inc: inc(at, life), process, session, forgot: 0 };
+        let peer = Peer { inc: inc(at, life), process, session, wall: old.wall, forgot: 0 };
         next.peers[usize::from(at)] = self.peers.id(peer);
         if !self.setup.amnesia && self.setup.born == Born::Key {
             self.hear_of_rebirth(next, old.inc, inc(at, life));
@@ -401,13 +436,7 @@ impl Tables {
         next.runs.retain(|id| self.run(*id).slot != at);
     }
 
-    fn apply(
-        &mut self,
-        before: &World,
-        next: &mut World,
-        slot: u8,
-        step: &Step,
-    ) -> Option<Violation> {
+    fn apply(&mut self, next: &mut World, slot: u8, step: &Step) -> Option<Violation> {
         next.peers[usize::from(slot)] = step.peer;
         let mut broken = step.broken.clone();
         for id in &step.sends {
@@ -422,24 +451,32 @@ impl Tables {
         if let Some(record) = step.proposes {
             broken = broken.or_else(|| judge::proposed(self, next, record));
         }
-        if !step.events.is_empty() {
-            let mut clients = self.clients(before).clone();
-            // The action itself may have changed them already.
-            if next.clients != before.clients {
-                clients = self.clients(next).clone();
+        for event in &step.events {
+            if let Event::Ordered(p) = event {
+                let id = self.positions.id(*p);
+                broken = broken.or_else(|| judge::ordered(next, id, *p));
+                insert(&mut next.used, id);
             }
+        }
+        let lasts = !self.setup.walls.is_empty();
+        let votes = step.votes.is_some() || !step.events.is_empty();
+        // What was chosen by this very step may be answered in it.
+        if lasts && votes {
+            broken = broken.or_else(|| lives::chosen_since(self, next, step.votes));
+        }
+        if !step.events.is_empty() {
+            // The action itself may have changed them already.
+            let mut clients = self.clients(next).clone();
             for event in &step.events {
-                if let Event::Ordered(p) = event {
-                    let id = self.positions.id(*p);
-                    broken = broken.or_else(|| judge::ordered(next, id, *p));
-                    insert(&mut next.used, id);
-                }
-                let judged = judge::told(self, next, &mut clients, event);
+                let judged = match lasts {
+                    true => lives::told(self, next, &mut clients, event),
+                    false => judge::told(self, next, &mut clients, event),
+                };
                 broken = broken.or(judged);
             }
             next.clients = self.clients.id(clients);
         }
-        if step.votes.is_some() || !step.events.is_empty() {
+        if !lasts && votes {
             broken = broken.or_else(|| judge::histories(self, next, step.votes));
         }
         broken
@@ -491,6 +528,7 @@ impl Tables {
         clients.attempts[usize::from(attempt)] = Standing::Waiting {
             at: self.peer(next.peers[usize::from(at)]).inc,
             must_see: clients.revealed.clone(),
+            since: self.wall(next),
             response: None,
         };
         next.clients = self.clients.id(clients);
