@@ -21,6 +21,8 @@ pub(crate) enum Does {
     Mark,
     /// Adds its number if there is nothing (SET NX).
     Begin,
+    /// Empties a register, and shows what it held (DEL).
+    Delete,
 }
 
 /// A request as its client sends it.
@@ -38,6 +40,8 @@ pub(crate) struct Asked {
     pub(crate) streams: bool,
     pub(crate) fingerprint: u64,
     pub(crate) runs_ms: u64,
+    /// How long a register lasts that it changes, where that is not for the idle time.
+    pub(crate) lasts_ms: Option<u64>,
 }
 
 impl Asked {
@@ -50,7 +54,7 @@ impl Asked {
 
     /// Whether it makes the register where there is none.
     pub(crate) fn begins(&self) -> bool {
-        self.does != Does::Read
+        !matches!(self.does, Does::Read | Does::Delete)
     }
 }
 

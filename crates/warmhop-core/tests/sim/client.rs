@@ -274,6 +274,7 @@ impl Client {
     ) -> Result<Reply, String> {
         let asked =
             Asked { slot: SHOP, does, keyed: false, large: false, streams: false, ..draw(world) };
+        let asked = Asked { runs_ms: asked.runs_ms.min(15), ..asked };
         let cookie = self.state.borrow().cookie.clone();
         let before = world.before(cookie.as_deref().and_then(sid_in));
         let sent = world.now();
@@ -362,5 +363,6 @@ fn draw(world: &World) -> Asked {
         streams: does == Does::Append && !keyed && world.chance(20),
         fingerprint: u64::from(id),
         runs_ms: if world.chance(5) { world.between(100, 3_000) } else { world.between(1, 15) },
+        lasts_ms: None,
     }
 }

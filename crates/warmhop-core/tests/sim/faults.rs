@@ -53,7 +53,11 @@ fn all_whole(world: &World) -> bool {
                         && !world.is_endangered(sid, &world.newest_configs(sid))
                 }) == Some(true)
             });
-            whole || !held
+            let is_over = || {
+                crate::fleeting::is_fleeting(sid)
+                    && peers.iter().all(|peer| peer.holds_what_is_over(sid))
+            };
+            whole || !held || is_over()
         })
 }
 
@@ -108,7 +112,8 @@ pub(crate) fn restart_after(world: &Rc<World>, node: usize, ms: u64) {
 }
 
 fn pause(world: &Rc<World>, node: usize) {
-    let ms = world.between(100, 9_000);
+    let for_long = world.knobs.fleeting && world.chance(25);
+    let ms = if for_long { world.between(12_000, 40_000) } else { world.between(100, 9_000) };
     let clock_too = world.chance(50);
     world.note(None, || format!("{} pauses for {ms} ms", crate::name(node)));
     world.count("pauses");

@@ -19,8 +19,10 @@
 
 mod calls;
 mod client;
+mod dead_holders;
 mod departures;
 mod faults;
+mod fleeting;
 mod hops;
 mod narrate;
 mod network;
@@ -46,11 +48,15 @@ use std::time::Instant;
 
 use warmhop_core::ids::PeerId;
 
+use calls::Does;
+use dead_holders::Scene;
 use departures::{Degraded, Silent};
 use run::{Planted, Report, run};
 
 /// How many seeds every run of the tests goes through, from 1 on.
 const FIXED: u64 = 170;
+/// The same for registers that last for a moment.
+const FLEETING: u64 = 60;
 /// How many seeds may fail before the others are left alone.
 const FAILURES_MAX: usize = 30;
 
@@ -74,24 +80,27 @@ fn asked_for() -> Option<(u64, u64)> {
     Some((first.parse().expect("a number"), count.parse().expect("a number")))
 }
 
-fn run_one(seed: u64, planted: Planted) -> Result<Report, String> {
-    let told = catch_unwind(AssertUnwindSafe(|| run(seed, false, planted)));
+/// A run by its seed; told in words if somebody listens.
+type Run = fn(seed: u64, listening: bool) -> Report;
+
+fn run_one(seed: u64, run: impl Fn(u64, bool) -> Report) -> Result<Report, String> {
+    let told = catch_unwind(AssertUnwindSafe(|| run(seed, false)));
     match told {
         Ok(report) => match report.violation {
             None => Ok(report),
-            Some(what) => Err(format!("{what}\n{}", tell(seed, planted))),
+            Some(what) => Err(format!("{what}\n{}", tell(seed, run))),
         },
-        Err(_) => Err(format!("a machine panicked, see above\n{}", tell(seed, planted))),
+        Err(_) => Err(format!("a machine panicked, see above\n{}", tell(seed, run))),
     }
 }
 
 /// Runs a seed again, in words.
-fn tell(seed: u64, planted: Planted) -> String {
-    catch_unwind(AssertUnwindSafe(|| run(seed, true, planted).story))
+fn tell(seed: u64, run: impl Fn(u64, bool) -> Report) -> String {
+    catch_unwind(AssertUnwindSafe(|| run(seed, true).story))
         .unwrap_or_else(|_| "it panics before its story is told: see the panic's own words".into())
 }
 
-fn run_all(seeds: &[u64]) -> BTreeMap<&'static str, u64> {
+fn run_all(seeds: &[u64], run: Run) -> BTreeMap<&'static str, u64> {
     let next = AtomicU64::new(0);
     let totals: Mutex<BTreeMap<&'static str, u64>> = Mutex::default();
     let failures: Mutex<BTreeMap<u64, String>> = Mutex::default();
@@ -104,7 +113,7 @@ fn run_all(seeds: &[u64]) -> BTreeMap<&'static str, u64> {
                     let at = next.fetch_add(1, Ordering::Relaxed) as usize;
                     let failed = failures.lock().unwrap().len() >= FAILURES_MAX;
                     let Some(seed) = seeds.get(at).filter(|_| !failed) else { return };
-                    match run_one(*seed, Planted::Nothing) {
+                    match run_one(*seed, run) {
                         Ok(report) => {
                             let mut totals = totals.lock().unwrap();
                             for (what, count) in report.counts {
@@ -138,13 +147,17 @@ fn run_all(seeds: &[u64]) -> BTreeMap<&'static str, u64> {
     totals
 }
 
+fn well_planted(seed: u64, listening: bool) -> Report {
+    run(seed, listening, Planted::Nothing)
+}
+
 #[test]
 fn nothing_answered_is_lost_and_a_healed_mesh_serves_everyone() {
     if let Some((first, count)) = asked_for() {
-        run_all(&(first..first + count).collect::<Vec<_>>());
+        run_all(&(first..first + count).collect::<Vec<_>>(), well_planted);
         return;
     }
-    let totals = run_all(&(1..=FIXED).collect::<Vec<_>>());
+    let totals = run_all(&(1..=FIXED).collect::<Vec<_>>(), well_planted);
     // A world in which little happens shows little.
     for what in [
         "answers",
@@ -187,6 +200,101 @@ fn nothing_answered_is_lost_and_a_healed_mesh_serves_everyone() {
         "expired states",
     ] {
         assert!(totals.get(what).is_some_and(|count| *count > 2), "{what}: {totals:?}");
+    }
+}
+
+#[test]
+fn what_lasts_for_a_moment_is_there_until_its_end_and_never_after() {
+    if let Some((first, count)) = asked_for() {
+        run_all(&(first..first + count).collect::<Vec<_>>(), fleeting::run);
+        return;
+    }
+    let totals = run_all(&(1..=FLEETING).collect::<Vec<_>>(), fleeting::run);
+    for what in [
+        "fleeting answered",
+        "fleeting registers looked at",
+        "absent",
+        "crashes",
+        "departures",
+        "pauses",
+        "long cuts",
+        "clocks set",
+        "taken over",
+        "deposed",
+        "opened",
+        "registers lost",
+        "relayed",
+    ] {
+        assert!(totals.get(what).is_some_and(|count| *count > 2), "{what}: {totals:?}");
+    }
+}
+
+#[test]
+fn what_has_ended_in_a_pair_is_set_again_by_the_one_that_is_left() {
+    for seed in 1..=12 {
+        for is_deleted in [false, true] {
+            let report = fleeting::in_a_pair(seed, false, is_deleted);
+            if let Some(what) = report.violation {
+                let story = fleeting::in_a_pair(seed, true, is_deleted).story;
+                panic!("seed {seed}, deleted {is_deleted}: {what}\n{story}");
+            }
+        }
+    }
+}
+
+const THREE: Scene = Scene { peers: 3, copies: 3, restarted: &[], die: &[0], come_back: false };
+const FIVE: Scene = Scene { peers: 5, ..THREE };
+
+#[test]
+fn what_was_never_written_begins_anew_wherever_its_holders_are_gone() {
+    let scenes = [
+        THREE,
+        Scene { restarted: &[1], ..THREE },
+        Scene { restarted: &[1, 2], ..THREE },
+        Scene { copies: 2, ..THREE },
+        Scene { copies: 2, restarted: &[1], ..THREE },
+        Scene { copies: 1, ..THREE },
+        Scene { peers: 4, restarted: &[1], ..THREE },
+        Scene { die: &[0, 1], ..FIVE },
+        Scene { restarted: &[1], ..FIVE },
+        Scene { restarted: &[1, 2], die: &[0, 3], ..FIVE },
+        Scene { die: &[0, 1, 2], come_back: true, ..FIVE },
+    ];
+    let rounds = [(6_000, None), (20_000, None), (100, Some(8_000)), (900, Some(8_000))];
+    for scene in scenes {
+        for (seed, round) in (1..=3).flat_map(|seed| rounds.map(|round| (seed, round))) {
+            let run = |listens| dead_holders::run(seed, listens, scene, Does::Read, round);
+            let (report, waits) = run(false);
+            let last = waits.last().expect("a round");
+            // Until the dead are missed, nobody can tell.
+            let wrong = last.iter().find(|it| it.end != Ok(false) || it.took_ms > 1_500);
+            if wrong.is_some() || report.violation.is_some() {
+                let story = run(true).0.story;
+                panic!("{scene:?} {round:?} {wrong:?} {:?}\n{story}", report.violation);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_session_whose_holders_are_proven_gone_is_told_as_lost_at_once() {
+    let scenes = [
+        Scene { die: &[0, 1], come_back: true, ..THREE },
+        Scene { die: &[0, 1, 2], come_back: true, ..FIVE },
+    ];
+    for scene in scenes {
+        for seed in 1..=6 {
+            let run = |listens| dead_holders::run(seed, listens, scene, Does::Append, (900, None));
+            let (_, waits) = run(false);
+            let told: Vec<_> = waits.iter().flatten().filter(|it| it.end == Ok(true)).collect();
+            assert!(told.len() >= 6, "seed {seed}, {scene:?}: {waits:?}");
+            // The reborn know of each other only by one that was there before.
+            if let Some(late) = told.iter().find(|it| it.took_ms > 1_000) {
+                let story = run(true).0.story;
+                let (at, ms) = (late.at + 1, late.took_ms);
+                panic!("seed {seed}, {scene:?}: peer-{at} told it after {ms} ms\n{story}");
+            }
+        }
     }
 }
 
@@ -337,8 +445,9 @@ fn one_seed_run_twice_is_one_trace() {
 fn peers_that_forget_what_they_answered_are_noticed_and_the_failure_is_told_line_by_line() {
     // Not every seed lets a client come back to what was forgotten.
     const SEEDS: u64 = 24;
+    let forgets_all = |seed, listening| run(seed, listening, Planted::Amnesia);
     let failures: Vec<String> =
-        (1..=SEEDS).filter_map(|seed| run_one(seed, Planted::Amnesia).err()).collect();
+        (1..=SEEDS).filter_map(|seed| run_one(seed, forgets_all).err()).collect();
     assert!(failures.len() >= 4, "{} of {SEEDS} were noticed", failures.len());
     for failure in failures {
         let mut lines = failure.lines();

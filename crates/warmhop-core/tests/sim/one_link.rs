@@ -39,6 +39,7 @@ fn knobs(rng: &mut Prng, peers: usize, copies: usize) -> Knobs {
         gentle: true,
         short_ttl: false,
         forgetful: false,
+        fleeting: false,
         faults_ms: CUT_MS,
         start_ms: *rng.pick(&[(50, 300), (300, 3_000)]),
     }

@@ -125,6 +125,7 @@ impl Peer {
                 streams: false,
                 fingerprint: 0,
                 runs_ms: 0,
+                lasts_ms: None,
             };
             let mut call = Call { asked, has_body: true, may_have_run: false };
             let _ = me.ask(&peer, &mut call, HopKind::Wake).await;

@@ -31,6 +31,8 @@ struct History {
     lists: BTreeMap<u32, Vec<u16>>,
     /// Which list was answered last, and how much of it.
     answered: Option<(u32, usize)>,
+    /// The same of what left the session's owner, whether that arrived or not.
+    confirmed: Option<(u32, usize)>,
     /// When the last request was sent that was answered.
     used_at: u64,
     /// So many holders were gone at once that it may be lost.
@@ -44,6 +46,7 @@ struct History {
 pub(crate) struct Before {
     pub(crate) sid: Option<SessionId>,
     answered: Option<(u32, usize)>,
+    confirmed: Option<(u32, usize)>,
     used_at: u64,
 }
 
@@ -51,9 +54,23 @@ impl World {
     pub(crate) fn before(&self, sid: Option<SessionId>) -> Before {
         let reference = self.reference.borrow();
         let history = sid.and_then(|sid| reference.histories.get(&sid));
-        let (answered, used_at) =
-            history.map_or((None, self.now()), |history| (history.answered, history.used_at));
-        Before { sid, answered, used_at }
+        let Some(history) = history else {
+            return Before { sid, used_at: self.now(), ..Before::default() };
+        };
+        let History { answered, confirmed, used_at, .. } = *history;
+        Before { sid, answered, confirmed, used_at }
+    }
+
+    /// The owner of a session lets an answer go: whatever is asked for from here on shows as much, whether the
+    /// answer arrives or not, and whether it is of a request that changed anything.
+    pub(crate) fn confirmed(&self, sid: SessionId, answer: &[u8]) {
+        let (Some(list_id), list) = read_list(answer) else { return };
+        let mut reference = self.reference.borrow_mut();
+        let confirmed = &mut reference.histories.entry(sid).or_default().confirmed;
+        *confirmed = match *confirmed {
+            Some((known, count)) if known == list_id => Some((known, count.max(list.len()))),
+            _ => Some((list_id, list.len())),
+        };
     }
 
     /// Judges an answer to `asked`, sent at `sent`, which came under `sid`.
@@ -92,6 +109,7 @@ impl World {
             Does::Append => list.last() == Some(&asked.id),
             Does::Mark => unique.contains(&asked.id),
             Does::Begin => !list.is_empty(),
+            Does::Delete => true,
         };
         if !is_there {
             return Err("its change is not in its answer, or not last".into());
@@ -112,6 +130,9 @@ impl World {
         {
             let longest = &history.lists[&known];
             return Err(format!("another history than {longest:?}, which was answered"));
+        }
+        if moved_on.is_none() && !may_expire && !reply.replayed {
+            follows_confirmed(before, list_id, &list)?;
         }
         let Some(list_id) = list_id else { return Ok(()) };
         let longest = history.lists.entry(list_id).or_default();
@@ -278,7 +299,21 @@ impl World {
 
     pub(crate) fn note_endangered(&self, sid: SessionId) {
         self.note(Some(sid), || "from here on it may be lost".into());
+        if let Some(register) = self.fleeting.borrow_mut().get_mut(&sid) {
+            register.endangered = Some(self.now());
+        }
         self.reference.borrow_mut().histories.entry(sid).or_default().may_be_lost = true;
+    }
+}
+
+/// Whether an answer shows what an owner had let go when it was asked for.
+fn follows_confirmed(before: &Before, list_id: Option<u32>, list: &[u16]) -> Result<(), String> {
+    match before.confirmed {
+        Some((known, count)) if Some(known) != list_id || list.len() < count => {
+            let what = format!("{count} requests of another read had been confirmed before");
+            Err(format!("it is older than that: {what}"))
+        }
+        _ => Ok(()),
     }
 }
 

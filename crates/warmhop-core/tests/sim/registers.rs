@@ -19,7 +19,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use warmhop_core::ids::SessionId;
-use warmhop_core::problem::ProblemKind;
+use warmhop_core::problem::{Applied, ProblemKind};
 use warmhop_core::session::census::REBORN_FOR;
 use warmhop_core::session::entry::{self, ByKey, Errand, FORWARDS_MAX};
 
@@ -84,6 +84,7 @@ pub(crate) async fn ask(
         streams: false,
         fingerprint: 0,
         runs_ms: 0,
+        lasts_ms: None,
     };
     let before = world.before(Some(sid));
     let sent = world.now();
@@ -184,7 +185,9 @@ impl Peer {
         for _ in 0..=BEGUN_ANEW_MAX {
             let mut errand = Errand::by_key(asked(), ByKey { sid, begins });
             let mut anew = Call { asked: call.asked.clone(), has_body: true, may_have_run: false };
-            match self.run_errand(portable, &mut anew, &mut errand).await {
+            let end = self.run_errand(portable, &mut anew, &mut errand).await;
+            let unsure = (errand.may_have_run() || anew.may_have_run) && !call.asked.is_safe();
+            match end {
                 Err(ProblemKind::Absent) => return Ok(self.nothing()),
                 Err(ProblemKind::SessionLost) => {
                     let knobs = &self.world.knobs;
@@ -195,17 +198,20 @@ impl Peer {
                         self.world.violated(Some(sid), what);
                     }
                     self.world.count("registers lost");
-                    self.world.note_endangered(sid);
+                    // Of what lasts for a moment it is not news that some peers hold too little.
+                    if !crate::fleeting::is_fleeting(sid) {
+                        self.world.note_endangered(sid);
+                    }
                     let peers = self.whom_to_ask(sid);
                     self.with(sid, false, |machine, ctx, out| machine.bury(ctx, &peers, out));
-                    if !begins {
-                        return Ok(self.nothing());
-                    }
+                }
+                Err(problem) if unsure && problem.applied() == Applied::No => {
+                    return Err(ProblemKind::OutcomeUnknown);
                 }
                 end => return end,
             }
         }
-        Err(ProblemKind::SessionLost)
+        if begins { Err(ProblemKind::SessionLost) } else { Ok(self.nothing()) }
     }
 
     /// What is answered where there is no register.

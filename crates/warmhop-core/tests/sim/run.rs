@@ -120,7 +120,7 @@ pub(crate) fn finish(world: &Rc<World>, demands: impl Future<Output = ()> + 'sta
     }
 }
 
-fn heal(world: &Rc<World>, clients: &[Rc<Client>]) {
+pub(crate) fn heal(world: &Rc<World>, clients: &[Rc<Client>]) {
     world.note(None, || "everything heals".into());
     world.faults_on.set(false);
     world.net.borrow_mut().heal();
@@ -355,6 +355,7 @@ fn draw_knobs(rng: &mut Prng) -> Knobs {
         gentle: rng.chance(65),
         short_ttl,
         forgetful,
+        fleeting: false,
         faults_ms: 20_000 + rng.below(40_000),
         start_ms: *rng.pick(&[(50, 300), (300, 3_000)]),
     }

@@ -42,7 +42,11 @@ impl Peer {
     }
 
     /// What a request answers, and makes of the state if it changes it.
-    fn outcome(&self, asked: &Asked, state: Option<Arc<[u8]>>) -> (Arc<[u8]>, Option<Arc<[u8]>>) {
+    pub(crate) fn outcome(
+        &self,
+        asked: &Asked,
+        state: Option<Arc<[u8]>>,
+    ) -> (Arc<[u8]>, Option<Arc<[u8]>>) {
         let id = asked.id.to_be_bytes();
         let known = state.as_deref().unwrap_or_default();
         let is_there = known.get(4..).unwrap_or_default().chunks_exact(2).any(|other| other == id);
@@ -51,9 +55,13 @@ impl Peer {
             Does::Append => true,
             Does::Mark => !is_there,
             Does::Begin => known.is_empty(),
+            Does::Delete => !known.is_empty(),
         };
         if !changes {
             return (Arc::from(known), None);
+        }
+        if asked.does == Does::Delete {
+            return (Arc::from(known), Some(Arc::from([])));
         }
         let mut list = known.to_vec();
         if list.is_empty() {
@@ -75,6 +83,9 @@ impl Peer {
         let ready = self.slots[call.asked.slot].borrow().state() == AppState::Ready;
         if !ready && call.asked.key.is_none() {
             return Err(LocalError::NotReady);
+        }
+        if let Some(lasts_ms) = call.asked.lasts_ms {
+            return self.operate(call, sid, exec, lasts_ms);
         }
         let base = self
             .with(sid, true, |machine, ctx, _| machine.exec_begin(ctx, exec))

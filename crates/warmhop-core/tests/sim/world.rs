@@ -13,6 +13,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use warmhop_core::config::{AppPolicy, SessionPolicy};
 use warmhop_core::ids::{Incarnation, SessionId};
 
+use crate::fleeting::Register;
 use crate::narrate::Narrator;
 use crate::network::Network;
 use crate::peer::Peer;
@@ -64,6 +65,8 @@ pub(crate) struct Knobs {
     pub(crate) short_ttl: bool,
     /// Copies are made to forget at any time.
     pub(crate) forgetful: bool,
+    /// Registers last for moments, and some peers stop for longer than what is over is remembered.
+    pub(crate) fleeting: bool,
     /// For how long faults happen, in milliseconds.
     pub(crate) faults_ms: u64,
     /// How long a start takes at least and at most, in milliseconds.
@@ -90,6 +93,8 @@ pub(crate) struct World {
     requests: Cell<u16>,
     /// Which sessions went on under which others.
     pub(crate) forks: RefCell<Vec<(SessionId, SessionId)>>,
+    /// What is known of registers that last for a moment.
+    pub(crate) fleeting: RefCell<BTreeMap<SessionId, Register>>,
 }
 
 struct TaskWaker {
@@ -129,6 +134,7 @@ impl World {
             counts: RefCell::default(),
             requests: Cell::new(0),
             forks: RefCell::default(),
+            fleeting: RefCell::default(),
         })
     }
 
