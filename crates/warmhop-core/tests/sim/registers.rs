@@ -214,6 +214,16 @@ impl Peer {
         if begins { Err(ProblemKind::SessionLost) } else { Ok(self.nothing()) }
     }
 
+    /// Whether an attempt of unknown outcome may be followed by another.
+    pub(crate) fn may_repeat(&self, call: &Call, errand: &Errand) -> Result<(), ProblemKind> {
+        let grace = self.world.knobs.policy.forget_grace;
+        if errand.is_too_old(call.may_have_run, grace, &self.here(&self.view.borrow())) {
+            self.world.count("too old to be repeated");
+            return Err(ProblemKind::OutcomeUnknown);
+        }
+        Ok(())
+    }
+
     /// What is answered where there is no register.
     fn nothing(&self) -> Served {
         self.world.count("absent");

@@ -287,11 +287,7 @@ impl Peer {
             self.world.count("waited to meet somebody");
             self.sleep(20).await;
         }
-        let forget_grace = self.world.knobs.policy.forget_grace;
-        if errand.is_too_old(call.may_have_run, forget_grace, &self.here(&self.view.borrow())) {
-            self.world.count("too old to be repeated");
-            return Err(ProblemKind::OutcomeUnknown);
-        }
+        self.may_repeat(call, errand)?;
         let sid = errand.sid();
         let n = errand.session().map_or(0, |named| named.n);
         let census = self.census();

@@ -230,12 +230,7 @@ impl Tables {
             }
         }
         let left = |budget: Budget, of: u8| world.spent[budget as usize] < of;
-        if usize::from(world.ticks) < setup.walls.len() {
-            actions.push(Action::Tick);
-        }
-        if world.ticks > 0 {
-            actions.extend((0..setup.peers).map(|at| Action::Wake { at }));
-        }
+        self.let_time_pass(world, &mut actions);
         for at in setup.takers {
             if self.may_take_over(world, *at) {
                 actions.push(Action::TakeOver { at: *at });
@@ -272,6 +267,16 @@ impl Tables {
             }
         }
         actions
+    }
+
+    /// The clock moves on, or a peer looks at it.
+    fn let_time_pass(&self, world: &World, actions: &mut Vec<Action>) {
+        if usize::from(world.ticks) < self.setup.walls.len() {
+            actions.push(Action::Tick);
+        }
+        if world.ticks > 0 {
+            actions.extend((0..self.setup.peers).map(|at| Action::Wake { at }));
+        }
     }
 
     fn may_take_over(&self, world: &World, slot: u8) -> bool {
