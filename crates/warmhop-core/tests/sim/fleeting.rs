@@ -199,7 +199,7 @@ async fn demand(world: Rc<World>) {
 /// serves alone: it takes what is set since.
 pub(crate) fn in_a_pair(seed: u64, listening: bool, is_deleted: bool) -> Report {
     let world = crate::one_link::healthy(seed, listening, 2, 3);
-    let at = usize::from(seed % 2 == 0);
+    let at = usize::from(seed.is_multiple_of(2));
     let steps = |steps: Vec<Does>| {
         let of = Rc::clone(&world);
         finish(&world, async move {

@@ -124,14 +124,7 @@ async fn reads_are_under_way_together_and_those_without_room_are_run_anew() {
 #[tokio::test]
 async fn sixteen_reads_of_a_pipeline_do_not_wait_for_each_other() {
     let (mesh, name) = mesh().await;
-    let database = Database {
-        registers: mesh.registers(&name).unwrap(),
-        turns: Arc::new(Turns::default()),
-        shared: Arc::new(quiet()),
-        index: 0,
-        library: Arc::default(),
-        guards: Arc::default(),
-    };
+    let database = Database::new(mesh.registers(&name).unwrap(), Arc::new(quiet()));
     let mut under_way = UnderWay::default();
     for key in 0..16 {
         for name in ["GET", "SET"] {
