@@ -1,5 +1,7 @@
 //! Requests to a child, against small servers in this process.
 
+mod endings;
+
 use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -793,27 +795,4 @@ async fn what_an_app_said_as_it_left_is_heard_though_the_connection_was_reset() 
     let request = Request::post("/").body(Body::from("x")).unwrap();
     assert_eq!(service.call(request).await.unwrap().status(), 200);
     app.join().unwrap();
-}
-
-#[tokio::test]
-async fn a_refusal_that_ends_its_connection_says_so() {
-    for (answer, closes) in [
-        ("HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\nno", false),
-        ("HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\nno", true),
-        ("HTTP/1.1 400 Bad Request\r\n\r\nno", true),
-        ("HTTP/1.0 400 Bad Request\r\ncontent-length: 2\r\n\r\nno", true),
-        ("HTTP/1.0 400 Bad Request\r\n\r\nno", true),
-        ("HTTP/1.0 200 OK\r\n\r\nno", false),
-    ] {
-        let (listener, service) = listener().await;
-        tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let _ = stream.read(&mut [0; 4096]).await.unwrap();
-            stream.write_all(answer.as_bytes()).await.unwrap();
-        });
-        let request = Request::get("/").body(Body::empty()).unwrap();
-        let response = service.clone().call(request).await.unwrap();
-        let said = response.headers().get("connection").map(|value| value.as_bytes());
-        assert_eq!(said == Some(b"close"), closes, "{answer:?}: {response:?}");
-    }
 }
