@@ -155,14 +155,17 @@ fn a_peer_goes_on_alone_where_the_policy_says_so_or_its_copy_must_hold_everythin
 }
 
 #[test]
-fn what_has_ended_goes_on_nowhere() {
+fn what_has_ended_goes_on_for_as_long_as_it_is_remembered() {
     let mut solo = Solo::new(alone_policy());
     let mut machine = solo.mint(SID, &[ME]);
     solo.keyed(&mut machine, 1, None);
     let ends = WALL.after(solo.policy.ttl);
     let at = |wall| alone(&machine, ME, &solo.policy, false, wall);
     assert!(matches!(at(WallTime(ends.0 - 1)), Alone::From(_)));
-    assert_eq!(at(ends), Alone::No, "everyone would forget it at once");
+    let forgotten = ends.after(solo.policy.forget_grace);
+    assert!(matches!(at(ends), Alone::From(_)), "its key can be set again");
+    assert!(matches!(at(WallTime(forgotten.0 - 1)), Alone::From(_)));
+    assert_eq!(at(forgotten), Alone::No, "everyone would forget it at once");
 }
 
 #[test]

@@ -120,11 +120,18 @@ fn what_may_have_been_written_does_not_begin_anew_in_silence() {
 fn nothing_is_called_lost_by_a_peer_that_did_not_ask_everyone() {
     let lost = End::Failed(Failure::Lost { ran: false });
     let mut view = view();
+    let owner = Look { owns: true, ..Look::default() };
     let mut errand = Errand::new(POST, Some(named(77)));
-    errand.next(Look::default(), &here(&view), stays);
+    errand.next(owner, &here(&view), stays);
     let newborn = Here { newborn: true, ..here(&view) };
     let waits = |after| matches!(after, After::Again { because: Because::NoWitness, .. });
     assert!(waits(errand.ended(lost, true, &newborn)));
+
+    let mut forwarded = Errand::new(POST, Some(named(77)));
+    let step = forwarded.next(Look::default(), &here(&view), stays);
+    assert!(matches!(step, Step::Forward { .. }));
+    let after = forwarded.ended(lost, true, &newborn);
+    assert_eq!(after, After::TryAlone(Failure::Lost { ran: false }), "its owner asked everyone");
 
     errand.next(Look::default(), &here(&view), stays);
     view.apply(hello(6, false), Now(9), Source::FirstHand);
