@@ -232,8 +232,10 @@ fn each_way_to_be_wrong_has_its_own_reject() {
         let reject = read(bad, &KEY, NOON).unwrap_err();
         assert!(matches!(reject, Reject::Form | Reject::Version), "{bad:?}: {reject}");
     }
-    let other = format!("{}.peer-1", URL_SAFE_NO_PAD.encode([2; 40]));
-    assert_eq!(read(&other, &KEY, NOON), Err(Reject::Version));
+    for (version, reject) in [(0, Reject::Version), (2, Reject::Forged), (3, Reject::Version)] {
+        let other = format!("{}.peer-1", URL_SAFE_NO_PAD.encode([version; 40]));
+        assert_eq!(read(&other, &KEY, NOON), Err(reject), "{version}");
+    }
     assert_eq!(read(&value, &Key(7), NOON), Err(Reject::Forged));
     assert_eq!(read(&value, &KEY, WallTime(NOON.0 + 1_001)), Err(Reject::Expired));
     for (bytes, what) in [(&[1, 0][..], "no entry"), (&[1, 5], "five"), (&[1, 1], "cut")] {
