@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::message::{Config, Members, NackReason, Record};
-use super::{Ctx, Effects, FENCED, Role, Session, TokenHint};
+use super::mutant::{self, Mutant};
+use super::{Ctx, DEAD, Effects, FENCED, Role, Session, TokenHint};
 use crate::ids::{Ballot, Incarnation, Now, Position, SessionId, WallTime};
 
 impl Session {
@@ -97,7 +98,7 @@ impl Session {
     /// session, or continued without the others, is as good as gone. An owner goes by its newest
     /// chosen record. A peer that holds a change of members cannot tell whether it was chosen: then
     /// a majority of the old members and one of the new ones is needed, and of the two this is the
-    /// set that has none.
+    /// set that has none. Of two members it is the one that is left.
     #[must_use]
     pub fn deciders(&self, lives: impl Fn(Incarnation) -> bool) -> Vec<(Incarnation, bool)> {
         let chosen = match &self.role {
@@ -106,9 +107,36 @@ impl Session {
         };
         let Some(cfg) = chosen.or_else(|| self.config()) else { return Vec::new() };
         let votes = |peer: Incarnation, set: &Members| lives(peer) && !self.is_voteless(peer, set);
-        let lacking = cfg.sets().find(|set| !set.majority(|peer| votes(peer, set)));
+        let lacking = cfg.sets().find(|set| !self.suffices(set, |peer| votes(peer, set)));
         let set = lacking.unwrap_or(&cfg.now);
+        if let Some(survivor) = self.survivor(set).filter(|it| votes(*it, set)) {
+            return Vec::from([(survivor, true)]);
+        }
         set.who.iter().map(|peer| (*peer, votes(*peer, set))).collect()
+    }
+
+    /// Whether those of `set` that `voted` are enough: a majority, or of two members the
+    /// [survivor](Self::survivor).
+    pub(super) fn suffices(&self, set: &Members, voted: impl Fn(Incarnation) -> bool) -> bool {
+        let survives = |it| {
+            voted(it)
+                || mutant::on(Mutant::NoSurvivor)
+                || mutant::on(Mutant::DeadVote) && set.who.iter().any(|peer| voted(*peer))
+        };
+        set.majority(&voted) || self.survivor(set).is_some_and(survives)
+    }
+
+    /// The one of two members that is left, the other being proven gone for good. Nothing was chosen
+    /// without its vote, and nothing can be chosen any more unless its vote alone is enough: all who
+    /// go on count on that one vote, so that they cannot miss each other.
+    pub(super) fn survivor(&self, set: &Members) -> Option<Incarnation> {
+        let [one, other] = set.who[..] else { return None };
+        let is_dead = |peer: Incarnation| self.heard.gone.get(&peer) == Some(&DEAD);
+        match (is_dead(one), is_dead(other)) {
+            (false, true) => Some(one),
+            (true, false) => Some(other),
+            _ => None,
+        }
     }
 
     /// Whether this peer holds a record of the session.

@@ -57,6 +57,10 @@ pub(super) enum Mutant {
     RebornWitness,
     /// A young peer counts as a witness, although nobody vouches for it.
     YoungWitness,
+    /// Of two members of which one is gone, none is needed.
+    NoSurvivor,
+    /// Of two members of which one is gone, either's vote is enough, also one that the dead one cast.
+    DeadVote,
 }
 
 #[cfg(not(test))]

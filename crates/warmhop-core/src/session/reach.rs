@@ -32,7 +32,9 @@ impl Session {
         }
         let heard = |peer| peer == ctx.me || !census.silent.contains(&peer);
         let hears = cfg.sets().all(|set| {
-            set.majority(|peer| heard(peer) && (peer == ctx.me || !self.is_voteless(peer, set)))
+            self.suffices(set, |peer| {
+                heard(peer) && (peer == ctx.me || !self.is_voteless(peer, set))
+            })
         });
         !hears && self.may_have_majority(cfg)
     }

@@ -351,8 +351,8 @@ impl Watch {
         let members = &held.members;
         let lives = |peer: &&Incarnation| self.silence(**peer, held, around, &is_dead).is_none();
         let majority = |set: &[Incarnation], voteless: &[Incarnation]| {
-            let votes = |peer: &&Incarnation| lives(peer) && !voteless.contains(*peer);
-            2 * set.iter().filter(votes).count() > set.len()
+            let votes = |peer: &Incarnation| lives(&peer) && !voteless.contains(peer);
+            suffices(set, votes, &is_dead)
         };
         let has_majority = majority(members, &held.voteless)
             && (held.before.is_empty() || majority(&held.before, &held.voteless_before));
@@ -455,17 +455,28 @@ fn may_change_members(
     let me = around.me;
     let has_hope = |set: &[Incarnation], voteless: &[Incarnation]| {
         let lost = |peer: &Incarnation| *peer != me && (is_dead(*peer) || voteless.contains(peer));
-        set.is_empty() || 2 * set.iter().filter(|it| !lost(it)).count() > set.len()
+        set.is_empty() || suffices(set, |it| !lost(it), &is_dead)
     };
     let has_majority = |set: &[Incarnation], voteless: &[Incarnation]| {
-        let votes = |peer: &&Incarnation| struck::hears(around, **peer) && !voteless.contains(peer);
-        set.is_empty() || 2 * set.iter().filter(votes).count() > set.len()
+        let votes = |peer: &Incarnation| struck::hears(around, *peer) && !voteless.contains(peer);
+        set.is_empty() || suffices(set, votes, &is_dead)
     };
     let hears_enough = has_majority(&held.members, &held.voteless)
         && has_majority(&held.before, &held.voteless_before);
     let hope =
         has_hope(&held.members, &held.voteless) && has_hope(&held.before, &held.voteless_before);
     hears_enough || !hope
+}
+
+/// Whether those of `set` that have votes are enough: a majority, or the one that is left of two.
+fn suffices(
+    set: &[Incarnation],
+    votes: impl Fn(&Incarnation) -> bool,
+    is_dead: impl Fn(Incarnation) -> bool,
+) -> bool {
+    let count = set.iter().filter(|peer| votes(peer)).count();
+    let is_survivor = set.len() == 2 && count == 1;
+    2 * count > set.len() || is_survivor && set.iter().any(|peer| !votes(peer) && is_dead(*peer))
 }
 
 /// Whether sessions may count on a peer: it is alive, was heard lately, and does not leave.
@@ -499,14 +510,13 @@ pub fn by_rank(
 }
 
 /// Whether a session with these members needs the copy of `me` although one of `able`, from
-/// [`countable`], could hold it, or although too few members would stay to agree without it: a peer
-/// that leaves waits until none does. If most of the members are gone nobody can change them, and
-/// there is nothing to wait for.
+/// [`countable`], could hold it, or could strike it off: a peer that leaves waits until none does. If
+/// most of the members are gone nobody can change them, and there is nothing to wait for.
 #[must_use]
 pub fn counts_on(members: &[Incarnation], me: Incarnation, able: &BTreeSet<Incarnation>) -> bool {
     let living = members.iter().filter(|peer| **peer == me || able.contains(peer)).count();
     let is_replaced = || able.iter().any(|peer| !members.contains(peer));
-    let is_struck_off = || living > 1 && 2 * (living - 1) <= members.len();
+    let is_struck_off = || living > 1;
     members.contains(&me) && 2 * living > members.len() && (is_replaced() || is_struck_off())
 }
 

@@ -152,6 +152,12 @@ impl Takeover {
         self.promises.get(&peer).is_some_and(|promised| promised.covers.contains(set))
     }
 
+    /// Whether `peer` has promised, and holds a record of a configuration with this set.
+    fn holds_in(&self, peer: Incarnation, set: &Members) -> bool {
+        let accepted = self.promises.get(&peer).and_then(|promised| promised.accepted.as_ref());
+        accepted.is_some_and(|info| info.cfg.sets().any(|it| it == set))
+    }
+
     pub(super) fn note(&mut self, from: Incarnation, cfg: &Config, accepted: Option<AcceptedInfo>) {
         let promised = self.promises.entry(from).or_default();
         for set in cfg.sets().filter(|set| set.contains(from)) {
@@ -434,7 +440,21 @@ impl Session {
 
     /// Whether so many of `set` are gone for good that a majority of it is impossible.
     pub(super) fn is_beyond_hope(&self, set: &Members) -> bool {
-        !set.majority(|peer| !self.is_voteless(peer, set))
+        let lacks = |peer| match &self.role {
+            Role::Preparing(takeover) => {
+                takeover.covered_by(peer, set) && !takeover.holds_in(peer, set)
+            }
+            Role::None | Role::Owner(_) => false,
+        };
+        let votes = |peer| !self.is_voteless(peer, set);
+        !set.majority(votes) && !self.survivor(set).is_some_and(|it| votes(it) && !lacks(it))
+    }
+
+    /// Whether the promises cover `set`. A survivor's promise does so alone only if it holds a record
+    /// that names these members: it may have become one without the record that it began with.
+    pub(super) fn covers(&self, takeover: &Takeover, set: &Members) -> bool {
+        let survives = |it| takeover.covered_by(it, set) && takeover.holds_in(it, set);
+        takeover.covers_majority(set) || self.survivor(set).is_some_and(survives)
     }
 
     /// Whether the vote of `peer` in `set` is lost for good, as far as is known here.

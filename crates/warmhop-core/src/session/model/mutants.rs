@@ -10,7 +10,7 @@ use super::setups::{
     KEYED_1, KEYED_2, LOOK, READ, WRITE_1, WRITE_2, begun_alone_by_each,
     begun_at_both_ends_of_a_cut_link, begun_beside_the_reborn, begun_beside_the_young,
     begun_on_two_sides_of_a_partition, begun_twice_under_one_key, drawn_where_ballots_are_highest,
-    two_left_out_against_the_silent_one,
+    one_is_left_of_two, two_left_out_against_the_silent_one,
 };
 use crate::session::mutant::{self, Mutant};
 
@@ -185,6 +185,14 @@ fn a_takeover_that_finds_two_left_out_covers_the_one_that_stayed() {
     let setup =
         Setup { name: "covering those left out alone", ..two_left_out_against_the_silent_one() };
     caught(setup, Some(Mutant::CoverOld), Invariant::ChosenExtend);
+}
+
+#[test]
+fn of_two_members_the_one_that_is_left_is_needed() {
+    let setup = Setup { name: "nobody is left of two", ..one_is_left_of_two() };
+    caught(setup, Some(Mutant::NoSurvivor), Invariant::FromChosen);
+    let setup = Setup { name: "the vote of the dead", ..one_is_left_of_two() };
+    caught(setup, Some(Mutant::DeadVote), Invariant::FromChosen);
 }
 
 #[test]

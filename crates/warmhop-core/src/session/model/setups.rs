@@ -100,6 +100,57 @@ pub(super) fn two_left_out_against_the_silent_one() -> Setup {
     }
 }
 
+/// Two hold the session, one of them is started again, and two peers take over, one of them no member: what
+/// the one that is left holds is enough, and each of the two needs it.
+pub(super) fn one_is_left_of_two() -> Setup {
+    Setup {
+        name: "one is left of two",
+        members: &[0, 1],
+        executors: &[SELF, 1],
+        attempts: &[WRITE_1, WRITE_2, READ],
+        settled: 1,
+        takers: &[1, 2],
+        takeovers: 2,
+        restarters: &[0],
+        restarts: 1,
+        ..Setup::PLAIN
+    }
+}
+
+/// Of two that hold it one is replaced, and the other is started again: the newcomer may be left alone without
+/// what they held.
+pub(super) fn a_newcomer_is_left_of_two() -> Setup {
+    Setup {
+        name: "a newcomer is left of two",
+        members: &[0, 1],
+        attempts: &[WRITE_1, WRITE_2, READ],
+        settled: 1,
+        takers: &[0, 2],
+        takeovers: 2,
+        swaps: &[(&[0], Some(2))],
+        changes: 1,
+        restarters: &[1],
+        restarts: 1,
+        ..Setup::PLAIN
+    }
+}
+
+/// Three hold it, and one leaves the others while one of these is started again.
+pub(super) fn one_is_left_of_three_as_another_leaves() -> Setup {
+    Setup {
+        name: "one is left of three as another leaves",
+        attempts: &[WRITE_1, WRITE_2, READ],
+        settled: 1,
+        takers: &[1, 2],
+        takeovers: 2,
+        swaps: &[(&[2], None)],
+        changes: 1,
+        restarters: &[0],
+        restarts: 1,
+        ..Setup::PLAIN
+    }
+}
+
 /// A member restarts, another forgets, and the members change so that it may come back.
 pub(super) fn amnesia_and_forgetting() -> Setup {
     Setup {

@@ -439,6 +439,31 @@ impl Tables {
             self.hear_of_rebirth(next, old.inc, inc(at, life));
         }
         next.runs.retain(|id| self.run(*id).slot != at);
+        for slot in 0..next.peers.len() {
+            let peer = self.peer(next.peers[slot]);
+            if let Some(record) = peer.session.copy.accepted.clone() {
+                let (by, record) = (peer.inc, self.records.id(record));
+                self.count_the_dead(next, by, record);
+            }
+        }
+    }
+
+    /// For the judge: `by` holds this record. If it is the one that is left of the two that decide about
+    /// it, the record is chosen as if the other had voted for it, too.
+    fn count_the_dead(&mut self, next: &mut World, by: Incarnation, record: u32) {
+        let cfg = self.record(record).cfg.clone();
+        // Not `Config::deciders`, which is under test.
+        let deciders = &cfg.prev.as_deref().unwrap_or(&cfg.now).who;
+        if deciders.len() != 2 || !deciders.contains(&by) {
+            return;
+        }
+        for other in deciders.iter().filter(|peer| **peer != by) {
+            let lives = self.peer(next.peers[usize::from(slot_of(*other))]).inc;
+            if lives != *other {
+                let vote = self.votes.id((*other, record));
+                insert(&mut next.votes, vote);
+            }
+        }
     }
 
     fn apply(&mut self, next: &mut World, slot: u8, step: &Step) -> Option<Violation> {
@@ -452,6 +477,8 @@ impl Tables {
         }
         if let Some(vote) = step.votes {
             insert(&mut next.votes, vote);
+            let (by, record) = self.vote(vote);
+            self.count_the_dead(next, by, record);
         }
         if let Some(record) = step.proposes {
             broken = broken.or_else(|| judge::proposed(self, next, record));

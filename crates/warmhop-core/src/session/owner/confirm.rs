@@ -24,8 +24,18 @@ pub(super) struct Confirmation {
 }
 
 impl Confirmation {
-    pub(super) fn of(owner: &Owner, copy: &Replica, me: Incarnation) -> Self {
-        let who = &owner.cfg.now.who;
+    /// `survivor`: the one that is left of two members ([`Session::survivor`]). Only its answer counts
+    /// then: the other may have answered before it died, and others go on without it.
+    ///
+    /// [`Session::survivor`]: crate::session::Session
+    pub(super) fn of(
+        owner: &Owner,
+        copy: &Replica,
+        me: Incarnation,
+        survivor: Option<Incarnation>,
+    ) -> Self {
+        let alone = survivor.as_ref().map(core::slice::from_ref);
+        let who = alone.unwrap_or(&owner.cfg.now.who);
         let asking = owner.work.asking.as_ref();
         let answered = |peer| asking.and_then(|asking| asking.answered.get(&peer)).copied();
         let others = who.iter().copied().filter(|peer| *peer != me);

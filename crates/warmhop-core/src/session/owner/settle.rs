@@ -59,13 +59,13 @@ impl Session {
     }
 
     fn settle_proposal(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
-        let Role::Owner(owner) = &mut self.role else { return };
+        let Role::Owner(owner) = &self.role else { return };
         let Some(proposal) = &owner.work.proposal else { return };
         let mut deciders = proposal.record.cfg.deciders();
         if mutant::on(Mutant::SealByNew) {
             deciders = &proposal.record.cfg.now;
         }
-        let enough = deciders.majority(|peer| proposal.votes.contains(&peer))
+        let enough = self.suffices(deciders, |peer| proposal.votes.contains(&peer))
             || mutant::on(Mutant::LoneVote) && proposal.votes.0.iter().any(|peer| *peer != ctx.me)
             || mutant::on(Mutant::OpenEarly) && proposal.record.cfg.prev.is_some()
             || mutant::on(Mutant::ReleaseEarly) && owner.serving;
@@ -76,6 +76,7 @@ impl Session {
             }
             return;
         }
+        let Role::Owner(owner) = &mut self.role else { return };
         let Some(proposal) = owner.work.proposal.take() else { return };
         let Proposal { record, votes, .. } = proposal;
         if record.cfg.prev.is_some() {
@@ -168,23 +169,28 @@ impl Session {
     /// Whether a majority confirms the read of the flight at `at`.
     pub(super) fn is_confirmed(&self, ctx: &Ctx<'_>, at: usize) -> bool {
         let Role::Owner(owner) = &self.role else { return false };
+        let survivor = self.survivor(&owner.cfg.now);
         let flight = self.line.flights.get(at);
-        flight.is_some_and(|flight| Confirmation::of(owner, &self.copy, ctx.me).covers(flight))
+        flight.is_some_and(|flight| {
+            Confirmation::of(owner, &self.copy, ctx.me, survivor).covers(flight)
+        })
     }
 
     fn settle_reads(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let is_confirming = |flight: &Flight| matches!(flight.stage, Stage::Confirming { .. });
         if self.line.flights.iter().any(is_confirming) {
+            let Role::Owner(owner) = &self.role else { return };
+            let survivor = self.survivor(&owner.cfg.now);
             let Self { role: Role::Owner(owner), copy, line, .. } = self else { return };
             // The same for all of them, until the first token leaves: from then on others can know
             // of the session.
-            let mut confirmation = Confirmation::of(owner, copy, ctx.me);
+            let mut confirmation = Confirmation::of(owner, copy, ctx.me, survivor);
             line.flights.retain(|flight| {
                 if !is_confirming(flight) || !confirmation.covers(flight) {
                     return true;
                 }
                 if core::mem::take(&mut owner.unnamed) {
-                    confirmation = Confirmation::of(owner, copy, ctx.me);
+                    confirmation = Confirmation::of(owner, copy, ctx.me, survivor);
                 }
                 out.push(Effect::Release { ticket: flight.ticket(), hint: owner.hint() });
                 false

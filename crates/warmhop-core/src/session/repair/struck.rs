@@ -5,6 +5,9 @@
 //! although each went alone. Struck off in time, the first leaves two members that both hold
 //! everything, and the second leaves one that does.
 //!
+//! One that leaves is struck off before it has left, while it still votes: otherwise the crash of one of
+//! the others would be the second loss, although the third holds everything.
+//!
 //! Only a proof strikes a member off, or its own word that it leaves: one that is merely silent may
 //! be needed again, and a change of members would not wait for it.
 //!
@@ -20,7 +23,7 @@
 
 use core::time::Duration;
 
-use super::{Around, Held, Mend, SILENT_BEFORE_REPAIR, Watch};
+use super::{Around, Held, Mend, SILENT_BEFORE_REPAIR, Watch, suffices};
 use crate::ids::Incarnation;
 use crate::view::Liveness;
 
@@ -43,8 +46,8 @@ impl Watch {
         let is_gone = |peer: Incarnation| is_dead(peer) || held.silenced.contains(&peer);
         let votes = |peer: Incarnation| !is_gone(peer) && hears(around, peer);
         let has_majority = |set: &[Incarnation], voteless: &[Incarnation]| {
-            let counts = |peer: &&Incarnation| votes(**peer) && !voteless.contains(*peer);
-            set.is_empty() || 2 * set.iter().filter(counts).count() > set.len()
+            let counts = |peer: &Incarnation| votes(*peer) && !voteless.contains(peer);
+            set.is_empty() || suffices(set, counts, &is_dead)
         };
         if !members.contains(&me)
             || !has_majority(members, &held.voteless)
@@ -56,7 +59,10 @@ impl Watch {
         let is_urgent = 2 * members.iter().filter(stays).count() <= members.len();
         let change = |peer| Mend::Change { gone: Some(peer), newcomer: None };
         let leaver = members.iter().copied().find(|peer| around.leaves(*peer) && votes(*peer));
-        if let Some(leaver) = leaver.filter(|_| is_urgent) {
+        if let Some(leaver) = leaver {
+            if !is_urgent {
+                return Some(change(leaver));
+            }
             let goes = |peer: &Incarnation| *peer != leaver && !stays(&peer);
             let Some(other) = members.iter().copied().find(goes) else {
                 return Some(change(leaver));
@@ -134,7 +140,7 @@ mod tests {
         };
         let both = Mend::LeaveOut([peer(2), peer(3)]);
         assert_eq!(leaves(&owned(&[2]), &[2], &[2], &[]), strikes(2));
-        assert_eq!(leaves(&owned(&[2, 3]), &[2, 3], &[2], &[]), Mend::Nothing);
+        assert_eq!(leaves(&owned(&[2, 3]), &[2, 3], &[2], &[]), strikes(2));
         assert_eq!(leaves(&owned(&[2, 3]), &[2, 3], &[2, 3], &[]), both);
         // The vote of the one that leaves can be had only now.
         assert_eq!(leaves(&owned(&[2, 3]), &[2], &[2], &[3]), both);

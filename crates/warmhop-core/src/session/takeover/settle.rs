@@ -39,7 +39,7 @@ impl Session {
             let closed =
                 !takeover.births_above(found).any(|birth| self.is_open(takeover, found, birth));
             let target = found.map_or(takeover.token.as_ref(), |info| Some(&info.cfg)).cloned();
-            if let Some(cfg) = target.filter(|cfg| closed && takeover.is_promised(cfg)) {
+            if let Some(cfg) = target.filter(|cfg| closed && self.is_promised(takeover, cfg)) {
                 self.succeed(ctx, found.cloned(), cfg, out);
                 return;
             }
@@ -162,9 +162,18 @@ impl Session {
             }
             return;
         }
-        if let Some(stamp) = self.forgotten_since(takeover, found) {
-            self.search_without(ctx, stamp, out);
-            return;
+        if let Some(stamp) = self.forgotten_since(found) {
+            if takeover.roll.is_some() && takeover.outdated < OUTDATED_MAX {
+                self.search_without(ctx, stamp, out);
+                return;
+            }
+            if self.line.queue.is_empty() {
+                // Nobody asked for it: this peer was away when it ended.
+                self.role = Role::None;
+                out.push(Effect::GaveUp);
+                self.retire(ctx, stamp);
+                return;
+            }
         }
         let Role::Preparing(takeover) = &self.role else { return };
         let unknown = takeover.asked.is_empty();
@@ -187,9 +196,8 @@ impl Session {
     /// The stamp of the found record's configuration, if so many of its members have *forgotten* it that
     /// the others are no majority. They do so once the session is over by what they hold, and one of
     /// them held what was chosen last: it is not lost, and what is left of it is outdated.
-    fn forgotten_since(&self, takeover: &Takeover, found: Option<&AcceptedInfo>) -> Option<u64> {
-        let may_repeat = takeover.roll.is_some() && takeover.outdated < OUTDATED_MAX;
-        let info = found.filter(|_| may_repeat)?;
+    fn forgotten_since(&self, found: Option<&AcceptedInfo>) -> Option<u64> {
+        let info = found?;
         let newest = self.copy.stamp_hi.max(self.config().map_or(0, |cfg| cfg.now.stamp));
         if self.copy.accepted.is_some() && newest > info.cfg.now.stamp {
             return None;
@@ -219,6 +227,16 @@ impl Session {
         }
     }
 
+    /// Whether the promises suffice in every set that `cfg` names.
+    fn is_promised(&self, takeover: &Takeover, cfg: &Config) -> bool {
+        cfg.sets().all(|set| {
+            self.covers(takeover, set)
+                || mutant::on(Mutant::SkipPromises)
+                || mutant::on(Mutant::CoverOld) && cfg.prev.is_some() && *set == cfg.now
+                || mutant::on(Mutant::CoverNew) && cfg.prev.as_deref() == Some(set)
+        })
+    }
+
     /// Whether the known configurations can have no majority, and other peers have to be asked.
     fn is_hopeless(&self, takeover: &Takeover, found: Option<&AcceptedInfo>) -> bool {
         let Some(info) = found else {
@@ -228,7 +246,7 @@ impl Session {
         // it holds more may be the one in which the session continues.
         let later = |cfg: &&Arc<Config>| cfg.now.c > info.cfg.now.c;
         let unheard = |cfg: &Arc<Config>| {
-            self.may_have_majority(cfg) && !cfg.sets().all(|set| takeover.covers_majority(set))
+            self.may_have_majority(cfg) && !cfg.sets().all(|set| self.covers(takeover, set))
         };
         let is_shut_in = takeover.births_above(found).any(|birth| {
             self.is_open(takeover, found, birth) && self.is_shut_in_by(takeover, birth)
@@ -309,16 +327,6 @@ impl Takeover {
     fn birth_to_close(&self, found: Option<&AcceptedInfo>) -> Option<Arc<Config>> {
         let mut births = self.births_above(found);
         births.find(|birth| !self.has_asked(&birth.cfg)).map(|birth| birth.cfg.clone())
-    }
-
-    /// Whether the promises cover a majority of every set that `cfg` names.
-    fn is_promised(&self, cfg: &Config) -> bool {
-        cfg.sets().all(|set| {
-            self.covers_majority(set)
-                || mutant::on(Mutant::SkipPromises)
-                || mutant::on(Mutant::CoverOld) && cfg.prev.is_some() && *set == cfg.now
-                || mutant::on(Mutant::CoverNew) && cfg.prev.as_deref() == Some(set)
-        })
     }
 
     /// Whether it asked only in configurations in which the session may have begun.
