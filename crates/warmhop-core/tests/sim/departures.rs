@@ -159,6 +159,44 @@ pub(crate) fn one_silent_and_one_restarts(seed: u64, listening: bool, scene: Deg
     report(&world)
 }
 
+/// What differs from run to run in [`one_leaves_and_one_crashes`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Crash {
+    /// Where sessions are begun.
+    pub(crate) begun_at: usize,
+    /// Who crashes: the first or the second peer.
+    pub(crate) victim: usize,
+    /// How long after the third peer has left.
+    pub(crate) after_ms: u64,
+}
+
+/// The third of three peers leaves in good order; while it is down, one of the other two crashes, and both
+/// are started again. The one that never stopped holds everything, and everyone serves that.
+pub(crate) fn one_leaves_and_one_crashes(seed: u64, listening: bool, scene: Crash) -> Report {
+    let Crash { begun_at, victim, after_ms } = scene;
+    let world = healthy(seed, listening, 3, 3);
+    let (clients, lists) = (sessions(&world, begun_at), Lists::default());
+    look_at_registers(&world, begun_at, &lists);
+    world.run_until(world.now() + 3_000);
+    let Some(leaver) = world.peer(2) else { return report(&world) };
+    leaver.draining.set(true);
+    world.spawn(Some(leaver.life), drain(leaver));
+    let latest = world.now() + AWAY_MS;
+    while world.peer(2).is_some() && world.now() < latest {
+        world.run_until(world.now() + 50);
+    }
+    world.run_until(world.now() + after_ms);
+    crate::faults::end(&world, victim);
+    crate::faults::restart_after(&world, victim, 500);
+    crate::faults::restart_after(&world, 2, 500);
+    world.run_until(world.now() + AWAY_MS);
+    for at in [victim, 2, 1 - victim, victim] {
+        look(&world, at, &clients);
+        look_at_registers(&world, at, &lists);
+    }
+    report(&world)
+}
+
 /// Each register takes a change at `node` and shows all of those before.
 fn look_at_registers(world: &Rc<World>, node: usize, lists: &Lists) {
     let (of, lists) = (Rc::clone(world), Rc::clone(lists));

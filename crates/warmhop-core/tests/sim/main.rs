@@ -50,7 +50,7 @@ use warmhop_core::ids::PeerId;
 
 use calls::Does;
 use dead_holders::Scene;
-use departures::{Degraded, Silent};
+use departures::{Crash, Degraded, Silent};
 use run::{Planted, Report, run};
 
 /// How many seeds every run of the tests goes through, from 1 on.
@@ -365,6 +365,24 @@ fn what_two_hold_while_the_third_is_away_outlives_one_of_them() {
                 panic!("seed {seed}, victim {victim}: {what}\n{story}");
             }
             assert_eq!(report.counts["sessions looked at"], 12, "{:?}", report.counts);
+        }
+    }
+}
+
+#[test]
+fn what_one_of_three_holds_outlives_a_crash_while_another_is_down_in_good_order() {
+    for seed in 1..=6 {
+        for (begun_at, victim) in [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)] {
+            for after_ms in [10, 1_000, 15_000] {
+                let scene = Crash { begun_at, victim, after_ms };
+                let report = departures::one_leaves_and_one_crashes(seed, false, scene);
+                if let Some(what) = report.violation {
+                    let story = departures::one_leaves_and_one_crashes(seed, true, scene).story;
+                    panic!("seed {seed}, {scene:?}: {what}\n{story}");
+                }
+                assert_eq!(report.counts["sessions looked at"], 24, "{:?}", report.counts);
+                assert_eq!(report.counts["registers looked at"], 20, "{:?}", report.counts);
+            }
         }
     }
 }
