@@ -269,19 +269,13 @@ impl Config {
     }
 
     /// The same as it may be shown: what `warmhop check` prints and `warmhop debug` packs is kept and
-    /// passed on. It has the names of apps' variables and not their values, and no argument of a
-    /// command that a variable of the peer's environment is part of.
+    /// passed on. It has the names of apps' variables and not their values. The words of a command are
+    /// shown: no variable is replaced in them, and every user of the machine sees them as it runs.
     #[must_use]
     pub fn without_secrets(&self) -> Self {
-        let taken = self.substituted.iter().filter_map(|name| std::env::var(name).ok());
-        let taken: Vec<String> = taken.filter(|value| !value.is_empty()).collect();
-        let is_taken = |text: &str| taken.iter().any(|taken| text.contains(taken.as_str()));
         let mut shown = self.clone();
-        for app in &mut shown.apps {
-            let arguments = app.run.iter_mut().skip(1).filter(|argument| is_taken(argument));
-            for hidden in app.env.values_mut().chain(arguments) {
-                *hidden = "(not shown)".into();
-            }
+        for value in shown.apps.iter_mut().flat_map(|app| app.env.values_mut()) {
+            *value = "(not shown)".into();
         }
         shown
     }

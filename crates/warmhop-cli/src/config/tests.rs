@@ -323,7 +323,7 @@ fn what_is_missing_on_this_machine_is_only_a_warning() {
     let is_root = nix::unistd::Uid::effective().is_root();
     let of_root: Vec<String> = config.apps_as_root().map(|problem| problem.to_string()).collect();
     assert_eq!(of_root.len(), if is_root { 2 } else { 0 });
-    assert!(of_root.iter().all(|told| told.contains(".user: the app is root")), "{of_root:?}");
+    assert!(of_root.iter().all(|told| told.contains(".user: the app runs as root")), "{of_root:?}");
     let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
     assert_eq!(
         told,
@@ -336,7 +336,7 @@ fn what_is_missing_on_this_machine_is_only_a_warning() {
 }
 
 #[test]
-fn no_value_of_an_apps_env_is_shown_and_no_argument_from_the_environment() {
+fn no_value_of_an_apps_env_is_shown_and_no_variable_of_the_peer_in_its_command() {
     // Cargo sets it for every process that it starts.
     let text = "[peer]\nname = 'p'\n[[app]]\nname = 'a'\n\
          run = ['sh', '--key=${CARGO_PKG_NAME}', '-v']\n\
@@ -344,7 +344,7 @@ fn no_value_of_an_apps_env_is_shown_and_no_argument_from_the_environment() {
     let (config, _) = Config::parse(Path::new("/tmp/warmhop.toml"), text).unwrap();
     assert_eq!(config.apps[0].env["A"], concat!("x", env!("CARGO_PKG_NAME")));
     let shown = config.without_secrets();
-    assert_eq!(shown.apps[0].run, ["sh", "(not shown)", "-v"]);
+    assert_eq!(shown.apps[0].run, ["sh", "--key=${CARGO_PKG_NAME}", "-v"]);
     assert_eq!(shown.apps[0].env["A"], "(not shown)");
     assert_eq!(shown.apps[0].env["B"], "(not shown)");
 }

@@ -300,7 +300,10 @@ fn a_check_says_of_what_passes_whether_a_peer_would_take_it_here() {
     for command in [vec!["check", text(&file)], vec!["run", "--config", text(&file)]] {
         let (code, _, told) = run(&command);
         assert_eq!(code, 2, "{told}");
-        assert!(told.contains("app.redis.name: the keys of the endpoint"), "{told}");
+        assert!(
+            told.contains("app.redis.name: this name is reserved for the keys of the endpoint"),
+            "{told}"
+        );
     }
 }
 
@@ -308,13 +311,14 @@ fn a_check_says_of_what_passes_whether_a_peer_would_take_it_here() {
 fn a_check_shows_the_variables_of_an_app_by_their_names_alone() {
     let dir = scratch("check-env");
     let app = "[peer]\nname = 'peer-1'\n[[app]]\nname = 'shop'\nrun = ['sh', '-c', 'x ${TOKEN}']\n";
-    let file = write(&dir, &format!("{app}env = {{ KEY = 'hush-hush' }}\n"));
+    let env = "env = { KEY = 'hush-hush', TAKEN = '${TOKEN}' }\n";
+    let file = write(&dir, &format!("{app}{env}"));
     let checked = |file: &Path| {
         outcome(&warmhop(&["check", text(file)]).env("TOKEN", "of-the-peer").output().unwrap())
     };
     let (code, out, error) = checked(&file);
     assert_eq!(code, 0, "{error}");
-    assert!(out.contains("\"KEY\" = ") && out.contains("run = [\"sh\", "), "{out}");
+    assert!(out.contains("\"KEY\" = ") && out.contains("\"x $${TOKEN}\""), "{out}");
     for secret in ["hush-hush", "of-the-peer"] {
         assert!(!out.contains(secret) && !error.contains(secret), "{secret}: {out}{error}");
     }

@@ -183,7 +183,7 @@ fn what_init_writes_passes_check_and_is_never_overwritten() {
         assert_eq!(code, 0, "{error}");
         // Where root looks at it, the app would be root as well.
         let expected = usize::from(nix::unistd::Uid::effective().is_root());
-        let is_told = |line: &&str| line.contains("warning: app.app.user: the app is root");
+        let is_told = |line: &&str| line.contains("warning: app.app.user: the app runs as root");
         assert_eq!(error.lines().count(), expected, "{error}");
         assert_eq!(error.lines().filter(is_told).count(), expected, "{error}");
         assert!(printed.contains(&format!("name = \"{name}\"")), "{printed}");

@@ -164,8 +164,12 @@ fn a_front_doors_certificate_that_has_ended_is_told_wherever_somebody_looks() {
     assert!(code == 0 && warned.contains(told), "{warned}");
 
     let peer = Peer::start(&file);
-    let logged = peer.ever_logged("a certificate has expired; renew it where it was issued");
-    assert!(logged.contains("WARN") && logged.contains("the front door's certificate"), "{logged}");
+    let logged = peer
+        .ever_logged("a certificate has expired: clients refuse it; renew it where it was issued");
+    assert!(
+        logged.contains("ERROR") && logged.contains("the front door's certificate"),
+        "{logged}"
+    );
     let (code, shown, error) = peer.run(&["status"]);
     assert_eq!(code, 0, "{error}");
     assert!(
