@@ -345,26 +345,68 @@ mod tests {
         }
     }
 
+    /// A client with twenty requests, and another new one whenever `every` were served: the clients
+    /// of the first so many that were served, in order. `join` and `serve` are the queue's.
+    fn beside_new_clients<Q>(
+        (every, turns): (u64, u64),
+        queue: &mut Q,
+        join: fn(&mut Q, u64),
+        serve: fn(&mut Q) -> u64,
+    ) -> Vec<u64> {
+        (0..20).for_each(|_| join(queue, 1));
+        let mut served = Vec::new();
+        for at in 0..turns {
+            if at % every == 0 {
+                join(queue, at + 2);
+            }
+            served.push(serve(queue));
+        }
+        served
+    }
+
     #[test]
     fn however_many_new_clients_come_the_others_have_their_turns() {
-        let mut queue = FairQueue::new();
-        for _ in 0..20 {
-            queue.join(flow(1), false);
-        }
-        let mut of = BTreeMap::new();
-        let mut served = Vec::new();
-        // One comes as one is served, and is gone for good then.
-        for client in 2..100 {
-            of.insert(queue.join(flow(client), false), client);
-            let called = queue.called().unwrap();
-            let client = of.get(&called).copied().unwrap_or(1);
-            served.push(client);
-            queue.leave(called, flow(client));
-        }
-        assert_eq!(served.iter().filter(|client| **client == 1).count(), 20, "{served:?}");
-        let last = served.iter().rposition(|client| *client == 1).unwrap();
-        let mut between = served[..last].split(|client| *client == 1);
-        assert!(between.all(|others| others.len() <= 3), "{served:?}");
+        type Named = (FairQueue, BTreeMap<Ticket, u64>);
+        let by_queue = |load| {
+            let join = |(queue, of): &mut Named, client| {
+                of.insert(queue.join(flow(client), false), client);
+            };
+            let serve = |(queue, of): &mut Named| {
+                let called = queue.called().unwrap();
+                queue.leave(called, flow(of[&called]));
+                of[&called]
+            };
+            beside_new_clients(load, &mut Named::default(), join, serve)
+        };
+        // Clients in turn, the first of them with twenty requests and the others with one.
+        let by_round = |load| {
+            let join = |round: &mut VecDeque<u64>, client| {
+                if !round.contains(&client) {
+                    round.push_back(client);
+                }
+            };
+            let serve = |round: &mut VecDeque<u64>| {
+                let client = round.pop_front().unwrap();
+                round.extend((client == 1).then_some(client));
+                client
+            };
+            beside_new_clients(load, &mut VecDeque::new(), join, serve)
+        };
+        let turns = |served: &[u64]| {
+            let of_the_first = (1..).zip(served).filter(|(_, client)| **client == 1);
+            of_the_first.map(|(at, _)| at).collect::<Vec<u64>>()
+        };
+        // As many come as are served: those that wait become more and more, and each has its part.
+        let (served, round) = (by_queue((1, 100)), by_round((1, 100)));
+        let (own, fair) = (turns(&served), turns(&round));
+        assert_eq!(own.len(), fair.len(), "{served:?}");
+        let mut and_next = own.iter().zip(&fair[1..]);
+        assert!(and_next.all(|(at, next)| at < next), "a turn behind the round: {served:?}");
+        // With room for both, every other turn is the first one's.
+        let served = by_queue((2, 40));
+        let own = turns(&served);
+        assert_eq!(own.len(), 20, "{served:?}");
+        assert!(own.windows(2).all(|turns| turns[1] - turns[0] <= 2), "{served:?}");
     }
 
     #[test]
