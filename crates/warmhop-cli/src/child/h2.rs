@@ -40,8 +40,10 @@ const HEAD_BYTES_MAX: u32 = 64 * 1024;
 /// How many requests go on the first connection before the app has said how many it takes: with more,
 /// those beyond would be refused. Further connections count on what it said before.
 const STREAMS_AT_FIRST: usize = 1;
-/// After this time without an answer or a setting, an app is taken to allow no more than that.
+/// After this time without settings, an app is taken to allow no more than that.
 const SETTINGS_TIMEOUT: Duration = Duration::from_secs(1);
+/// What h2 counts on before the app has said anything: no app says this.
+const UNSAID: usize = usize::MAX - 1;
 
 /// A request is tried on so many connections while the app closes each one for new requests.
 const TRIES_MAX: usize = 8;
@@ -64,9 +66,9 @@ struct Connection {
 
 /// The state that a connection's requests and the task that drives it share.
 struct Shared {
-    /// How many requests the app takes at once on it, by its latest setting.
+    /// How many requests the app takes at once on it, as far as is known.
     streams_max: AtomicUsize,
-    /// Whether that is known.
+    /// Whether the app has said so, on this connection or an earlier one, or had its time for it.
     settled: Arc<watch::Sender<bool>>,
     known: Arc<AtomicUsize>,
     /// The app takes no more requests on it.
@@ -78,9 +80,10 @@ type Use = Arc<Shared>;
 type Entered = (http2::SendRequest<RequestBody>, Use);
 
 impl Shared {
-    /// The app has announced how many requests it takes. It does so before all else.
-    fn settle(&self) {
-        self.known.store(self.streams_max.load(Relaxed), Relaxed);
+    /// The app has said how many requests it takes.
+    fn takes(&self, streams_max: usize) {
+        self.streams_max.store(streams_max, Relaxed);
+        self.known.store(streams_max, Relaxed);
         if !*self.settled.borrow() {
             self.settled.send_replace(true);
         }
@@ -154,6 +157,7 @@ impl H2Client {
             }
             error.into()
         })?;
+        let caught_up = socket.caught_up();
         let known = self.known.load(Relaxed).min(STREAMS_MAX as usize);
         let at_first = if known == 0 { STREAMS_AT_FIRST } else { known };
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
@@ -162,7 +166,7 @@ impl H2Client {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_header_list_size(HEAD_BYTES_MAX)
             .max_send_buf_size(STREAM_WINDOW_BYTES as usize)
-            .initial_max_send_streams(at_first)
+            .initial_max_send_streams(UNSAID)
             .handshake(TokioIo::new(socket))
             .await?;
         let shared = Arc::new(Shared {
@@ -175,11 +179,16 @@ impl H2Client {
         // Each of its requests gets the error if it fails.
         tokio::spawn(async move {
             let mut connection = std::pin::pin!(connection);
+            let mut said = UNSAID;
             let driven = std::future::poll_fn(|cx| {
+                // hyper does not wake it when settings arrive.
+                if said == UNSAID {
+                    caught_up.register(cx.waker());
+                }
                 let polled = connection.as_mut().poll(cx);
                 let streams_max = connection.current_max_send_streams();
-                if told.streams_max.swap(streams_max, Relaxed) != streams_max {
-                    told.settle();
+                if std::mem::replace(&mut said, streams_max) != streams_max {
+                    told.takes(streams_max);
                 }
                 polled
             });
@@ -207,7 +216,6 @@ impl H2Client {
             drop(sender);
             let mut error = match answer.await {
                 Ok(response) => {
-                    uses.settle();
                     return Ok(response.map(|body| Body::new(InUse { body, uses: Some(uses) })));
                 }
                 Err(error) => error,

@@ -17,6 +17,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::task::AtomicWaker;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -100,6 +101,8 @@ pub(super) struct Socket {
     ended: bool,
     /// Bytes that were read already and are to be read again.
     again: Option<Again>,
+    /// Woken whenever the reader has dealt with all that has come.
+    caught_up: Arc<AtomicWaker>,
     /// Buffers for a request and for an answer.
     buffers: (Vec<u8>, BytesMut),
 }
@@ -120,6 +123,12 @@ impl Socket {
         self.talk.clone()
     }
 
+    /// Wakes whoever registers there once the reader has dealt with all that has come and waits for
+    /// more.
+    pub(super) fn caught_up(&self) -> Arc<AtomicWaker> {
+        Arc::clone(&self.caught_up)
+    }
+
     fn new(stream: TcpStream) -> Self {
         Self {
             stream,
@@ -128,6 +137,7 @@ impl Socket {
             deaf: None,
             ended: false,
             again: None,
+            caught_up: Arc::default(),
             buffers: Default::default(),
         }
     }
@@ -259,7 +269,10 @@ impl AsyncRead for Socket {
             }
         }
         let before = buf.filled().len();
-        let mut outcome = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
+        let Poll::Ready(mut outcome) = Pin::new(&mut self.stream).poll_read(cx, buf) else {
+            self.caught_up.wake();
+            return Poll::Pending;
+        };
         let nothing = buf.filled().len() == before && buf.remaining() > 0;
         if nothing && outcome.is_ok() && self.deaf == Some(io::ErrorKind::ConnectionReset) {
             // The kernel reports a reset once, and the write has received that: an answer that ends

@@ -78,6 +78,12 @@ async fn an_app_that_takes_one_at_a_time_and_is_slow_to_answer_holds_nobody_up()
     }));
     let endless = Request::post("/").body(Body::new(body)).unwrap();
     let first = tokio::spawn(async move { first.call(endless).await });
+    let opened = async {
+        while accepted.load(Ordering::SeqCst) == 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), opened).await.expect("no connection for the first");
     assert_eq!(second.call(upload()).await.unwrap().status(), StatusCode::OK);
     drop(more);
     assert_eq!(first.await.unwrap().unwrap().status(), StatusCode::OK);
