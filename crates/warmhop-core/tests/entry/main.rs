@@ -127,7 +127,7 @@ fn nothing_is_called_lost_by_a_peer_that_did_not_ask_everyone() {
     let waits = |after| matches!(after, After::Again { because: Because::NoWitness, .. });
     assert!(waits(errand.ended(lost, true, &newborn)));
 
-    let mut forwarded = Errand::new(POST, Some(named(77)));
+    let mut forwarded = Errand::new(POST, Some(named(2)));
     let step = forwarded.next(Look::default(), &here(&view), stays);
     assert!(matches!(step, Step::Forward { .. }));
     let after = forwarded.ended(lost, true, &newborn);

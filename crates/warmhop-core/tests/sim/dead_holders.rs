@@ -44,9 +44,8 @@ pub(crate) fn run(
     (after_ms, again_ms): (u64, Option<u64>),
 ) -> (Report, Vec<Vec<Wait>>) {
     let world = healthy(seed, listening, scene.peers, scene.copies);
-    // Every peer has the app ready: where it runs is not what this is about.
     for node in 0..scene.peers {
-        let _ = ask(&world, &Client::new(&world, 50 + node), node, Does::Read);
+        warm(&world, node);
     }
     world.run_until(world.now() + 3_000);
     let clients: Vec<Rc<Client>> = (0..CLIENTS).map(|name| Client::new(&world, name)).collect();
@@ -59,7 +58,9 @@ pub(crate) fn run(
     for node in scene.restarted {
         crate::faults::end(&world, *node);
         crate::faults::restart_after(&world, *node, 200);
-        world.run_until(world.now() + 15_000);
+        world.run_until(world.now() + 5_000);
+        warm(&world, *node);
+        world.run_until(world.now() + 10_000);
     }
     for node in scene.die {
         crate::faults::end(&world, *node);
@@ -74,6 +75,11 @@ pub(crate) fn run(
     });
     let waits = waits.collect();
     (report(&world), waits)
+}
+
+/// Has a peer start the app: where it runs is not what this is about.
+fn warm(world: &Rc<World>, node: usize) {
+    let _ = ask(world, &Client::new(world, 50 + node), node, Does::Read);
 }
 
 /// Each client asks every peer, with the token that it had before.
