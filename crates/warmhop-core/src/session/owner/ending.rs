@@ -52,7 +52,9 @@ impl Session {
     pub(super) fn is_past_its_time(&self, ctx: &Ctx<'_>) -> bool {
         let serves = |owner: &Owner| owner.serving && owner.chosen.is_some();
         let owns = matches!(&self.role, Role::Owner(owner) if serves(owner));
-        let end = self.forget_at(ctx.policy.forget_grace).filter(|_| owns);
+        // An owner whose copy keeps nothing cannot know for how long the members keep what it proposed.
+        let is_kept = self.copy.forget_at > WallTime::default();
+        let end = self.forget_at(ctx.policy.forget_grace).filter(|_| owns && is_kept);
         end.is_some_and(|at| at.after(SERVED_FOR) <= ctx.wall)
     }
 
