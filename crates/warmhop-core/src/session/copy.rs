@@ -258,6 +258,17 @@ impl Replica {
         }
     }
 
+    /// Forgets the births of others that were found lost together with all configurations up to `stamp`,
+    /// though it has promised something newer since. As after forgetting, it votes in none of those.
+    pub(super) fn retire_births(&mut self, me: Incarnation, stamp: u64) {
+        let is_lost = |it: &Birth| it.cfg.now.stamp <= stamp && it.b.proposer != me;
+        if self.accepted.is_none() && self.seldom.births.iter().any(is_lost) {
+            self.low = self.low.max(stamp);
+            self.seldom.births.retain(|it| !is_lost(it));
+            self.seldom.tidy();
+        }
+    }
+
     /// The birth that this peer tried failed: it proposed nothing by it, and will not. Later
     /// answers about births leave it out ([`Word`](super::takeover::Word)).
     pub(super) fn came_to_nothing(&mut self) {

@@ -489,7 +489,10 @@ impl Session {
     /// configuration that was found: a session that began since then under the same key stays.
     fn retire(&mut self, ctx: &mut Ctx<'_>, stamp: u64) {
         let newest = self.copy.stamp_hi.max(self.config().map_or(0, |cfg| cfg.now.stamp));
-        if matches!(self.role, Role::None) && self.line.flights.is_empty() && newest <= stamp {
+        let is_idle = matches!(self.role, Role::None) && self.line.flights.is_empty();
+        if is_idle && newest > stamp {
+            self.copy.retire_births(ctx.me, stamp);
+        } else if is_idle {
             self.forget(ctx);
         }
     }

@@ -18,7 +18,7 @@ use super::Takeover;
 use super::void::Word;
 use crate::ids::{Ballot, Incarnation, WallTime};
 use crate::session::census::{Census, Roll, Verdict};
-use crate::session::message::{AcceptedInfo, Birth, Config, Members, Message, Part};
+use crate::session::message::{AcceptedInfo, Birth, Config, Members, Message, NackReason, Part};
 use crate::session::mutant::{self, Mutant};
 use crate::session::owner::Owner;
 use crate::session::{Ctx, DEAD, Effect, Effects, FENCED, Failure, Role, Session, Shut};
@@ -71,6 +71,12 @@ impl Session {
         if owns || self.copy.accepted.is_some() {
             self.tell(ctx, from, nonce, Some(census), out);
             return;
+        }
+        // It votes never again where it has forgotten, and cannot tell what it voted for there.
+        let forgot = |cfg: &Arc<Config>| self.copy.may_have_forgotten(ctx.me, cfg);
+        let (forgotten, over): (Vec<_>, Vec<_>) = over.into_iter().partition(forgot);
+        if !forgotten.is_empty() {
+            self.nack(from, NackReason::Forgotten, self.copy.promised(), out);
         }
         match self.copy.begin(ctx.me, b, cfg, &over) {
             Ok(()) => {
@@ -168,7 +174,8 @@ impl Session {
     pub(in crate::session) fn begin_myself(&mut self, ctx: &Ctx<'_>) {
         let Role::Preparing(takeover) = &mut self.role else { return };
         let Some(begun) = takeover.begun.clone() else { return };
-        let over = takeover.to_close();
+        let forgot = |cfg: &Arc<Config>| self.copy.may_have_forgotten(ctx.me, cfg);
+        let (forgotten, over): (Vec<_>, Vec<_>) = takeover.to_close().into_iter().partition(forgot);
         if self.copy.begin(ctx.me, takeover.b, &begun, &over).is_ok() {
             let grace = ctx.policy.forget_grace * if begun.contains(ctx.me) { 1 } else { 2 };
             self.copy.keep_until(ctx.wall.after(ctx.policy.ttl), grace);
@@ -180,6 +187,9 @@ impl Session {
             births.into_iter().for_each(|birth| takeover.hear_birth(birth));
         } else if let Some(roll) = &mut takeover.roll {
             roll.miss(ctx.me);
+        }
+        if !forgotten.is_empty() {
+            self.note_gone(ctx.me, self.copy.low);
         }
     }
 

@@ -240,7 +240,12 @@ impl Session {
     /// Whether the known configurations can have no majority, and other peers have to be asked.
     fn is_hopeless(&self, takeover: &Takeover, found: Option<&AcceptedInfo>) -> bool {
         let Some(info) = found else {
-            return !takeover.asked_in().any(|cfg| self.may_have_majority(cfg));
+            // Where the session began according to the client, all promises count; where it may have
+            // begun, as many as close that.
+            let is_token = |cfg: &Arc<Config>| takeover.token.as_ref() == Some(cfg);
+            let is_settled = |cfg: &Arc<Config>| !is_token(cfg) && self.is_closed(takeover, cfg);
+            let may_settle = |cfg: &Arc<Config>| self.may_have_majority(cfg) && !is_settled(cfg);
+            return !takeover.asked_in().any(may_settle);
         };
         // The found record may be outdated: a later configuration that has not reported yet whether
         // it holds more may be the one in which the session continues.
@@ -282,6 +287,10 @@ impl Session {
         let Role::Preparing(takeover) = core::mem::replace(&mut self.role, Role::None) else {
             return;
         };
+        // The entry may be dropped, with the ballots that it heard of: what is begun next has to use a
+        // higher one than those that promised one remember.
+        let promised = self.heard.owner.map_or(0, |ballot| ballot.round);
+        ctx.process.round_ctr = ctx.process.round_ctr.max(promised);
         let waiting = core::mem::take(&mut self.line.queue);
         let (came_since, asked_for) =
             waiting.into_iter().partition(|it| it.came_after(takeover.began));
