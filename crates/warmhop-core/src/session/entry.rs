@@ -405,7 +405,10 @@ impl Errand {
     /// `members` are those to begin it with if no peer knows of it.
     #[must_use]
     pub fn otherwise(&self, members: impl FnOnce(SessionId) -> Config) -> Option<Otherwise> {
-        let key = self.key.filter(|_| self.named.is_none())?;
+        let key = self.key?;
+        if self.named.is_some() {
+            return Some(Otherwise::Absent);
+        }
         Some(if key.begins { Otherwise::Begin(members(key.sid)) } else { Otherwise::Absent })
     }
 
@@ -684,6 +687,8 @@ impl Errand {
             Failure::Lost { ran: false } | Failure::WentOn { .. } if self.key.is_some() => {
                 After::Refuse(Failure::Lost { ran: false })
             }
+            // What it went on as is over and forgotten, and what it was before has no majority.
+            Failure::Absent if self.forks > 0 => After::Refuse(Failure::Lost { ran: false }),
             // It existed a moment ago, as those who read it saw.
             Failure::Absent if self.key.is_some_and(|key| key.begins) => {
                 again(Because::NotBegun, Duration::ZERO, sendable)

@@ -74,10 +74,25 @@ fn a_key_is_followed_through_several_forks_and_not_without_end() {
         }
         assert!(is_again(&after), "{after:?}");
         assert_eq!(errand.sid(), Some(into));
-        assert_eq!(errand.otherwise(anyone), None, "what a fork went on as is never begun");
+        let otherwise = Some(Otherwise::Absent);
+        assert_eq!(errand.otherwise(anyone), otherwise, "what a fork went on as is never begun");
         followed += 1;
     }
     assert_eq!(followed, 4);
+}
+
+#[test]
+fn a_key_whose_fork_is_over_is_free() {
+    let view = view();
+    for key in [READS, WRITES] {
+        let mut errand = Errand::by_key(POST, key);
+        errand.next(Look::default(), &here(&view), stays);
+        let went_on = Failure::WentOn { into: SessionId([10; 16]), by: inc(2) };
+        errand.ended(End::Failed(went_on), true, &here(&view));
+        errand.next(Look::default(), &here(&view), stays);
+        let after = errand.ended(End::Failed(Failure::Absent), true, &here(&view));
+        assert_eq!(after, After::Refuse(Failure::Lost { ran: false }));
+    }
 }
 
 #[test]
