@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use warmhop_core::config::{AppPolicy, SessionPolicy};
 use warmhop_core::ids::SessionId;
-use warmhop_core::problem::Applied;
+use warmhop_core::problem::{Applied, ProblemKind};
 use warmhop_core::session::message::{Exec, ExecDone};
 
 use crate::calls::{Asked, Call, Does, LocalError};
@@ -176,14 +176,24 @@ async fn ask(
     Ok(())
 }
 
-/// Each request is answered at every peer, once all has healed.
+/// Each request is answered at every peer, once all has healed: at once, or when it is sent again because nobody
+/// can tell what came of it.
 async fn demand(world: Rc<World>) {
+    let unknown = ProblemKind::OutcomeUnknown;
+    let unknown = Err(format!("{} {}", unknown.status(), unknown.name()));
     for number in 0..KEYS {
         for node in 0..world.knobs.peers {
             let all =
                 [Does::Read, Does::Delete, Does::Begin, Does::Append, Does::Delete, Does::Read];
             for does in all {
-                if let Err(what) = ask(&world, 99, node, number, does, 3_000).await {
+                let mut end = ask(&world, 99, node, number, does, 3_000).await;
+                // A peer that promised more to somebody who is long gone deposes whoever begins beside it,
+                // once: what came of that request is not known, and said to be so.
+                if end == unknown {
+                    world.count("unknown though healed");
+                    end = ask(&world, 99, node, number, does, 3_000).await;
+                }
+                if let Err(what) = end {
                     let at = crate::name(node);
                     let what = format!("{at} did not serve {does:?}: {what}");
                     world.violated(Some(sid_of(number)), what);
