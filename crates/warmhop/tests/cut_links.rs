@@ -194,6 +194,33 @@ async fn a_session_is_served_by_a_detour_where_its_owner_and_members_are_out_of_
 /// A peer that nobody hears is taken for dead after 30 s.
 const TAKEN_FOR_DEAD_AFTER: Duration = Duration::from_secs(35);
 
+/// Nothing proves that the other is gone: what goes on here is a copy of the session, and says so.
+#[tokio::test]
+async fn of_two_peers_whose_link_is_cut_either_goes_on_with_a_copy() {
+    let mut tasks = JoinSet::new();
+    let (bed, wires) = peers(2, &mut tasks).await;
+    let (one, two) = (&bed.peers[0], &bed.peers[1]);
+    eventually("they hear each other", || hears(one, "two") && hears(two, "one")).await;
+    let mut client = Client::default();
+    client.post(one, "/add", "a").await;
+    assert_eq!(client.post(one, "/add", "b").await.text, "a b ");
+    wires.cut(0, 1);
+    eventually("the link is missed", || !hears(two, "one")).await;
+    let forked = in_time("the other goes on", async {
+        loop {
+            let answer = client.post(two, "/add", "c").await;
+            if answer.status == StatusCode::OK {
+                break answer;
+            }
+        }
+    })
+    .await;
+    assert_eq!((forked.text.as_str(), forked.field("warmhop-session-forked")), ("a b c ", "?1"));
+    let next = client.post(two, "/add", "d").await;
+    assert_eq!((next.text.as_str(), next.field("warmhop-session-forked")), ("a b c d ", ""));
+    assert!(two.metrics().contains("warmhop_sessions_forked_total 1"));
+}
+
 /// It cannot tell peers that are down from a cut link: what it says names them, and what to do.
 #[tokio::test]
 async fn a_peer_that_hears_nobody_refuses_changes_and_says_whom_it_does_not_hear() {
