@@ -54,7 +54,7 @@ fn ways() -> [Way; 7] {
     };
     let (get, post) = (Method::GET, Method::POST);
     [
-        http("served here", 0, get.clone(), "/healthz", false, 38.0),
+        http("served here", 0, get.clone(), "/healthz", false, 40.0),
         http("by a hop", 1, get.clone(), "/healthz", false, 103.0),
         http("a session, read here", 0, get.clone(), "/list", true, 119.0),
         http("a session, forwarded", 1, get, "/list", true, 188.0),
