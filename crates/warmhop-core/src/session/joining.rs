@@ -1,25 +1,37 @@
-//! Asks a newcomer on which every later majority depends whether it is there before it joins.
+//! Asks a peer on which every later majority depends whether it is there before a change of members
+//! makes it so.
 //!
 //! A seal is chosen by the members before it, and from then on nothing is chosen without a majority
 //! of the new ones. Of three new members any one may be gone; of two none. If a sole member added a
-//! peer that had died a moment ago, and was not missed yet, the session would be lost.
+//! peer that had died a moment ago, and was not missed yet, the session would be lost. If two of three
+//! members left out the one that leaves, and the third had died a moment ago, the last one could
+//! serve the session only once the third is known to be gone for good.
+
+use core::time::Duration;
 
 use super::message::{Config, Message};
 use super::{Ctx, Effect, Effects, Role, Session};
-use crate::ids::Incarnation;
+use crate::ids::{Incarnation, Now};
 
-/// A change of members that waits for an answer of its newcomer.
+/// How long an answer proves that a peer is there, if requests keep the change from being made at once.
+const ANSWER_COUNTS_FOR: Duration = Duration::from_secs(1);
+
+/// A change of members that waits for an answer of the one other member that remains.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Joining {
     gone: Option<Incarnation>,
-    newcomer: Incarnation,
+    newcomer: Option<Incarnation>,
+    asked: Incarnation,
     nonce: u64,
+    /// When it answered.
+    answered: Option<Now>,
 }
 
 impl Session {
-    /// Asks the newcomer first if `cfg` has no majority without it. A peer that wants the change
-    /// requests it again for as long as no answer comes. Returns whether it was asked.
-    pub(super) fn asks_newcomer(
+    /// Asks the other of two members first if `cfg` has no majority without it and the members
+    /// before have one. A peer that wants the change requests it again for as long as no answer comes.
+    /// Returns whether it was asked.
+    pub(super) fn asks_first(
         &mut self,
         ctx: &mut Ctx<'_>,
         cfg: &Config,
@@ -29,19 +41,32 @@ impl Session {
     ) -> bool {
         let Role::Owner(owner) = &mut self.role else { return false };
         let before = cfg.prev.as_deref();
-        let joins =
-            |peer: &Incarnation| *peer != ctx.me && before.is_some_and(|it| !it.contains(*peer));
-        let Some(newcomer) = newcomer.filter(joins).filter(|_| cfg.now.who.len() == 2) else {
-            return false;
+        let is_new = |peer: &Incarnation| before.is_some_and(|it| !it.contains(*peer));
+        let was_spared = before.is_some_and(|it| it.who.len() > 2);
+        let mut others = cfg.now.who.iter().copied().filter(|peer| *peer != ctx.me);
+        let needed = match (cfg.now.who.len(), others.next(), others.next()) {
+            (2, Some(other), None) => Some(other).filter(|peer| is_new(peer) || was_spared),
+            (2, ..) => newcomer.filter(is_new),
+            _ => None,
         };
+        let Some(asked) = needed.filter(|peer| *peer != ctx.me) else { return false };
+        let has_answered = owner.work.joining.as_ref().is_some_and(|it| {
+            let is_recent = |at: Now| ctx.now.since(at) < ANSWER_COUNTS_FOR;
+            it.asked == asked && it.answered.is_some_and(is_recent)
+        });
+        if has_answered {
+            return false;
+        }
         let nonce = ctx.process.next_nonce();
-        owner.work.joining = Some(Joining { gone, newcomer, nonce });
-        out.push(Effect::Send { to: newcomer, message: Message::Locate { census: None, nonce } });
+        let answered = None;
+        owner.work.joining = Some(Joining { gone, newcomer, asked, nonce, answered });
+        out.push(Effect::Send { to: asked, message: Message::Locate { census: None, nonce } });
         true
     }
 
-    /// Notes an answer of `from`: a change of members that waits for it proceeds.
-    pub(super) fn newcomer_answered(
+    /// Notes an answer of `from`: a change of members that waits for it proceeds, unless something is
+    /// under way; then it does when it is requested again.
+    pub(super) fn asked_answered(
         &mut self,
         ctx: &mut Ctx<'_>,
         from: Incarnation,
@@ -49,11 +74,11 @@ impl Session {
         out: &mut Effects,
     ) {
         let Role::Owner(owner) = &mut self.role else { return };
-        let answers = |it: &mut Joining| it.newcomer == from && it.nonce == nonce;
-        let Some(Joining { gone, newcomer, .. }) = owner.work.joining.take_if(answers) else {
-            return;
-        };
-        if let Some(cfg) = self.seal_of(ctx, gone.as_slice(), Some(newcomer)) {
+        let answers = |it: &&mut Joining| it.asked == from && it.nonce == nonce;
+        let Some(joining) = owner.work.joining.as_mut().filter(answers) else { return };
+        joining.answered = Some(ctx.now);
+        let (gone, newcomer) = (joining.gone, joining.newcomer);
+        if let Some(cfg) = self.seal_of(ctx, gone.as_slice(), newcomer) {
             self.seal(ctx, cfg, out);
         }
     }

@@ -299,7 +299,7 @@ impl Session {
                 }
                 self.on_part(from, part, ctx.now);
                 self.hear_word(from, promised.map(|b| Word::of(from, b, &births, p, part)));
-                self.newcomer_answered(ctx, from, nonce, out);
+                self.asked_answered(ctx, from, nonce, out);
                 let record = p.and(cfg.clone());
                 self.on_located(ctx, from, nonce, record, births, census.as_deref(), out);
                 let cfg = cfg.map(Arc::unwrap_or_clone);

@@ -439,7 +439,8 @@ impl Session {
     /// are fewer than there should be: in two steps, a seal that a majority of the old members
     /// chooses and the open form for the new ones (I5). `newcomer` must be alive and not be gone
     /// for good (see [`Session::is_gone_for_good`]). Returns whether it was begun, or waits for an
-    /// answer of the newcomer; it is not begun while requests run alone or anything is proposed.
+    /// answer of the other of two members; it is not begun while requests run alone or anything is
+    /// proposed.
     pub fn change_members(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -448,7 +449,7 @@ impl Session {
         out: &mut Effects,
     ) -> bool {
         let Some(cfg) = self.seal_of(ctx, gone.as_slice(), newcomer) else { return false };
-        if !self.asks_newcomer(ctx, &cfg, gone, newcomer, out) {
+        if !self.asks_first(ctx, &cfg, gone, newcomer, out) {
             self.seal(ctx, cfg, out);
         }
         true

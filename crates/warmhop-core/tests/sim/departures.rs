@@ -159,14 +159,14 @@ pub(crate) fn one_silent_and_one_restarts(seed: u64, listening: bool, scene: Deg
     report(&world)
 }
 
-/// What differs from run to run in [`one_leaves_and_one_crashes`].
+/// What differs from run to run in [`one_leaves_and_one_crashes`] and [`one_crashes_as_another_leaves`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Crash {
     /// Where sessions are begun.
     pub(crate) begun_at: usize,
     /// Who crashes: the first or the second peer.
     pub(crate) victim: usize,
-    /// How long after the third peer has left.
+    /// How long the second of the two events comes after the first.
     pub(crate) after_ms: u64,
 }
 
@@ -194,6 +194,22 @@ pub(crate) fn one_leaves_and_one_crashes(seed: u64, listening: bool, scene: Cras
         look(&world, at, &clients);
         look_at_registers(&world, at, &lists);
     }
+    report(&world)
+}
+
+/// One of three peers crashes, and another leaves in good order before anybody can have missed the first:
+/// the third serves what all held, alone.
+pub(crate) fn one_crashes_as_another_leaves(seed: u64, listening: bool, scene: Crash) -> Report {
+    let Crash { begun_at, victim, after_ms } = scene;
+    let world = healthy(seed, listening, 3, 3);
+    let (clients, lists) = (sessions(&world, begun_at), Lists::default());
+    look_at_registers(&world, begun_at, &lists);
+    world.run_until(world.now() + 3_000);
+    crate::faults::end(&world, victim);
+    world.run_until(world.now() + after_ms);
+    leave(&world, 2);
+    look(&world, 1 - victim, &clients);
+    look_at_registers(&world, 1 - victim, &lists);
     report(&world)
 }
 

@@ -388,6 +388,24 @@ fn what_one_of_three_holds_outlives_a_crash_while_another_is_down_in_good_order(
 }
 
 #[test]
+fn whoever_stays_serves_alone_if_one_peer_crashes_just_before_another_leaves_in_good_order() {
+    for seed in 1..=6 {
+        for (begun_at, victim) in [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)] {
+            for after_ms in [0, 300, 1_500, 4_000] {
+                let scene = Crash { begun_at, victim, after_ms };
+                let report = departures::one_crashes_as_another_leaves(seed, false, scene);
+                if let Some(what) = report.violation {
+                    let report = departures::one_crashes_as_another_leaves(seed, true, scene);
+                    panic!("seed {seed}, {scene:?}: {what}\n{}", report.story);
+                }
+                assert_eq!(report.counts["sessions looked at"], 6, "{:?}", report.counts);
+                assert_eq!(report.counts["registers looked at"], 8, "{:?}", report.counts);
+            }
+        }
+    }
+}
+
+#[test]
 fn whoever_stays_serves_alone_while_one_peer_is_silent_and_another_restarts_in_good_order() {
     for seed in 1..=8 {
         for (begun_at, leaver) in [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)] {
