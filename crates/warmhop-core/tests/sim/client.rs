@@ -17,6 +17,8 @@ use crate::world::{CloseOnDrop, Mailbox, To, World, sleep};
 const PATIENCE_MS: u64 = 20_000;
 /// How many requests a client has under way at once.
 const AT_ONCE_MAX: usize = 3;
+/// How long a request may be on its way after its client gave it up.
+const ON_ITS_WAY_MS: u64 = 30_000;
 const ATTEMPTS_MAX: usize = 8;
 
 /// How a client's balancer chooses the entry peer.
@@ -41,7 +43,19 @@ struct State {
     at: usize,
     under_way: usize,
     keyed_begun: usize,
+    /// How many keyed requests had been begun when one of those was that is repeated with a newer
+    /// cookie, and until when such a repeat may be on its way.
+    repeated: Vec<(usize, u64)>,
     stopped: bool,
+}
+
+impl State {
+    /// Whether one more keyed request could push one out of the retention window that may still arrive
+    /// with a newer cookie.
+    fn would_push_out(&mut self, now: u64, window: usize) -> bool {
+        self.repeated.retain(|(_, until)| now < *until);
+        self.repeated.iter().any(|(begun, _)| self.keyed_begun + 1 - begun + AT_ONCE_MAX >= window)
+    }
 }
 
 /// How a request ended for its client.
@@ -64,8 +78,15 @@ impl Client {
             [Balancing::Affinity, Balancing::Sticky, Balancing::RoundRobin, Balancing::Random];
         let balancing = kinds[world.below(4) as usize];
         let at = world.below(world.knobs.peers as u64) as usize;
-        let state =
-            State { cookie: None, balancing, at, under_way: 0, keyed_begun: 0, stopped: false };
+        let state = State {
+            cookie: None,
+            balancing,
+            at,
+            under_way: 0,
+            keyed_begun: 0,
+            repeated: Vec::new(),
+            stopped: false,
+        };
         Rc::new(Self { name, state: RefCell::new(state) })
     }
 
@@ -138,8 +159,13 @@ impl Client {
                 if state.under_way >= at_once {
                     continue;
                 }
+                let asked = draw(&world);
+                let window = world.knobs.policy.recent_keyed_max;
+                if asked.keyed && state.would_push_out(world.now(), window) {
+                    continue;
+                }
                 state.under_way += 1;
-                draw(&world)
+                asked
             };
             let (me, of) = (Rc::clone(&self), Rc::clone(&world));
             world.spawn(None, async move {
@@ -187,8 +213,13 @@ impl Client {
             // was first sent with, it may come whenever it likes.
             let since = self.state.borrow().keyed_begun - begun_before;
             let within_window = since + AT_ONCE_MAX < world.knobs.policy.recent_keyed_max;
-            let cookie =
-                if within_window && world.chance(30) { newest } else { first_cookie.clone() };
+            let cookie = if within_window && world.chance(30) {
+                let until = world.now() + ON_ITS_WAY_MS;
+                self.state.borrow_mut().repeated.push((begun_before, until));
+                newest
+            } else {
+                first_cookie.clone()
+            };
             let node = self.entry(world);
             let sent = world.now();
             match send(world, self.name, node, asked.clone(), cookie.clone()).await {
