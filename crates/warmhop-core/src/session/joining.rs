@@ -13,7 +13,8 @@ use super::message::{Config, Message};
 use super::{Ctx, Effect, Effects, Role, Session};
 use crate::ids::{Incarnation, Now};
 
-/// How long an answer proves that a peer is there, if requests keep the change from being made at once.
+/// How long an answer to a question is waited for, which is repeated meanwhile, and how long it proves that
+/// the peer is there if requests keep the change from being made at once.
 const ANSWER_COUNTS_FOR: Duration = Duration::from_secs(1);
 
 /// A change of members that waits for an answer of the one other member that remains.
@@ -23,8 +24,17 @@ pub(super) struct Joining {
     newcomer: Option<Incarnation>,
     asked: Incarnation,
     nonce: u64,
+    /// When it was asked.
+    since: Now,
     /// When it answered.
     answered: Option<Now>,
+}
+
+impl Joining {
+    /// Whether the question, or the answer to it, is too old to tell anything.
+    fn is_outdated(&self, now: Now) -> bool {
+        now.since(self.answered.unwrap_or(self.since)) >= ANSWER_COUNTS_FOR
+    }
 }
 
 impl Session {
@@ -50,16 +60,18 @@ impl Session {
             _ => None,
         };
         let Some(asked) = needed.filter(|peer| *peer != ctx.me) else { return false };
-        let has_answered = owner.work.joining.as_ref().is_some_and(|it| {
-            let is_recent = |at: Now| ctx.now.since(at) < ANSWER_COUNTS_FOR;
-            it.asked == asked && it.answered.is_some_and(is_recent)
-        });
-        if has_answered {
+        let before = owner.work.joining.take();
+        let lately = before.filter(|it| it.asked == asked && !it.is_outdated(ctx.now));
+        let made = Joining { gone, newcomer, asked, nonce: 0, since: ctx.now, answered: None };
+        let joining = match lately {
+            Some(before) => Joining { gone, newcomer, ..before },
+            None => Joining { nonce: ctx.process.next_nonce(), ..made },
+        };
+        let (nonce, is_answered) = (joining.nonce, joining.answered.is_some());
+        owner.work.joining = Some(joining);
+        if is_answered {
             return false;
         }
-        let nonce = ctx.process.next_nonce();
-        let answered = None;
-        owner.work.joining = Some(Joining { gone, newcomer, asked, nonce, answered });
         out.push(Effect::Send { to: asked, message: Message::Locate { census: None, nonce } });
         true
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod alone;
 pub(crate) mod gauges;
+pub(crate) mod pace;
 pub(crate) mod repair;
 pub(crate) mod report;
 pub(crate) mod skew;

@@ -3,6 +3,7 @@
 //! for each.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 
 use warmhop_core::ids::{Incarnation, SessionKey};
@@ -11,23 +12,40 @@ use warmhop_core::session::repair::{
 };
 use warmhop_core::view::{Liveness, View};
 
+use crate::care::pace::Pace;
 use crate::request::node::Node;
 use crate::sessions::store::STRIPES;
 
-/// How many sessions one sweep repairs or asks about, so that its messages leave room for others.
-const MENDED_AT_ONCE: usize = 1024;
+/// How many sessions one sweep repairs or asks about, so that its messages leave room for others: fewer
+/// where these take long to be answered.
+const MENDED_AT_ONCE: RangeInclusive<usize> = 64..=1024;
 /// How many sessions at most wait to be checked again. While so many wait, no further part of the
 /// store is scanned.
 const UNDER_WAY_MAX: usize = 16 * 1024;
 
+/// A session that is to be looked at again.
+struct UnderWay {
+    /// What it was first looked at for.
+    scope: Scope,
+    /// A repair was begun, or a question asked.
+    is_begun: bool,
+}
+
 /// What one sweep leaves to the next.
-#[derive(Default)]
 pub(crate) struct Repair {
     watch: Watch,
-    /// The sessions to look at again, and what they were first looked at for.
-    under_way: BTreeMap<SessionKey, Scope>,
+    pace: Pace,
+    under_way: BTreeMap<SessionKey, UnderWay>,
     /// The stripes still to be looked through since a peer joined or left.
     ahead: std::ops::Range<usize>,
+}
+
+/// What came of looking at one session.
+struct Looked {
+    /// It has to be looked at again.
+    again: bool,
+    /// A repair was begun, or a question asked.
+    acted: bool,
 }
 
 /// What stays the same within one sweep, and how many sessions it may still repair.
@@ -36,6 +54,17 @@ struct Sweep<'a> {
     view: &'a View,
     alive: &'a BTreeSet<Incarnation>,
     left: usize,
+}
+
+impl Default for Repair {
+    fn default() -> Self {
+        Self {
+            watch: Watch::default(),
+            pace: Pace::new(MENDED_AT_ONCE),
+            under_way: BTreeMap::new(),
+            ahead: 0..0,
+        }
+    }
 }
 
 impl Repair {
@@ -55,24 +84,59 @@ impl Repair {
             self.under_way.clear();
             self.ahead = 0..STRIPES;
         }
-        let mut sweep = Sweep { node, view: &view, alive: &alive, left: MENDED_AT_ONCE };
-        for key in noted {
-            self.under_way.entry(key).or_insert(Scope::Noted);
-        }
+        let mut sweep = Sweep { node, view: &view, alive: &alive, left: *MENDED_AT_ONCE.end() };
         let mut under_way = std::mem::take(&mut self.under_way);
-        under_way.retain(|key, scope| self.mend(&mut sweep, key, *scope));
+        let mut unfinished = 0;
+        under_way.retain(|key, it| {
+            let Looked { again, acted } = self.mend(&mut sweep, key, it.scope);
+            unfinished += usize::from(acted && it.is_begun);
+            it.is_begun |= acted;
+            again
+        });
+        let used = MENDED_AT_ONCE.end() - sweep.left;
+        let bound = self.pace.bound(unfinished);
+        sweep.left = bound.saturating_sub(used);
+        let began_with = sweep.left;
+        for key in noted {
+            self.look_first(&mut sweep, &mut under_way, key, Scope::Noted);
+        }
         while under_way.len() < UNDER_WAY_MAX && sweep.left > 0 {
             let Some(stripe) = self.ahead.next() else { break };
-            let kept = node.store.kept_in(stripe).into_iter().map(|key| (key, Scope::All));
-            under_way.extend(kept.filter(|(key, scope)| self.mend(&mut sweep, key, *scope)));
+            for key in node.store.kept_in(stripe) {
+                self.look_first(&mut sweep, &mut under_way, key, Scope::All);
+            }
         }
+        self.pace.begin(used + began_with - sweep.left);
         self.under_way = under_way;
         !self.under_way.is_empty() || !self.ahead.is_empty()
     }
 
-    /// Repairs one session, unless this sweep has no repairs left. Returns whether it has to be
-    /// looked at again.
-    fn mend(&mut self, sweep: &mut Sweep<'_>, key: &SessionKey, scope: Scope) -> bool {
+    /// Looks at a session that was not `under_way` before.
+    fn look_first(
+        &mut self,
+        sweep: &mut Sweep<'_>,
+        under_way: &mut BTreeMap<SessionKey, UnderWay>,
+        key: SessionKey,
+        scope: Scope,
+    ) {
+        if under_way.contains_key(&key) {
+            return;
+        }
+        let Looked { again, acted } = self.mend(sweep, &key, scope);
+        if again {
+            under_way.insert(key, UnderWay { scope, is_begun: acted });
+        }
+    }
+
+    /// Repairs one session, unless this sweep has no repairs left.
+    fn mend(&mut self, sweep: &mut Sweep<'_>, key: &SessionKey, scope: Scope) -> Looked {
+        let left = sweep.left;
+        let again = self.mended(sweep, key, scope);
+        Looked { again, acted: sweep.left < left }
+    }
+
+    /// As [`Repair::mend`]; returns whether it has to be looked at again.
+    fn mended(&mut self, sweep: &mut Sweep<'_>, key: &SessionKey, scope: Scope) -> bool {
         let Sweep { node, view, alive, .. } = *sweep;
         let held = node.store.read(key, |machine| Held::of(machine, view));
         let Some(held) = held else { return false };

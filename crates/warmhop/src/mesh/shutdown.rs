@@ -1,6 +1,7 @@
 //! Leaving without losing anything: sessions go to heirs, requests end, apps stop, links close.
 
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,17 +14,18 @@ use warmhop_core::ids::SessionKey;
 use warmhop_core::session::repair::{heir, may_count_on};
 use warmhop_core::view::Liveness;
 
+use crate::care::pace::Pace;
 use crate::http::tunnels::GOODBYE_WITHIN;
 use crate::links::net::Net;
 use crate::request::node::Node;
 
-/// How long the hand-over of sessions may take.
+/// How long the hand-over of sessions may take without any of them finding a new owner.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
-/// How long the owners of other sessions may take to replace this peer's copies: restarted while they
-/// get on with it, and when another peer dies meanwhile, since its sessions have to be succeeded first.
+/// How long the owners of other sessions may take to replace this peer's copies without getting on with
+/// it, or another peer dying meanwhile, whose sessions have to be succeeded first.
 const REPLACED_WITHIN: Duration = Duration::from_secs(5);
-/// How long they may take at most.
-const REPLACED_WITHIN_MAX: Duration = Duration::from_secs(15);
+/// How long both may take at most, together.
+const SESSIONS_WITHIN: Duration = Duration::from_secs(120);
 /// How long the hand-over of later sessions may take, after the last request.
 const REST_WITHIN: Duration = Duration::from_secs(2);
 /// How long the peer answers as draining before its front doors close, so that balancers notice.
@@ -32,8 +34,8 @@ const LAME_DUCK: Duration = Duration::from_secs(1);
 const TASKS_WITHIN: Duration = Duration::from_secs(30);
 /// How often an invitation is repeated.
 const INVITE_AGAIN_AFTER: Duration = Duration::from_millis(250);
-/// How many sessions are offered at once.
-const INVITES_AT_ONCE: usize = 512;
+/// How many sessions are offered at once: fewer where the others are slow to take them.
+const INVITES_AT_ONCE: RangeInclusive<usize> = 64..=512;
 /// How many questions about members are asked at once.
 const QUESTIONS_AT_ONCE: usize = 2048;
 
@@ -43,19 +45,18 @@ pub(crate) async fn drain(node: &Arc<Node>, net: &Net) {
     node.draining.store(true, Ordering::Relaxed);
     net.publish_draining(true);
     node.changed.send_modify(|count| *count += 1);
-    let handed_over = tokio::time::timeout(HAND_OVER_WITHIN, hand_over(node)).await;
-    match handed_over {
-        Ok(0) => {}
-        Ok(count) => info!(count, "sessions handed over"),
-        Err(_) => {
-            let left = node.store.owned().len();
-            warn!(
-                left,
-                "some sessions could not be handed over in time; their copies stay with the other peers that hold them"
-            );
-        }
+    let latest = Instant::now() + SESSIONS_WITHIN;
+    let HandedOver { count, left } = hand_over(node, latest).await;
+    if count > left {
+        info!(count = count - left, "sessions handed over");
     }
-    let left = replaced(node).await;
+    if left > 0 {
+        warn!(
+            left,
+            "some sessions could not be handed over in time; their copies stay with the other peers that hold them"
+        );
+    }
+    let left = replaced(node, latest).await;
     if left > 0 {
         warn!(
             left,
@@ -77,15 +78,15 @@ pub(crate) fn stay(node: &Node, net: &Net) {
 
 /// Waits until the owners of the sessions that this peer holds copies of have replaced it by others, if
 /// there are any, or have left it out where too few would stay to agree: a peer that leaves cleanly costs
-/// no session a copy, or its majority. Returns how many sessions still count on it.
-async fn replaced(node: &Node) -> usize {
+/// no session a copy, or its majority. It waits until `latest` for as long as some are. Returns how many
+/// sessions still count on it.
+async fn replaced(node: &Node, latest: Instant) -> usize {
     let alive = || {
         let view = node.view();
         view.live_peers().filter(|(_, belief)| belief.alive == Liveness::Alive).count()
     };
-    let latest = Instant::now() + REPLACED_WITHIN_MAX;
     let (mut end, mut living) = (Instant::now() + REPLACED_WITHIN, alive());
-    let mut least = usize::MAX;
+    let (mut least, mut offers) = (usize::MAX, Offers::new());
     loop {
         let left = node.copies_to_replace();
         if left == 0 || Instant::now() >= end {
@@ -93,7 +94,7 @@ async fn replaced(node: &Node) -> usize {
         }
         // A peer that replaced it while it was cut off could not inform it.
         node.ask_for_members(QUESTIONS_AT_ONCE);
-        give_away(node);
+        give_away(node, &mut offers);
         tokio::time::sleep(INVITE_AGAIN_AFTER).await;
         let still = alive();
         if still < living || left < least {
@@ -103,24 +104,66 @@ async fn replaced(node: &Node) -> usize {
     }
 }
 
-/// Invites an heir for each session until none of the first ones is left: clients still arrive
-/// here, and begin new ones. Returns how many there were.
-async fn hand_over(node: &Node) -> usize {
-    let first: HashSet<SessionKey> = node.store.owned().into_iter().collect();
-    while give_away(node).iter().any(|key| first.contains(key)) {
-        tokio::time::sleep(INVITE_AGAIN_AFTER).await;
-    }
-    first.len()
+/// How many sessions were to be handed over, and how many of these still are.
+struct HandedOver {
+    count: usize,
+    left: usize,
 }
 
-/// Invites an heir for each session that is owned here, and returns those that have one.
-fn give_away(node: &Node) -> Vec<SessionKey> {
+/// Invites an heir for each session until none of the first ones is left: clients still arrive
+/// here, and begin new ones. Ends at `latest`, or once none has been taken over for a while.
+async fn hand_over(node: &Node, latest: Instant) -> HandedOver {
+    let mut first: HashSet<SessionKey> = node.store.owned().into_iter().collect();
+    let count = first.len();
+    let (mut end, mut offers) = (Instant::now() + HAND_OVER_WITHIN, Offers::new());
+    loop {
+        let owned: HashSet<SessionKey> = give_away(node, &mut offers).into_iter().collect();
+        let before = first.len();
+        first.retain(|key| owned.contains(key));
+        if first.len() < before {
+            end = Instant::now() + HAND_OVER_WITHIN;
+        }
+        if first.is_empty() || Instant::now() >= end.min(latest) {
+            return HandedOver { count, left: first.len() };
+        }
+        tokio::time::sleep(INVITE_AGAIN_AFTER).await;
+    }
+}
+
+/// The sessions that are offered to heirs.
+struct Offers {
+    pace: Pace,
+    offered: HashSet<SessionKey>,
+}
+
+impl Offers {
+    fn new() -> Self {
+        Self { pace: Pace::new(INVITES_AT_ONCE), offered: HashSet::new() }
+    }
+
+    /// Those of the `owned` sessions that are to be offered now, the former ones that nobody took included.
+    fn next<'a>(
+        &mut self,
+        owned: &'a [SessionKey],
+    ) -> impl Iterator<Item = &'a SessionKey> + use<'a> {
+        let untaken = owned.iter().filter(|key| self.offered.contains(*key)).count();
+        let bound = self.pace.bound(untaken);
+        let next = owned.iter().take(bound);
+        self.offered = next.clone().cloned().collect();
+        self.pace.begin(self.offered.len());
+        next
+    }
+}
+
+/// Invites an heir for each session that is owned here, as many as are taken in time, and returns those
+/// that have one.
+fn give_away(node: &Node, offers: &mut Offers) -> Vec<SessionKey> {
     let view = node.view();
     if !view.live_peers().any(|(_, belief)| may_count_on(belief)) {
         return Vec::new();
     }
     let owned = node.store.owned();
-    for key in owned.iter().take(INVITES_AT_ONCE) {
+    for key in offers.next(&owned) {
         if let Some(to) = heir(key.sid, &key.app, &view) {
             node.store.with(key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
         }
@@ -132,7 +175,10 @@ fn give_away(node: &Node) -> Vec<SessionKey> {
 /// go on without this peer, as [`replaced`] does.
 pub(crate) async fn give_away_the_rest(node: &Node) {
     let end = Instant::now() + REST_WITHIN;
-    while (!give_away(node).is_empty() || node.copies_to_replace() > 0) && Instant::now() < end {
+    let mut offers = Offers::new();
+    while (!give_away(node, &mut offers).is_empty() || node.copies_to_replace() > 0)
+        && Instant::now() < end
+    {
         tokio::time::sleep(INVITE_AGAIN_AFTER).await;
     }
 }
