@@ -22,8 +22,8 @@ use crate::request::node::Node;
 /// How long the hand-over of sessions may take without any of them finding a new owner.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
 /// How long the owners of other sessions may take to replace this peer's copies without getting on with
-/// it, or another peer dying meanwhile, whose sessions have to be succeeded first.
-const REPLACED_WITHIN: Duration = Duration::from_secs(5);
+/// it, or another peer falling silent or being heard again meanwhile.
+const REPLACED_WITHIN: Duration = Duration::from_secs(10);
 /// How long both may take at most, together.
 const SESSIONS_WITHIN: Duration = Duration::from_secs(120);
 /// How long the hand-over of later sessions may take, after the last request.
@@ -97,7 +97,7 @@ async fn replaced(node: &Node, latest: Instant) -> usize {
         give_away(node, &mut offers);
         tokio::time::sleep(INVITE_AGAIN_AFTER).await;
         let still = alive();
-        if still < living || left < least {
+        if still != living || left < least {
             end = (Instant::now() + REPLACED_WITHIN).min(latest);
         }
         (living, least) = (still, left.min(least));
