@@ -542,6 +542,12 @@ impl MoveCounter {
         self.n_given = self.n_given.max(Some(n));
     }
 
+    /// The highest number that left through this peer in a token, or arrived here in one.
+    #[must_use]
+    pub fn given(&self) -> u64 {
+        self.n_given.unwrap_or_default()
+    }
+
     /// Notes that the session moved here.
     pub fn moved(&mut self, now: Now) {
         self.consecutive = 0;

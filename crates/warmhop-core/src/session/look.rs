@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use super::message::{Config, Members, NackReason, Record};
 use super::mutant::{self, Mutant};
-use super::{Ctx, DEAD, Effects, FENCED, Role, Session, TokenHint};
+use super::{Ctx, DEAD, Effects, FENCED, Role, Session, TokenHint, recent};
 use crate::ids::{Ballot, Incarnation, Now, Position, SessionId, WallTime};
 
 impl Session {
@@ -53,6 +53,19 @@ impl Session {
     #[must_use]
     pub fn version(&self) -> u64 {
         self.newest().map_or(0, |record| record.p.n)
+    }
+
+    /// The highest number known here for certain to have been chosen; 0 if there is none. A request
+    /// that arrives now can only be applied at a higher one. Of an accepted record the newest change
+    /// may never be chosen.
+    #[must_use]
+    pub fn surely_chosen(&self) -> u64 {
+        let owned = match &self.role {
+            Role::Owner(owner) => owner.chosen.as_ref().map_or(0, |record| record.p.n),
+            Role::None | Role::Preparing(_) => 0,
+        };
+        let held = self.copy.accepted.as_ref();
+        owned.max(held.map_or(0, |record| recent::chosen_before(&record.body)))
     }
 
     /// The position of the newest record known here: chosen if this peer owns the session,

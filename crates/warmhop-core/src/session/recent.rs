@@ -59,6 +59,15 @@ pub(super) fn look_up(
     }
 }
 
+/// The highest number of the changes in `body` but the newest one. That one may be no more than
+/// proposed, but it was made on a base that was chosen, which held the others or had dropped them.
+pub(super) fn chosen_before(body: &Body) -> u64 {
+    let dropped = [body.floor_keyed, body.floor_unkeyed].map(|floor| floor.saturating_sub(1));
+    let numbers = || body.recent.iter().map(|entry| entry.n).chain(dropped);
+    let newest = numbers().max();
+    numbers().filter(|n| Some(*n) < newest).max().unwrap_or_default()
+}
+
 /// The body that results from `exec` on `base`. `change` is the app's change of the state, if any.
 /// `n` is the number that the change will have. The session expires at `until`, or else at the
 /// order's expiry or its present one, whichever is later.
@@ -277,6 +286,23 @@ mod tests {
         assert!(!body.is_over(&at(5_000), WallTime(900), ttl), "the owner's runs ahead");
         assert!(!Body::default().is_over(&at(5_000), WallTime(5_000), ttl), "it never began");
         assert!(body.is_half_over(&at(951), ttl) && !body.is_half_over(&at(950), ttl));
+    }
+
+    #[test]
+    fn all_changes_but_the_newest_were_chosen_whether_they_are_remembered_or_not() {
+        for kept in [0, 1, 2, 5] {
+            let policy = policy(kept, kept);
+            let mut body = Body::default();
+            let mut before = 0;
+            for n in [3, 4, 8] {
+                body = apply(&body, u8::try_from(n).unwrap(), n % 2 == 0, n, &policy);
+                assert!(chosen_before(&body) <= before, "{n} may not be chosen: {body:?}");
+                before = n;
+            }
+            // The number dropped for want of room is known by its floor.
+            let known = [0, 3, 4, 4][[0, 1, 2, 5].iter().position(|it| *it == kept).unwrap()];
+            assert!(chosen_before(&body) >= known, "{kept}: {body:?}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod dead_holders;
 mod departures;
 mod faults;
 mod fleeting;
+mod hasty;
 mod hops;
 mod narrate;
 mod network;
@@ -227,6 +228,23 @@ fn what_lasts_for_a_moment_is_there_until_its_end_and_never_after() {
     ] {
         assert!(totals.get(what).is_some_and(|count| *count > 2), "{what}: {totals:?}");
     }
+}
+
+#[test]
+fn a_request_sent_just_now_is_not_too_old_to_tell_where_it_does_not_reach_its_owner() {
+    let mut died = 0;
+    for (seed, peers) in (1..=40).flat_map(|seed| [(seed, 3), (seed, 5)]) {
+        let at = 1 + seed as usize % (peers - 1);
+        let report = hasty::run(seed, false, peers, at);
+        if let Some(what) = report.violation {
+            panic!(
+                "seed {seed}, {peers} peers: {what}\n{}",
+                hasty::run(seed, true, peers, at).story
+            );
+        }
+        died += report.counts.get("owners that die").copied().unwrap_or_default();
+    }
+    assert!(died > 40, "{died}");
 }
 
 #[test]

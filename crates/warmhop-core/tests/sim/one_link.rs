@@ -50,11 +50,26 @@ pub(crate) fn healthy(seed: u64, listening: bool, peers: usize, copies: usize) -
     healthy_where(seed, listening, peers, copies, |_| {})
 }
 
-fn healthy_where(
+/// The same, after they have run for so long.
+pub(crate) fn healthy_for(seed: u64, listening: bool, peers: usize, ms: u64) -> Rc<World> {
+    begin_mesh(seed, listening, (peers, 3), ms, |_| {})
+}
+
+pub(crate) fn healthy_where(
     seed: u64,
     listening: bool,
     peers: usize,
     copies: usize,
+    differ: impl FnOnce(&mut Knobs),
+) -> Rc<World> {
+    begin_mesh(seed, listening, (peers, copies), 20_000, differ)
+}
+
+fn begin_mesh(
+    seed: u64,
+    listening: bool,
+    (peers, copies): (usize, usize),
+    ms: u64,
     differ: impl FnOnce(&mut Knobs),
 ) -> Rc<World> {
     let mut rng = Prng(seed);
@@ -66,7 +81,7 @@ fn healthy_where(
     for node in 0..peers {
         Peer::start(&world, node);
     }
-    world.run_until(world.now() + 20_000);
+    world.run_until(world.now() + ms);
     world
 }
 

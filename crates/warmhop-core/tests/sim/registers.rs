@@ -176,10 +176,8 @@ impl Peer {
         call: &mut Call,
         sid: SessionId,
     ) -> Result<Served, ProblemKind> {
-        let owned = self.look(sid, |machine| machine.is_owner().then(|| machine.version()));
-        let seen = owned.flatten().unwrap_or_default();
-        let portable =
-            Portable { rid: self.rid_of(&call.asked), seen: Some(seen), hops_left: FORWARDS_MAX };
+        let seen = Some(self.surely_chosen(sid));
+        let portable = Portable { rid: self.rid_of(&call.asked), seen, hops_left: FORWARDS_MAX };
         let begins = call.asked.begins();
         let asked = || entry::Asked { keyed: false, ..self.asked(portable, call) };
         for _ in 0..=BEGUN_ANEW_MAX {

@@ -284,6 +284,12 @@ impl Peer {
         }
     }
 
+    /// A number that was chosen before now, the highest known here.
+    pub(crate) fn surely_chosen(&self, sid: SessionId) -> u64 {
+        let given = self.store.borrow().moves.get(&sid).map_or(0, MoveCounter::given);
+        given.max(self.look(sid, Session::surely_chosen).unwrap_or_default())
+    }
+
     /// Puts a request in line for its session.
     pub(crate) fn enqueue(
         self: &Rc<Self>,

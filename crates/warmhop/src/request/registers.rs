@@ -444,11 +444,7 @@ impl Registers {
         // An operation whose answer was lost may run again only if it is certain that it was not
         // applied and forgotten since. A change known to have been chosen before can show that; if
         // none is known, only a register that has forgotten nothing yet can.
-        let seen = self
-            .node
-            .store
-            .read(&session, |machine| if machine.is_owner() { machine.version() } else { 0 });
-        let seen = Some(seen.unwrap_or_default());
+        let seen = Some(self.node.store.surely_chosen(&session));
         let portable = Portable {
             slot: &self.slot,
             rid: RequestKey(rand::random()),

@@ -615,6 +615,12 @@ impl Store {
         }
     }
 
+    /// A number of `key` that was chosen before now, the highest known here.
+    pub(crate) fn surely_chosen(&self, key: &SessionKey) -> u64 {
+        let given = self.stripe(key).moves.peek(key).map_or(0, MoveCounter::given);
+        given.max(self.read(key, Session::surely_chosen).unwrap_or_default())
+    }
+
     /// Sets timers for a stripe's sessions that are to be woken soon, once in a while. Returns when to do so
     /// next.
     fn look_through(&self, stripe: &Mutex<Stripe>, now: Now) -> Now {
