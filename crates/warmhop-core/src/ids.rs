@@ -236,6 +236,12 @@ impl Incarnation {
         self.name() == Self::of(peer, WallTime::default(), 0).name()
     }
 
+    /// When the process began, by its machine's clock.
+    pub(crate) fn began(&self) -> WallTime {
+        let began = &self.0[10..];
+        WallTime(began.iter().fold(0, |all, byte| all << 8 | u64::from(*byte)))
+    }
+
     /// Whether `other` is a later life of the same peer. Names are unique, so `self` is over once
     /// `other` is or was alive: anyone who knows `other` can conclude that, whether they saw the
     /// end of `self` or began after it. If a clock went back between the two, nobody can.

@@ -250,8 +250,9 @@ impl View {
             }
             Arc::make_mut(&mut self.former).remove(&life.incarnation);
         }
-        let owes_nothing = |former: &Arc<PeerBelief>| former.left && !former.cut_short;
-        if known && !self.peers.get(peer).is_some_and(owes_nothing) {
+        // Whether the former life left in good order or not: what it held is elsewhere then, but
+        // perhaps at one peer alone, and this life knows nothing of it.
+        if known {
             self.note_reborn(life.incarnation, life.heard);
         }
         self.end_life(peer, life.heard);
@@ -510,8 +511,7 @@ impl View {
         changed
     }
 
-    /// As [`View::left`], but others have not copied all that the peer held: its next life counts as
-    /// one after a crash.
+    /// As [`View::left`], but others have not copied all that the peer held, as after a crash.
     pub fn cut_short(&mut self, peer: &PeerId, incarnation: &Incarnation, now: Now) -> bool {
         let changed = self.left(peer, incarnation, now);
         if changed && let Some(belief) = self.belief_mut(peer) {
@@ -534,8 +534,8 @@ impl View {
         Some(life)
     }
 
-    /// Notes that a life replaced another, which did not leave cleanly. If it is this very peer's
-    /// life, this peer has forgotten what others count on.
+    /// Notes that a life replaced another. If it is this very peer's life, this peer has forgotten what
+    /// others count on, or what they hold.
     pub fn note_reborn(&mut self, incarnation: Incarnation, now: Now) {
         let reborn = Arc::make_mut(&mut self.reborn);
         if reborn.len() < FORMER_LIVES_MAX {
@@ -548,11 +548,15 @@ impl View {
     /// start of such a life gives nothing back as long as it is silent: the time begins again when it is
     /// heard again. A peer that fell silent earlier had given to others what it held.
     pub fn reborn(&self, now: Now, within: Duration) -> impl Iterator<Item = Incarnation> + '_ {
-        let delayed = move |since: Now| {
-            self.peers.values().any(|belief| belief.delays_repair(since, within, now))
-        };
-        let lately = move |since: Now| now.since(since) < within || delayed(since);
+        let lately =
+            move |since: Now| now.since(since) < within || self.is_delayed(since, within, now);
         self.reborn.iter().filter(move |(_, since)| lately(**since)).map(|(life, _)| *life)
+    }
+
+    /// Whether a process that began at `since` waits for a silent peer to give it what it should know: see
+    /// [`View::reborn`].
+    pub(crate) fn is_delayed(&self, since: Now, within: Duration, now: Now) -> bool {
+        self.peers.values().any(|belief| belief.delays_repair(since, within, now))
     }
 
     fn set_alive(&mut self, peer: &PeerId, to: Liveness, from: fn(Liveness) -> bool) -> bool {

@@ -12,13 +12,16 @@
 //!   known has answered: it cannot answer any more.
 //! * One *silent* peer may be missed. A second may be missed only if a majority of everyone known
 //!   has met it and has not heard it for long (`absent`).
-//! * A peer that was *reborn* a moment ago has forgotten what it witnessed, and counts as missed.
-//!   Once everyone known has answered, nobody is left who could know more, and nothing is missed.
+//! * A peer that was *reborn* a moment ago has forgotten what it witnessed, and counts as missed,
+//!   even if its former life left in good order: who leaves is struck off where nobody can take its
+//!   place, so that one peer may hold a session alone, and that may be the silent one. Once everyone known has answered, nobody is left who could know more, and nothing is missed.
 //!   Other peers give it back what it held: while one of them is silent, time proves nothing
 //!   ([`View::reborn`]).
 //! * A *young* peer may be reborn, and the peers that know may not have been heard yet. It counts
 //!   as missed until a settled peer vouches for it: that peer knows it, and knows of no former
-//!   life. If no peer is settled the mesh has just begun, and all of them count.
+//!   life. If no peer is settled the mesh has just begun, and all of them count that did not begin
+//!   after one that is missed. While a silent peer has had no time to give it what was there before,
+//!   a peer stays young.
 //! * A seed that was never met may be a witness, and counts as missed: a peer that starts while it
 //!   is cut off knows nobody, and must not take that for a mesh of one. If no peer is settled, or
 //!   if several seeds were never met, they may be missed only by a peer that has waited for them as
@@ -41,6 +44,9 @@ pub const ABSENT_AFTER: Duration = Duration::from_secs(30);
 /// young: until a former one would have been suspected (2.5 s) and replaced (3 s, and 1 s for each
 /// rank), its sessions copied to others, and a margin.
 pub const REBORN_FOR: Duration = Duration::from_secs(12);
+/// How far apart the processes of a mesh that has just begun may begin, clocks included. What one of them
+/// did alone before the others began, those do not know.
+const BEGUN_TOGETHER: Duration = Duration::from_secs(1);
 /// In a mesh of two, either serves without the other; a third peer ends that.
 const PAIR: usize = 2;
 
@@ -61,8 +67,12 @@ pub struct Census {
     pub cut_short: Vec<Incarnation>,
     /// There have been no more than two peers for as long as this one and the other remember.
     pub pair: bool,
-    /// This peer's process began less than [`REBORN_FOR`] ago.
+    /// This peer's process began less than [`REBORN_FOR`] ago, or has not been given since what was
+    /// there before.
     pub is_young: bool,
+    /// It began less than [`REBORN_FOR`] ago. This is not sent to others.
+    #[serde(skip)]
+    pub is_new: bool,
     /// Those of the others that are young by their own latest news. This is not sent to others:
     /// each process speaks for itself.
     #[serde(skip)]
@@ -116,8 +126,19 @@ impl Census {
     /// The same, for a peer whose process has this age.
     #[must_use]
     pub fn with_age(mut self, age: Duration) -> Self {
-        self.is_young = is_young(age);
+        self.is_new = is_young(age);
+        self.is_young = self.is_new;
         self.has_waited = age >= ABSENT_AFTER;
+        self
+    }
+
+    /// The same, by the `view` of a peer whose process has this age: it stays young while a peer is
+    /// silent that has had no time to give it what was there before.
+    #[must_use]
+    pub fn with_silences(mut self, view: &View, now: Now, age: Duration) -> Self {
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let since = Now(now.0.saturating_sub(age));
+        self.is_young |= view.is_delayed(since, REBORN_FOR, now);
         self
     }
 
@@ -309,11 +330,18 @@ impl Roll {
         let is_no_witness = |peer: &Incarnation| {
             is_young(peer) && !self.vouched.contains(peer) && !mutant::on(Mutant::YoungWitness)
         };
-        let heeds_age = !is_pair && !nobody_is_settled && !vouched_soon;
+        let misses = |peer: &&Incarnation| !self.answered.contains(*peer) && !will(peer);
+        let missed_began = self.everyone.iter().filter(misses).map(Incarnation::began).min();
+        let is_younger = |peer: &Incarnation| {
+            missed_began.is_some_and(|began| began.after(BEGUN_TOGETHER) <= peer.began())
+        };
+        let heeds_age = |peer: &Incarnation| {
+            !is_pair && !vouched_soon && (!nobody_is_settled || is_younger(peer))
+        };
         let counts = |peer: &Incarnation| {
             (self.answered.contains(peer) || will(peer))
                 && (!self.is_reborn(*peer) || mutant::on(Mutant::RebornWitness))
-                && !(heeds_age && is_no_witness(peer))
+                && !(heeds_age(peer) && is_no_witness(peer))
         };
         let missed: Vec<Incarnation> =
             self.everyone.iter().copied().filter(|peer| !counts(peer)).collect();

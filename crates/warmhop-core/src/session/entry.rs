@@ -29,6 +29,7 @@
 mod at_owner;
 mod members;
 mod relayed;
+mod still;
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -45,6 +46,7 @@ pub use at_owner::{
 };
 pub use members::{first_members, members_by_key, members_to_begin};
 pub use relayed::Relayed;
+pub use still::{STOOD_STILL, Stillness};
 
 /// How often a request is forwarded, or takes over or begins a session, before it is refused.
 pub const ROUNDS_MAX: u32 = 8;
@@ -136,7 +138,8 @@ pub struct Here<'a> {
     pub me: Incarnation,
     /// It is about to leave.
     pub draining: bool,
-    /// It began a moment ago, and may not have heard yet of every peer that knows of a session.
+    /// It began a moment ago, or stood still until then ([`Stillness`]), and may not have heard yet
+    /// of every peer that knows of a session.
     pub newborn: bool,
     /// It hears most of the others: see [`hears_most`].
     pub hears_most: bool,
@@ -386,13 +389,12 @@ impl Errand {
         Self { key: Some(key), relay: Relay::Possible, ..Self::new(asked, None) }
     }
 
-    /// Whether it has to wait until this peer has met another, or is no longer newborn. A peer that
-    /// was started a moment ago and has met no other yet would find that nobody knows of the
-    /// session, and begin it beside those that do.
+    /// Whether it has to wait until this peer hears another, or is no longer newborn. A peer that was
+    /// started a moment ago, or stood still, and hears no other yet would find that nobody knows of
+    /// the session, and begin it beside those that do.
     #[must_use]
     pub fn must_meet(&self, here: &Here<'_>) -> bool {
-        let alone = || here.view.peers().next().is_none();
-        self.key.is_some() && self.named.is_none() && here.newborn && alone()
+        self.key.is_some() && self.named.is_none() && here.newborn && !here.hears_anyone()
     }
 
     /// The id of the session it is about, if it has one yet.

@@ -27,7 +27,7 @@ impl Session {
     pub(super) fn is_unheard(&self, ctx: &Ctx<'_>, cfg: &Config) -> bool {
         let census = &ctx.process.census;
         let alone = ctx.policy.without_majority == WithoutMajority::Serve || census.pair;
-        if alone || census.is_young || census.silent.is_empty() {
+        if alone || census.is_new || census.silent.is_empty() {
             return false;
         }
         let heard = |peer| peer == ctx.me || !census.silent.contains(&peer);

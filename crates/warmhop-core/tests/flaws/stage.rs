@@ -417,7 +417,7 @@ impl Stage {
         self.say(format!("{name} is young, and so are {others:?} as far as it knows"));
         let young = self.incs(others);
         let census = Arc::make_mut(&mut self.peer_mut(name).process.census);
-        (census.is_young, census.young) = (true, young);
+        (census.is_young, census.is_new, census.young) = (true, true, young);
     }
 }
 

@@ -37,6 +37,7 @@ mod registers;
 mod run;
 mod running;
 mod serve;
+mod sole;
 mod store;
 mod ways;
 mod world;
@@ -227,6 +228,19 @@ fn what_lasts_for_a_moment_is_there_until_its_end_and_never_after() {
         "relayed",
     ] {
         assert!(totals.get(what).is_some_and(|count| *count > 2), "{what}: {totals:?}");
+    }
+}
+
+#[test]
+fn what_one_peer_holds_alone_is_not_absent_while_it_stands_still() {
+    let scenes = [(3, 20_000), (4, 20_000), (3, 2_000), (4, 2_000)];
+    for (seed, (peers, ms)) in (1..=8).flat_map(|seed| scenes.map(|scene| (seed, scene))) {
+        let report = sole::run(seed, false, peers, ms);
+        if let Some(what) = report.violation {
+            let story = sole::run(seed, true, peers, ms).story;
+            panic!("seed {seed}, {peers} peers after {ms} ms: {what}\n{story}");
+        }
+        assert!(report.counts.get("registers looked at").is_some_and(|count| *count >= 12));
     }
 }
 

@@ -13,6 +13,7 @@ use warmhop_core::config::{AppPolicy, SessionMode};
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, SessionId, WallTime};
 use warmhop_core::keep::keeps_ready;
 use warmhop_core::session::census::Census;
+use warmhop_core::session::entry::Stillness;
 use warmhop_core::session::repair::{
     Around, Held, Mend, Scope, Watch, by_rank, countable, counts_on, heir, may_count_on,
 };
@@ -74,6 +75,7 @@ pub(crate) struct Peer {
     watch: RefCell<Watch>,
     /// How often another fell silent.
     silences: Cell<u64>,
+    pub(crate) stillness: Cell<Stillness>,
     /// Whom each of the others said that it hears, and when.
     pub(crate) hears: RefCell<BTreeMap<PeerId, (Vec<Incarnation>, Now)>>,
     under_way: RefCell<BTreeMap<SessionId, Scope>>,
@@ -163,6 +165,7 @@ impl Peer {
             loads: RefCell::default(),
             watch: RefCell::default(),
             silences: Cell::default(),
+            stillness: Cell::default(),
             hears: RefCell::default(),
             under_way: RefCell::default(),
         });
@@ -221,8 +224,8 @@ impl Peer {
     pub(crate) fn on_news(self: &Rc<Self>, news: News, source: Source) {
         let peer = news.peer().clone();
         if peer == self.me {
-            // Others remember a former life, which did not say that it leaves.
-            if matches!(&news, News::Peer(it) if it.incarnation != self.inc && !it.draining) {
+            // Others remember a former life.
+            if matches!(&news, News::Peer(it) if it.incarnation != self.inc) {
                 self.view.borrow_mut().note_reborn(self.inc, self.now());
             }
             return;
@@ -259,7 +262,18 @@ impl Peer {
         let view = self.view.borrow();
         let seeds = &self.world.knobs.seeds[self.node];
         let unmet = seeds.iter().filter(|node| view.peer(&crate::name(**node)).is_none());
-        Census::of(&view, self.now()).with_unmet(unmet.count()).with_age(self.age())
+        Census::of(&view, self.now()).with_unmet(unmet.count()).with_age(self.age()).with_silences(
+            &view,
+            self.now(),
+            self.age(),
+        )
+    }
+
+    /// It notices whether it stood still.
+    pub(crate) fn runs(&self) {
+        let mut stillness = self.stillness.get();
+        stillness.runs(self.now(), self.wall());
+        self.stillness.set(stillness);
     }
 
     /// For how long its process has lived, by its own clock.
@@ -623,6 +637,7 @@ async fn stop_copy(peer: Rc<Peer>, at: usize, attempt: u64, grace: Duration) {
 /// Shows every other peer that this one lives, and looks who does not.
 async fn heartbeat(peer: Rc<Peer>) {
     loop {
+        peer.runs();
         peer.tell_everyone();
         peer.look_for_silence();
         peer.sleep(HEARTBEAT_MS + peer.world.below(50)).await;

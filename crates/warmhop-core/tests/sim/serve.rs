@@ -350,10 +350,12 @@ impl Peer {
 
     /// For how many milliseconds more it is newborn.
     pub(crate) fn newborn_for(&self) -> u64 {
+        self.runs();
+        let woke = self.stillness.get().newborn_for(self.now()).as_millis() as u64;
         if self.store.borrow().process.has_met_all {
-            return 0;
+            return woke;
         }
-        (NEWBORN_FOR.as_millis() as u64).saturating_sub(self.world.now() - self.born)
+        (NEWBORN_FOR.as_millis() as u64).saturating_sub(self.world.now() - self.born).max(woke)
     }
 
     pub(crate) fn here<'v>(&self, view: &'v View) -> Here<'v> {

@@ -49,6 +49,7 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
         alone.look(&node);
         unlinked.look(&node);
         node.count_peers();
+        node.runs();
         let now = node.clock.now();
         for peer in node.view().unheard(now).filter(|peer| node.net.rtt(peer).is_none()) {
             // The peer may only be cut off: its sessions are not declared lost.

@@ -294,13 +294,12 @@ fn hear(shared: &Arc<Shared>, before: Option<Seen>, node: Changed) -> Seen {
 
     if peer.peer == shared.me {
         if peer.incarnation != shared.incarnation {
+            // Even while it counts as live: others have not noticed its end yet.
+            shared.handler.on_former_life();
             if node.live {
                 shared.probe_namesake(peer.mesh);
             } else {
                 shared.outrank_earlier_life(peer.generation);
-                if !peer.draining {
-                    shared.handler.on_former_life();
-                }
             }
         }
         return Seen { id: node.id, version: node.version, peer: Some(peer), live: node.live };

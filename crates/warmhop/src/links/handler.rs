@@ -47,7 +47,7 @@ pub(crate) trait NetHandler: Send + Sync + 'static {
     /// News arrived. `first_hand`: it came from the peer that it is about.
     fn on_news(&self, news: News, first_hand: bool);
 
-    /// Others remember a former life of this peer, which did not shut down cleanly.
+    /// Others remember a former life of this peer.
     fn on_former_life(&self);
 
     /// The state of a peer, as the network layer knows it, has changed.

@@ -18,6 +18,7 @@ use warmhop_core::route::{
     is_held_back, may_go_again, others_start, still_tried,
 };
 use warmhop_core::session::census::Census;
+use warmhop_core::session::entry::Stillness;
 use warmhop_core::version::AppVersion;
 use warmhop_core::view::{AppState, Liveness, News, Source, View};
 
@@ -68,6 +69,7 @@ pub(crate) struct Node {
     pub(crate) error_page: ErrorPage,
     pub(crate) clock: Clock,
     pub(crate) started: Instant,
+    pub(crate) stillness: Mutex<Stillness>,
     /// How many addresses of other peers it is configured to join.
     pub(crate) seeds: usize,
     apps: ArcSwap<Apps>,
@@ -177,6 +179,7 @@ impl Node {
             error_page: parts.error_page,
             clock: parts.clock,
             started: Instant::now(),
+            stillness: Mutex::default(),
             seeds: parts.seeds,
             apps: ArcSwap::from_pointee(apps),
             registers,
@@ -249,7 +252,8 @@ impl Node {
         let known = |addr| view.peers().any(|(_, it)| it.news.mesh == addr);
         // Until this peer has joined the mesh, no seed was met.
         let (unmet, age) = (self.net.unmet_seeds(known), self.started.elapsed());
-        let census = Census::of(view, now).with_unmet(unmet).with_age(age);
+        let census =
+            Census::of(view, now).with_unmet(unmet).with_age(age).with_silences(view, now, age);
         let knows_more = census.knows_more(view);
         self.net.publish_witness(Witness { knows_more, young: census.is_young });
         self.store.count(census);

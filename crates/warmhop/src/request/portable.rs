@@ -3,12 +3,12 @@
 //! `session::entry` decides what to do in each case.
 
 use std::cell::OnceCell;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::config::WithoutMajority;
-use warmhop_core::ids::{Ballot, Incarnation, RequestKey, SessionId, SessionKey};
+use warmhop_core::ids::{Ballot, Incarnation, RequestKey, SessionId, SessionKey, WallTime};
 use warmhop_core::route::{Arrived, Attempted, may_retry};
 use warmhop_core::session::entry::{
     After, Alone, Asked, Because, ByKey, End, Enter, Errand, Here, Moves, NEWBORN_FOR, Named, Step,
@@ -368,9 +368,21 @@ impl Node {
     /// How long it is still newborn: see [`Here::newborn`]. A peer without seeds never is, nor is one
     /// that has heard of everyone.
     pub(crate) fn newborn_for(&self) -> Duration {
+        let woke = if self.seeds > 0 { self.runs() } else { Duration::ZERO };
         let is_new = self.seeds > 0 && !self.store.has_met_all();
         let span = if is_new { NEWBORN_FOR } else { Duration::ZERO };
-        span.saturating_sub(self.started.elapsed())
+        span.saturating_sub(self.started.elapsed()).max(woke)
+    }
+
+    /// Notes that this process runs, and returns for how much longer it counts as newborn because it
+    /// stood still.
+    pub(crate) fn runs(&self) -> Duration {
+        let mut stillness = self.stillness.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
+        // The machine's own clock: the mesh's follows it slowly where it jumps.
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        stillness.runs(now, WallTime(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)));
+        stillness.newborn_for(now)
     }
 
     /// Without a majority, continues from this peer's own copy under a new session, if the core

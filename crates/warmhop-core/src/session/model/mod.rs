@@ -105,6 +105,7 @@ setups!(
     begun_on_two_sides_of_a_partition,
     begun_beside_the_reborn,
     begun_beside_the_young,
+    begun_beside_the_one_that_holds_it_alone,
     begun_alone_by_each,
     begun_three_times_with_other_members,
     ended_and_begun_again,

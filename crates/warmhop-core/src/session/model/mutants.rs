@@ -8,9 +8,10 @@ use super::judge::Invariant;
 use super::setup::{Born, Setup};
 use super::setups::{
     KEYED_1, KEYED_2, LOOK, READ, WRITE_1, WRITE_2, begun_alone_by_each,
-    begun_at_both_ends_of_a_cut_link, begun_beside_the_reborn, begun_beside_the_young,
-    begun_on_two_sides_of_a_partition, begun_twice_under_one_key, drawn_where_ballots_are_highest,
-    one_is_left_of_two, two_left_out_against_the_silent_one,
+    begun_at_both_ends_of_a_cut_link, begun_beside_the_one_that_holds_it_alone,
+    begun_beside_the_reborn, begun_beside_the_young, begun_on_two_sides_of_a_partition,
+    begun_twice_under_one_key, drawn_where_ballots_are_highest, one_is_left_of_two,
+    two_left_out_against_the_silent_one,
 };
 use crate::session::mutant::{self, Mutant};
 
@@ -304,6 +305,13 @@ fn of_those_who_are_known_one_may_be_missed() {
 #[test]
 fn whoever_was_reborn_is_no_witness() {
     let setup = Setup { name: "a reborn witness", ..begun_beside_the_reborn() };
+    caught(setup, Some(Mutant::RebornWitness), Invariant::ChosenExtend);
+}
+
+#[test]
+fn whoever_was_reborn_is_no_witness_beside_the_one_that_may_hold_it_alone() {
+    let setup =
+        Setup { name: "two reborn witnesses", ..begun_beside_the_one_that_holds_it_alone() };
     caught(setup, Some(Mutant::RebornWitness), Invariant::ChosenExtend);
 }
 

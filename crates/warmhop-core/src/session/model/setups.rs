@@ -327,6 +327,24 @@ pub(super) fn begun_beside_the_young() -> Setup {
     Setup { name: "begun beside the young", unheard: true, ..begun_beside_the_reborn() }
 }
 
+/// One peer holds the session alone when the others' processes end, in good order or not, and begin
+/// again; then nobody hears it any more.
+pub(super) fn begun_beside_the_one_that_holds_it_alone() -> Setup {
+    Setup {
+        name: "begun beside the one that holds it alone",
+        born: Born::Key,
+        attempts: &[WRITE_1, WRITE_2, READ],
+        takers: &[1, 2],
+        takeovers: 2,
+        settled: 1,
+        restarters: &[1, 2],
+        restarts: 2,
+        cut: &[(0, 1), (1, 0), (0, 2), (2, 0)],
+        beliefs: const { &[knows(0, &[0, 1, 2], &[0])] },
+        ..Setup::PLAIN
+    }
+}
+
 /// Sessions of one copy: each beginner is its only member.
 pub(super) fn begun_alone_by_each() -> Setup {
     Setup {

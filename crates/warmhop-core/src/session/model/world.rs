@@ -145,7 +145,8 @@ impl Tables {
             let census = Arc::make_mut(&mut peer.process.census);
             census.others.retain(|other| *other != old);
             if self.setup.unheard {
-                census.is_young = peer.inc == new;
+                census.is_new = peer.inc == new;
+                census.is_young = census.is_new;
                 *id = self.peers.id(peer);
                 continue;
             }

@@ -326,7 +326,7 @@ impl Session {
         search.open.clear();
         takeover.nonce = ctx.process.next_nonce();
         let census = &ctx.process.census;
-        let is_new_here = takeover.roll.is_none() && census.is_young;
+        let is_new_here = takeover.roll.is_none() && census.is_new;
         takeover.witnesses = is_new_here.then(|| Roll::new(ctx.me, census));
     }
 }
