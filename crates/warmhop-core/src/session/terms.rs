@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::census::Census;
-use super::message::{Body, Config, Exec, ExecDone, Message, NackReason, Stored};
+use super::message::{Config, Exec, ExecDone, Message, Stored};
 use crate::config::SessionPolicy;
 use crate::ids::{Ballot, Incarnation, Now, Position, RequestKey, SessionId, WallTime};
 use crate::problem::ProblemKind;
@@ -83,43 +83,15 @@ pub struct Submit {
 /// The outcome of running a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// As in [`ExecDone::Changed`].
-    Changed {
-        /// The resulting body.
-        body: Arc<Body>,
-        /// The executor voted for it.
-        voted: bool,
-    },
-    /// As in [`ExecDone::Unchanged`].
-    Unchanged {
-        /// The executor confirms the base.
-        confirmed: bool,
-    },
-    /// The executor does not hold the base; nothing ran.
-    NeedBase,
-    /// The executor's vote gate was shut; nothing ran.
-    Refused {
-        /// Why.
-        reason: NackReason,
-        /// The highest ballot promised there.
-        promised: Option<Ballot>,
-        /// The executor's watermark.
-        watermark: u64,
-    },
+    /// The executor reports how it went.
+    Done(ExecDone),
     /// Nothing reached an app, or the executor is lost.
     Failed,
 }
 
 impl From<ExecDone> for Outcome {
     fn from(done: ExecDone) -> Self {
-        match done {
-            ExecDone::Changed { body, voted } => Outcome::Changed { body, voted },
-            ExecDone::Unchanged { confirmed } => Outcome::Unchanged { confirmed },
-            ExecDone::NeedBase => Outcome::NeedBase,
-            ExecDone::Refused { reason, promised, watermark } => {
-                Outcome::Refused { reason, promised, watermark }
-            }
-        }
+        Self::Done(done)
     }
 }
 

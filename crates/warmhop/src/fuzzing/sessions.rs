@@ -161,28 +161,28 @@ impl World<'_> {
             12 => self.lie_of_a_result(at, arg)?,
             13 => {
                 let bytes = self.byte()?.min(self.input.len());
-                let (told, rest) = self.input.split_at(bytes);
+                let (encoded, rest) = self.input.split_at(bytes);
                 self.input = rest;
-                self.lie(at, told);
+                self.lie(at, encoded);
             }
             _ => {
                 let pick = self.byte()? % self.overheard.len().max(1);
-                let Some(mut told) = self.overheard.get(pick).cloned() else { return Some(()) };
+                let Some(mut message) = self.overheard.get(pick).cloned() else { return Some(()) };
                 for _ in 0..arg % 4 {
-                    let (place, value) = (self.byte()? % told.len().max(1), self.byte()?);
-                    if let Some(byte) = told.get_mut(place) {
+                    let (place, value) = (self.byte()? % message.len().max(1), self.byte()?);
+                    if let Some(byte) = message.get_mut(place) {
                         *byte = value as u8;
                     }
                 }
-                self.lie(at, &told);
+                self.lie(at, &message);
             }
         }
         Some(())
     }
 
-    /// The liar sends a peer the message that `told` encodes, if it encodes one.
-    fn lie(&mut self, to: usize, told: &[u8]) {
-        let Ok(message) = wire::decode::<Message, SESSION_FRAME_BYTES_MAX>(told) else { return };
+    /// The liar sends a peer the message in `encoded`, if there is one.
+    fn lie(&mut self, to: usize, encoded: &[u8]) {
+        let Ok(message) = wire::decode::<Message, SESSION_FRAME_BYTES_MAX>(encoded) else { return };
         let is_vote = match &message {
             Message::Promise { births, .. } | Message::Free { births, .. } => births.is_empty(),
             Message::Accepted { .. } | Message::NeedFull { .. } => true,
@@ -204,16 +204,17 @@ impl World<'_> {
         }
         let p = self.asked.get(&pick).and_then(|asked| asked.ordered).flatten();
         let body = Arc::default();
-        let outcome = match arg % 4 {
-            0 => Outcome::Changed { body, voted: arg & 4 == 4 },
-            1 => Outcome::Unchanged { confirmed: true },
-            2 => Outcome::NeedBase,
-            _ => Outcome::Refused {
+        let done = match arg % 4 {
+            0 => ExecDone::Changed { body, voted: arg & 4 == 4 },
+            1 => ExecDone::Unchanged { confirmed: true },
+            2 => ExecDone::NeedBase,
+            _ => ExecDone::Refused {
                 reason: NackReason::Forgotten,
                 promised: None,
                 watermark: u64::MAX,
             },
         };
+        let outcome = Outcome::Done(done);
         self.act(at, |session, ctx, out| session.executed(ctx, Ticket(pick), p, outcome, out));
         Some(())
     }

@@ -168,7 +168,7 @@ pub(crate) fn voted(done: &ExecDone) -> bool {
 /// Whether its owner will vote for it.
 #[inline]
 pub(crate) fn changed(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Changed { .. })
+    matches!(outcome, Outcome::Done(ExecDone::Changed { .. }))
 }
 
 /// The state of a machine before a call, to find out afterwards what the call has changed.

@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 
 use super::{Asking, Flight, ORDERS_MAX, Stage, send_asks};
 use crate::ids::{Incarnation, Position};
-use crate::session::message::{Base, Body, Exec, NackReason, Record};
+use crate::session::message::{Base, Body, Exec, ExecDone, NackReason, Record};
 use crate::session::mutant::Mutant;
 use crate::session::reach::LISTEN_EVERY;
 use crate::session::recent::Known;
@@ -135,8 +135,8 @@ impl Session {
                 }
                 out.push(Effect::Fail { ticket, failure: Failure::ExecutionFailed });
             }
-            Outcome::NeedBase => self.order_again(ctx, at, executor, out),
-            Outcome::Refused { reason, promised, watermark } => {
+            Outcome::Done(ExecDone::NeedBase) => self.order_again(ctx, at, executor, out),
+            Outcome::Done(ExecDone::Refused { reason, promised, watermark }) => {
                 if reason == NackReason::Forgotten {
                     ctx.process.stamp_heard = ctx.process.stamp_heard.max(watermark);
                 }
@@ -167,7 +167,7 @@ impl Session {
                     }
                 }
             }
-            Outcome::Unchanged { confirmed } => {
+            Outcome::Done(ExecDone::Unchanged { confirmed }) => {
                 let flight = &mut self.line.flights[at];
                 flight.stage = Stage::Confirming { since: ctx.now };
                 flight.confirmed_by = confirmed.then_some(executor);
@@ -176,7 +176,7 @@ impl Session {
                     self.ask_confirmation(ctx, at, out);
                 }
             }
-            Outcome::Changed { body, voted } => {
+            Outcome::Done(ExecDone::Changed { body, voted }) => {
                 self.changed(ctx, at, p, base, body, voted.then_some(executor), out);
             }
         }
@@ -194,7 +194,7 @@ impl Session {
     ) {
         let Role::Owner(owner) = &mut self.role else { return };
         match (outcome, p) {
-            (Outcome::Changed { body, voted: _ }, Some(p))
+            (Outcome::Done(ExecDone::Changed { body, voted: _ }), Some(p))
                 if mutant::on(Mutant::LateResult)
                     && owner.work.proposal.is_none()
                     && self.line.flights.is_empty()

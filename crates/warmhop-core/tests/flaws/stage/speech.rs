@@ -3,21 +3,23 @@
 use std::time::Duration;
 
 use warmhop_core::ids::{Ballot, Incarnation, Position};
-use warmhop_core::session::message::{Body, BodyRef, Config, Members, Message, NackReason};
+use warmhop_core::session::message::{
+    Body, BodyRef, Config, ExecDone, Members, Message, NackReason,
+};
 use warmhop_core::session::{Failure, Outcome};
 
 use super::Kind;
 
 pub(super) fn spoken_outcome(outcome: &Outcome) -> String {
     match outcome {
-        Outcome::Changed { body, voted } => {
+        Outcome::Done(ExecDone::Changed { body, voted }) => {
             let vote = if *voted { "voted for" } else { "no vote" };
             format!("changed to [{}], {vote}", list_of(body))
         }
-        Outcome::Unchanged { confirmed: true } => "unchanged, confirmed".into(),
-        Outcome::Unchanged { confirmed: false } => "unchanged".into(),
-        Outcome::NeedBase => "NeedBase".into(),
-        Outcome::Refused { reason, promised, .. } => {
+        Outcome::Done(ExecDone::Unchanged { confirmed: true }) => "unchanged, confirmed".into(),
+        Outcome::Done(ExecDone::Unchanged { confirmed: false }) => "unchanged".into(),
+        Outcome::Done(ExecDone::NeedBase) => "NeedBase".into(),
+        Outcome::Done(ExecDone::Refused { reason, promised, .. }) => {
             let by = promised.map_or(String::new(), |b| format!(", having promised {}", ballot(b)));
             format!("refused, {}{by}", nack_reason(*reason))
         }
