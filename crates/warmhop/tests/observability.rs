@@ -6,7 +6,7 @@ mod bed;
 
 use bed::{Answer, Bed, Client, Gate, Plan, eventually};
 use http::{Request, StatusCode};
-use warmhop::config::{SessionMode, StartMode};
+use warmhop::config::SessionMode;
 use warmhop::ids::AppName;
 use warmhop::{Body, Mesh};
 
@@ -65,8 +65,7 @@ async fn a_browser_is_shown_a_page_at_once_while_others_wait_for_the_first_copy(
 async fn a_browser_hops_like_everyone_else_where_the_app_is_ready_elsewhere() {
     let (warm, cold) = (Gate::new(true), Gate::new(false));
     let mut bed = Bed::new();
-    let one = bed.add("one", Plan { start: StartMode::AtBoot, ..Plan::default() }, &warm).await;
-    eventually("the app is ready on one", || one.status().apps[0].state == "ready").await;
+    let one = bed.add_ready("one", Plan::default(), &warm).await;
     let two = bed.add("two", Plan::default(), &cold).await;
     bed.believes(&two, "one", "ready").await;
     let answer = open(&two, "/who").await;
@@ -109,8 +108,7 @@ async fn asking_for_progress_starts_nothing_and_an_unknown_app_has_none() {
 async fn a_first_start_here_is_told_to_take_what_starts_take_elsewhere() {
     let (warm, cold) = (Gate::new(true), Gate::new(false));
     let mut bed = Bed::new();
-    let one = bed.add("one", Plan { start: StartMode::AtBoot, ..Plan::default() }, &warm).await;
-    eventually("the app is ready on one", || one.status().apps[0].state == "ready").await;
+    let one = bed.add_ready("one", Plan::default(), &warm).await;
     let two = bed.add("two", Plan::default(), &cold).await;
     one.stop_app(&AppName::new("shop").unwrap()).unwrap();
     bed.believes(&two, "one", "cold").await;
@@ -125,8 +123,7 @@ async fn a_first_start_here_is_told_to_take_what_starts_take_elsewhere() {
 async fn a_peer_counts_what_it_serves_sends_and_receives_and_tells_its_newest_decisions() {
     let (warm, cold) = (Gate::new(true), Gate::new(false));
     let mut bed = Bed::new();
-    let one = bed.add("one", Plan { start: StartMode::AtBoot, ..Plan::default() }, &warm).await;
-    eventually("the app is ready on one", || one.status().apps[0].state == "ready").await;
+    let one = bed.add_ready("one", Plan::default(), &warm).await;
     let two = bed.add("two", Plan::default(), &cold).await;
     bed.believes(&two, "one", "ready").await;
     for _ in 0..3 {

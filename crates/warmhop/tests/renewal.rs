@@ -4,15 +4,14 @@
 mod bed;
 
 use bed::{Bed, Client, Gate, Plan, eventually};
-use warmhop::config::{SessionMode, StartMode};
+use warmhop::config::SessionMode;
 
 /// Three peers: the app ready on the first, cold on the others.
 async fn three() -> Bed {
     let portable = || Plan { session: SessionMode::Portable, ..Plan::default() };
     let warm = Gate::new(true);
     let mut bed = Bed::new();
-    let one = bed.add("one", Plan { start: StartMode::AtBoot, ..portable() }, &warm).await;
-    eventually("the app is ready on one", || one.status().apps[0].state == "ready").await;
+    let one = bed.add_ready("one", portable(), &warm).await;
     for name in ["two", "three"] {
         let mesh = bed.add(name, portable(), &Gate::new(false)).await;
         bed.believes(&mesh, "one", "ready").await;

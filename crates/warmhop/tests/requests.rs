@@ -14,8 +14,7 @@ async fn ready_and_cold(session: SessionMode) -> (Bed, Gate, Gate) {
     let (warm, cold) = (Gate::new(true), Gate::new(false));
     let mut bed = Bed::new();
     let plan = || Plan { session, ..Plan::default() };
-    let one = bed.add("one", Plan { start: StartMode::AtBoot, ..plan() }, &warm).await;
-    eventually("the app is ready on one", || one.status().apps[0].state == "ready").await;
+    let one = bed.add_ready("one", plan(), &warm).await;
     let two = bed.add("two", plan(), &cold).await;
     bed.believes(&two, "one", "ready").await;
     (bed, warm, cold)

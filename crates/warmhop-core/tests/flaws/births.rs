@@ -42,6 +42,20 @@ fn two_were_started_anew(title: &str) -> Stage {
     s
 }
 
+/// A begins tea with B and C as its other members; B hears nothing of it.
+fn a_birth_without_b(s: &mut Stage) {
+    s.asks_by_key("A", "change tea", "A B C");
+    for other in ["C", "D", "E"] {
+        s.arrives(&format!("Begin A>{other}"));
+        s.arrives(&format!("Free {other}>A"));
+    }
+    s.loses("Begin A>B");
+    s.ends("tea");
+    s.loses("Accept A>B");
+    s.settles();
+    s.answered("tea", "tea/A");
+}
+
 /// The danger: B and C have met each other and D, but no peer that knows of B's rebirth has been
 /// heard yet. B asks everyone it knows, and C, which began a moment ago, answers first: two of three
 /// known, and the third may be missed. Tea, which A and B acknowledged, would begin again from nothing.
@@ -156,16 +170,7 @@ fn a_birth_that_nobody_can_close_any_more_does_not_shut_in_what_is_held_below_it
 #[test]
 fn a_birth_whose_beginner_holds_nothing_of_it_came_to_nothing() {
     let mut s = five("a birth whose beginner holds nothing of it");
-    s.asks_by_key("A", "change tea", "A B C");
-    for other in ["C", "D", "E"] {
-        s.arrives(&format!("Begin A>{other}"));
-        s.arrives(&format!("Free {other}>A"));
-    }
-    s.loses("Begin A>B");
-    s.ends("tea");
-    s.loses("Accept A>B");
-    s.settles();
-    s.answered("tea", "tea/A");
+    a_birth_without_b(&mut s);
     s.parts("B", "A C");
     s.asks_by_key("B", "change milk", "B D E");
     s.settles();
@@ -192,16 +197,7 @@ fn a_birth_whose_beginner_holds_nothing_of_it_came_to_nothing() {
 #[test]
 fn a_birth_that_its_beginner_gave_up_came_to_nothing_whoever_its_members_are() {
     let mut s = five("a birth that its beginner gave up");
-    s.asks_by_key("A", "change tea", "A B C");
-    for other in ["C", "D", "E"] {
-        s.arrives(&format!("Begin A>{other}"));
-        s.arrives(&format!("Free {other}>A"));
-    }
-    s.loses("Begin A>B");
-    s.ends("tea");
-    s.loses("Accept A>B");
-    s.settles();
-    s.answered("tea", "tea/A");
+    a_birth_without_b(&mut s);
     s.parts("B", "A C D E");
     s.asks_by_key("B", "change milk", "A D E");
     s.gives_up_waiting("milk");

@@ -8,7 +8,7 @@ use warmhop_core::problem::ProblemKind;
 use warmhop_core::session::Failure;
 use warmhop_core::session::message::{Config, Exec, ExecDone};
 
-use crate::peer::{Load, Peer};
+use crate::peer::{Load, Peer, SHOP};
 
 /// What a request does to its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,22 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
+    /// An operation on the register of `key`: unkeyed, and done in an instant.
+    pub(crate) fn of_register(key: SessionId, id: u16, does: Does) -> Self {
+        Self {
+            slot: SHOP,
+            key: Some(key),
+            id,
+            does,
+            keyed: false,
+            large: false,
+            streams: false,
+            fingerprint: 0,
+            runs_ms: 0,
+            lasts_ms: None,
+        }
+    }
+
     pub(crate) fn is_safe(&self) -> bool {
         match self.key {
             Some(_) => self.does == Does::Read,

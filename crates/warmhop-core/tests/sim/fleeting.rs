@@ -22,7 +22,7 @@ use warmhop_core::session::message::{Exec, ExecDone};
 use crate::calls::{Asked, Call, Does, LocalError};
 use crate::client::{End, send};
 use crate::narrate::Narrator;
-use crate::peer::{Peer, SHOP};
+use crate::peer::Peer;
 use crate::prng::Prng;
 use crate::reference::{SKEW_MS_MAX, read_list};
 use crate::run::{Report, finish, report};
@@ -128,18 +128,7 @@ async fn ask(
     lasts_ms: u64,
 ) -> Result<(), String> {
     let (id, sid) = (world.next_request(), sid_of(number));
-    let asked = Asked {
-        slot: SHOP,
-        key: Some(sid),
-        id,
-        does,
-        keyed: false,
-        large: false,
-        streams: false,
-        fingerprint: 0,
-        runs_ms: 0,
-        lasts_ms: Some(lasts_ms),
-    };
+    let asked = Asked { lasts_ms: Some(lasts_ms), ..Asked::of_register(sid, id, does) };
     let request = Request { id, does, lasts_ms, sent: world.now(), was_refused: false };
     world.fleeting.borrow_mut().entry(sid).or_default().requests.insert(id, request);
     let reply = match send(world, name, node, asked, None).await {

@@ -25,7 +25,7 @@ use warmhop_core::session::entry::{self, ByKey, Errand, FORWARDS_MAX};
 
 use crate::calls::{Asked, Call, Does, Portable, Reply, Served};
 use crate::client::{End, send};
-use crate::peer::{Peer, SHOP};
+use crate::peer::Peer;
 use crate::prng::Prng;
 use crate::reference::read_list;
 use crate::world::{To, World, sleep};
@@ -74,18 +74,7 @@ pub(crate) async fn ask(
     does: Does,
 ) -> Result<Vec<u16>, String> {
     let id = world.next_request();
-    let asked = Asked {
-        slot: SHOP,
-        key: Some(sid),
-        id,
-        does,
-        keyed: false,
-        large: false,
-        streams: false,
-        fingerprint: 0,
-        runs_ms: 0,
-        lasts_ms: None,
-    };
+    let asked = Asked::of_register(sid, id, does);
     let before = world.before(Some(sid));
     let sent = world.now();
     let reply = match send(world, name, node, asked.clone(), None).await {

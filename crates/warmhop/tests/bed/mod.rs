@@ -148,6 +148,13 @@ impl Bed {
         self.add_built(name, plan, gate, |builder| builder).await
     }
 
+    /// As [`Bed::add`], of a peer on which the app starts at boot; waits until the app is ready there.
+    pub(crate) async fn add_ready(&mut self, name: &str, plan: Plan, gate: &Gate) -> Mesh {
+        let mesh = self.add(name, Plan { start: StartMode::AtBoot, ..plan }, gate).await;
+        eventually("the app is ready", || mesh.status().apps[0].state == "ready").await;
+        mesh
+    }
+
     /// As [`Bed::add`], of a peer that is `built` otherwise than the rest.
     pub(crate) async fn add_built(
         &mut self,
