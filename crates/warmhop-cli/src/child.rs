@@ -205,7 +205,7 @@ impl ChildApp {
                         )
                     }
                     None => {
-                        let came = came.unwrap_or_else(|| "nothing came".into());
+                        let came = came.unwrap_or_else(|| "no probe was answered".into());
                         format!("{came}; {}", probe.wanted())
                     }
                 };
@@ -234,7 +234,7 @@ impl ChildApp {
 async fn hints(name: &AppName, group: i32, port: u16) -> Infallible {
     sleep(HINT_AFTER).await;
     if let Some(reason) = listens_elsewhere(group, port).await {
-        warn!(app = %name, reason, "is not ready yet");
+        warn!(app = %name, reason, "the app is not ready yet");
     }
     std::future::pending().await
 }

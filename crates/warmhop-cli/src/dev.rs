@@ -372,7 +372,7 @@ async fn end(mut peers: Vec<Peer>, heard: &mut mpsc::Receiver<Heard>, shown: &mu
             let _ = timeout_at(until, peer.guard.wait()).await;
         }
     };
-    let told = async {
+    let show_output = async {
         while let Some(heard) = heard.recv().await {
             if let Heard::Line { peer, text } = heard {
                 // A line that can no longer be shown is no reason to stay.
@@ -383,7 +383,7 @@ async fn end(mut peers: Vec<Peer>, heard: &mut mpsc::Receiver<Heard>, shown: &mu
     };
     tokio::select! {
         () = all_ended => {}
-        () = told => {}
+        () = show_output => {}
         _ = tokio::signal::ctrl_c() => {}
     }
     // The remaining peers end with their guards, whose inputs close here.
@@ -479,16 +479,18 @@ impl Shown {
         } else if matches!(event["level"].as_str(), Some("WARN" | "ERROR")) {
             let why = event["reason"].as_str().or(event["error"].as_str());
             let why = why.map(|why| format!(": {why}")).unwrap_or_default();
-            let subject = if about_app { "the app " } else { "" };
             let next = match event["next_try_ms"].as_u64() {
                 Some(ms) if ms > 0 => format!("; next try in {:.1} s", ms as f64 / 1000.0),
                 _ => String::new(),
             };
-            let told = format!("{subject}{message}{why}{next}");
-            let line = say(&format!("{peer}  {}\n", shortened(&told)));
-            self.last_error = Some(told);
+            let error = format!("{message}{why}{next}");
+            let line = say(&format!("{peer}  {}\n", shortened(&error)));
+            self.last_error = Some(error);
             line?;
-            if about_app && message == "is not ready yet" && self.starting_since.take().is_some() {
+            if about_app
+                && message == "the app is not ready yet"
+                && self.starting_since.take().is_some()
+            {
                 return say(&format!("         {LISTEN_ON_PORT}\n"));
             }
             Ok(())

@@ -318,7 +318,7 @@ impl Slot {
 
     /// How many requests in flight this peer announces. If the app starts further copies when its
     /// copies are busy, the number tells the others whether this copy is.
-    pub(crate) fn told_in_flight(&self) -> u32 {
+    pub(crate) fn announced_in_flight(&self) -> u32 {
         let (in_flight, spec) = (self.in_flight.load(Ordering::Relaxed), self.spec());
         let (Some(scale), Some(places)) = (spec.policy.scale, spec.policy.concurrency) else {
             return in_flight;
@@ -344,8 +344,8 @@ impl Slot {
         };
         let waiting = u32::try_from(self.places.waiting()).unwrap_or(u32::MAX);
         let load = self.in_flight_here().saturating_add(waiting);
-        let told = self.busyness().look(load, busy_from(scale, places), self.clock.now());
-        if let Some(busy) = told {
+        let change = self.busyness().look(load, busy_from(scale, places), self.clock.now());
+        if let Some(busy) = change {
             info!(app = %self.name(), busy, "the other peers are informed how busy the copy here is");
             let _starting = self.starting();
             (self.publish)(self);
@@ -437,7 +437,7 @@ impl Slot {
 
     fn cancel_start(&self, attempt: u64, starting: &mut Starting) {
         if let Some((_, task)) = starting.take_if(|(current, _)| *current == attempt) {
-            warn!(app = %self.name(), attempt, "start cancelled");
+            warn!(app = %self.name(), attempt, "the start was cancelled");
             task.abort();
         }
     }
@@ -501,10 +501,10 @@ impl Slot {
         let (attempt, Ended { reason, in_good_order }) = (copy.attempt, ended);
         let failed = !(in_good_order && copy.has_served());
         if failed {
-            warn!(app = %self.name(), attempt, reason, "exited by itself");
+            warn!(app = %self.name(), attempt, reason, "the copy exited by itself");
             self.count_failure();
         } else {
-            info!(app = %self.name(), attempt, "exited by itself after it had served");
+            info!(app = %self.name(), attempt, "the copy exited by itself after it had served");
         }
         self.carry_out(AppEvent::Exited { attempt, reason, failed }, &mut starting);
     }
@@ -554,7 +554,7 @@ impl Slot {
             return;
         }
         let (attempt, failed) = (copy.attempt, !copy.has_served());
-        info!(app = %self.name(), attempt, reason, "out of service: the copy takes no more requests");
+        info!(app = %self.name(), attempt, reason, "the copy is out of service: it takes no more requests");
         let event = AppEvent::Lost { attempt, reason: reason.to_owned(), failed };
         self.carry_out(event, &mut starting);
     }
@@ -566,7 +566,7 @@ impl Slot {
             return;
         }
         let attempt = copy.attempt;
-        warn!(app = %self.name(), attempt, reason, "gives no answer: the copy is killed, and another one starts");
+        warn!(app = %self.name(), attempt, reason, "the copy gives no answer: it is killed, and another one starts");
         self.count_failure();
         copy.hangs.store(true, Ordering::SeqCst);
         copy.given_up.notify_waiters();
@@ -579,7 +579,7 @@ impl Slot {
         let mut starting = self.starting();
         if self.take_out(copy) {
             let attempt = copy.attempt;
-            warn!(app = %self.name(), attempt, reason, "out of service until its health check succeeds");
+            warn!(app = %self.name(), attempt, reason, "the copy is out of service until its health check succeeds");
             *self.aside() = Some(Arc::clone(copy));
             self.carry_out(AppEvent::Unwell { attempt, reason: reason.to_owned() }, &mut starting);
         }
@@ -591,7 +591,7 @@ impl Slot {
         let aside = self.aside().take_if(|aside| Arc::ptr_eq(aside, copy));
         if let Some(copy) = aside {
             let attempt = copy.attempt;
-            info!(app = %self.name(), attempt, "in service again: its health check succeeds");
+            info!(app = %self.name(), attempt, "the copy is in service again: its health check succeeds");
             self.copy.store(Some(copy));
             self.carry_out(AppEvent::Well { attempt }, &mut starting);
         }
@@ -615,12 +615,12 @@ impl Slot {
 
     fn start_failed(self: &Arc<Self>, attempt: u64, error: StartError, starting: &mut Starting) {
         let StartError { reason, output, .. } = error;
-        let told = reason.clone();
+        let why = reason.clone();
         self.count_failure();
         self.carry_out(AppEvent::StartFailed { attempt, reason, output }, starting);
         let (failures, backs_off) = self.failures();
         let next_try_ms = backs_off.map_or(0, |left| left.as_millis() as u64);
-        warn!(app = %self.name(), attempt, failures, next_try_ms, reason = told, "did not start");
+        warn!(app = %self.name(), attempt, failures, next_try_ms, reason = why, "the app did not start");
     }
 
     /// Ticks the machine when it asks to be woken; runs as long as the peer.

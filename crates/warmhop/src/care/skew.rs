@@ -22,7 +22,7 @@ fn others<'v>(slot: &Slot, view: &'v View) -> impl Iterator<Item = &'v PeerId> {
     let name = spec.name.clone();
     view.live_peers()
         .filter(move |(_, belief)| {
-            let digest = belief.apps.get(&name).map_or(0, |told| told.news.digest);
+            let digest = belief.apps.get(&name).map_or(0, |copy| copy.news.digest);
             belief.alive == Liveness::Alive && own != 0 && digest != 0 && digest != own
         })
         .map(|(peer, _)| peer)
@@ -31,32 +31,32 @@ fn others<'v>(slot: &Slot, view: &'v View) -> impl Iterator<Item = &'v PeerId> {
 /// Warns once of each app that peers differ about, and says when they agree again.
 #[derive(Default)]
 pub(crate) struct Watch {
-    told: BTreeMap<AppName, Vec<String>>,
+    warned_of: BTreeMap<AppName, Vec<String>>,
 }
 
 impl Watch {
     pub(crate) fn look(&mut self, node: &Node) {
         let (apps, view) = (node.apps(), node.view());
-        self.told.retain(|name, _| apps.named(name).is_some());
+        self.warned_of.retain(|name, _| apps.named(name).is_some());
         for slot in &apps.slots {
             let differ = differing(slot, &view);
             let name = slot.name();
-            match self.told.get(name) {
+            match self.warned_of.get(name) {
                 None if differ.is_empty() => {}
-                Some(told) if *told == differ => {}
+                Some(warned_of) if *warned_of == differ => {}
                 Some(_) if differ.is_empty() => {
                     info!(app = %name, "every peer has the same configuration of the app again");
-                    self.told.remove(name);
+                    self.warned_of.remove(name);
                 }
                 _ => {
                     let peers = differ.join(", ");
                     warn!(
                         app = %name,
                         peers,
-                        "is configured differently on other peers: each request follows the \
+                        "the app is configured differently on other peers: each request follows the \
                          configuration of the peer that it reaches; compare with `warmhop status`"
                     );
-                    self.told.insert(name.clone(), differ);
+                    self.warned_of.insert(name.clone(), differ);
                 }
             }
         }

@@ -114,7 +114,7 @@ impl Slot {
         CopyNews {
             state: self.state_to_start_from(),
             eta_ms: self.eta().map(|eta| u32::try_from(eta.as_millis()).unwrap_or(u32::MAX)),
-            in_flight: self.told_in_flight(),
+            in_flight: self.announced_in_flight(),
             version: self.version(),
             digest: self.spec().digest,
         }

@@ -36,7 +36,7 @@ impl Slot {
         info!(app = %self.name(), attempt, "stopping");
         let ending = async {
             if tokio::time::timeout(grace, copy.emptied()).await.is_err() {
-                warn!(app = %self.name(), attempt, "still had requests under way when stop_grace ended: they are cut off");
+                warn!(app = %self.name(), attempt, "the copy still had requests under way when stop_grace ended: they are cut off");
                 copy.tunnels.end().await;
             }
             if let Some(stop) = copy.take_stop() {
@@ -54,15 +54,15 @@ impl Slot {
         }
     }
 
-    /// Cuts the grace of a copy short that is being stopped.
+    /// Cuts short the grace of a copy that is being stopped.
     pub(super) fn end_now(&self, attempt: u64) {
         let leaving = self.leaving();
         if let Some(copy) = leaving.iter().find(|copy| copy.attempt == attempt) {
             let others = leaving.len() - 1;
             warn!(
                 app = %self.name(), attempt, others,
-                "killed before stop_grace ended: it and others are slow to stop, and the next copy needs \
-                 the room; a shorter stop_grace, or an app that exits on SIGTERM, avoids that"
+                "the copy is killed before stop_grace ended: it and others are slow to stop, and the \
+                 next copy needs the room; a shorter stop_grace, or an app that exits on SIGTERM, avoids that"
             );
             copy.ends_now.notify_one();
         }
