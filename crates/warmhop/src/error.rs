@@ -10,7 +10,7 @@ pub use crate::observe::failpoint::FailpointError;
 pub enum StartMeshError {
     /// The mesh port could not be bound.
     #[error(
-        "cannot listen on the mesh address {addr} (UDP): {source}; choose a free port in [mesh] listen, or stop what uses it"
+        "cannot listen on the mesh address {addr} (UDP): {source}; choose a free port, or stop what uses it"
     )]
     Bind {
         /// The address asked for.
@@ -21,7 +21,7 @@ pub enum StartMeshError {
     },
     /// The mesh port listens on every address, and none of them was named.
     #[error(
-        "the mesh address {addr} does not say where other peers reach this one: set [mesh] advertise to an address of this machine with a port"
+        "the mesh address {addr} does not say where other peers reach this one: advertise an address of this machine with a port"
     )]
     NeedsAdvertise {
         /// The address that would have been advertised.

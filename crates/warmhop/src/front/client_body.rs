@@ -16,9 +16,9 @@ use crate::http::body::BoxError;
 use crate::http::clients::{Account, ClientLimits};
 use crate::http::refusals::Refusal;
 
-/// The client took longer than it may.
+/// The client sent its body more slowly than the limits on clients allow.
 #[derive(Debug, thiserror::Error)]
-#[error("it arrived more slowly than [http] body_rate and body_timeout allow")]
+#[error("it arrived more slowly than this server allows")]
 pub(crate) struct TooSlow;
 
 /// A body that a client sends.

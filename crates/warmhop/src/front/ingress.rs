@@ -95,7 +95,10 @@ impl Ingress {
     }
 
     /// Identifies a request's app and client; or answers it, if it asks about this peer itself.
-    #[expect(clippy::result_large_err, reason = "an answer is made here, once")]
+    #[expect(
+        clippy::result_large_err,
+        reason = "the response is boxed nowhere on its way to the client"
+    )]
     fn at_the_door(
         &self,
         request: &mut Request<Body>,
@@ -115,7 +118,7 @@ impl Ingress {
         if let Some(of) = path.strip_prefix(PROGRESS_PATH).filter(|of| of.starts_with('/')) {
             let host = fields::host_as_sent(request.headers());
             if let Some(found) = self.node.apps().matching(host, of).cloned() {
-                // If browsers wait as all clients do, nobody needs to know.
+                // Without the starting page nobody asks for the progress.
                 if !found.app.spec().policy.starting_page {
                     let mut nothing = Response::new(Body::empty());
                     *nothing.status_mut() = StatusCode::NOT_FOUND;
@@ -318,10 +321,8 @@ impl Ingress {
         };
         let Some(slot) = slot else {
             let host = fields::host_of(request.headers()).unwrap_or_default();
-            let detail = format!(
-                "no app of this mesh answers for {host}{}; see [[app]] match in the configuration",
-                request.uri().path()
-            );
+            let path = request.uri().path();
+            let detail = format!("no app of this mesh answers for {host}{path}");
             return Err((Problem::new(ProblemKind::UnknownApp, detail), None));
         };
         tracing.app(slot.name());

@@ -199,12 +199,12 @@ pub(crate) fn why_closed(error: &ConnectionError) -> String {
                 "it refuses this peer, which speaks another version of the protocol".into()
             }
             close_code::REFUSED => {
-                "it refuses this peer, which its [mesh] refuse names: its operator threw it out"
+                "it refuses this peer, which its operator has shut out ([mesh] refuse)"
                     .into()
             }
             close_code::NAME_IN_USE => {
                 "it refuses this peer, since another live peer has the same name: give each peer a \
-                 [peer] name of its own"
+                 name of its own"
                     .into()
             }
             close_code::GOODBYE | close_code::CUT_SHORT => "it is shutting down".into(),
@@ -332,7 +332,7 @@ impl Seeds {
     pub(crate) fn refused(&self, from: SocketAddr, why: &str) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        refused.retain(|_, told| now.duration_since(*told) < AGAIN_AFTER);
+        refused.retain(|_, logged_at| now.duration_since(*logged_at) < AGAIN_AFTER);
         let key = (from.ip(), why.to_owned());
         if refused.len() < REFUSALS_MAX && !refused.contains_key(&key) {
             refused.insert(key, now);

@@ -146,8 +146,8 @@ impl SentHead {
 const LARGE_FIELD_BYTES: usize = 2 * 1024;
 
 /// How to keep a larger state than a field can carry.
-const WAY_OUT: &str = "keep it by the Redis-speaking endpoint ([session] redis), which takes 1 MiB a \
-                       key, and carry a reference";
+const WAY_OUT: &str = "keep larger state through the Redis-speaking endpoint, which takes 1 MiB a \
+                       key, or in registers, and carry a reference";
 
 impl Node {
     /// Stores the contents of the app's field in `session`.
@@ -168,8 +168,8 @@ impl Node {
         tracing::warn!(app = %slot.name(), bytes, bytes_max, "the app set a session larger than [session] state_bytes_max; it stays as it was");
         self.count_too_large("set");
         let detail = format!(
-            "the app set a session of {bytes} bytes, but at most {bytes_max} are carried ([session] \
-             state_bytes_max), and it stays as it was; {WAY_OUT}"
+            "the app set a session of {bytes} bytes, but at most {bytes_max} are carried, and it \
+             stays as it was; {WAY_OUT}"
         );
         Err(LocalError::Problem(Box::new(Problem::new(ProblemKind::SessionTooLarge, detail))))
     }
