@@ -31,7 +31,7 @@ pub fn keeps_ready(
         view.live_peers()
             .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining)
             .filter(move |(_, belief)| {
-                belief.apps.get(app).is_some_and(|told| states.contains(&told.news.state))
+                belief.apps.get(app).is_some_and(|copy| states.contains(&copy.news.state))
             })
             .map(|(peer, _)| peer)
     };

@@ -644,8 +644,8 @@ fn standing_of(c: &Candidate<'_>) -> Standing {
 
 /// The load in its latest news, and at least what it serves for this peer.
 fn known_load(c: &Candidate<'_>) -> Option<u32> {
-    let told = c.load_age.filter(|age| *age <= LOAD_FRESH_FOR).map(|_| c.in_flight);
-    told.max((c.ours > 0).then_some(c.ours))
+    let reported = c.load_age.filter(|age| *age <= LOAD_FRESH_FOR).map(|_| c.in_flight);
+    reported.max((c.ours > 0).then_some(c.ours))
 }
 
 /// Two different numbers below `n`, each pair as likely as any other but for a bias below

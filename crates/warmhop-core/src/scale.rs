@@ -85,8 +85,8 @@ pub fn copies_wanted(
         .live_peers()
         .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining)
         .filter_map(|(_, belief)| belief.apps.get(app))
-        .filter(|told| told.news.state == AppState::Ready)
-        .map(|told| told.news.in_flight >= from);
+        .filter(|copy| copy.news.state == AppState::Ready)
+        .map(|copy| copy.news.in_flight >= from);
     let own = (here.0 == AppState::Ready && !draining).then_some(here.1);
     let (mut ready, mut busy) = (0, 0);
     for is_busy in elsewhere.chain(own) {
@@ -105,7 +105,7 @@ pub fn is_surplus(app: &AppName, policy: &AppPolicy, me: &PeerId, view: &View) -
     let ready = view
         .live_peers()
         .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining)
-        .filter(|(_, it)| it.apps.get(app).is_some_and(|told| told.news.state == AppState::Ready))
+        .filter(|(_, it)| it.apps.get(app).is_some_and(|copy| copy.news.state == AppState::Ready))
         .map(|(peer, _)| peer)
         .chain([me]);
     let stay = policy.keep_ready.max(1) as usize;

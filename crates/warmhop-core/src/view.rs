@@ -454,7 +454,7 @@ impl View {
     #[must_use]
     pub fn wants_word_of(&self, peer: &PeerId, now: Now) -> bool {
         self.peer(peer).is_some_and(|belief| {
-            let is_old = |told| now.since(told) >= WORD_EVERY;
+            let is_old = |at| now.since(at) >= WORD_EVERY;
             belief.alive != Liveness::Alive && belief.heard_by_others.is_none_or(is_old)
         })
     }
@@ -523,9 +523,9 @@ impl View {
     /// Takes an operator's word that a silent peer never comes back: as [`View::cut_short`]. Returns
     /// the life that is over; `None` if the peer is unknown, heard here or by others, or left before.
     pub fn write_off(&mut self, peer: &PeerId, now: Now) -> Option<Incarnation> {
-        let told_lately = |at: Now| now.since(at) < SUSPECT_MAX;
+        let heard_lately = |at: Now| now.since(at) < SUSPECT_MAX;
         let is_silent = |it: &&PeerBelief| {
-            it.alive != Liveness::Alive && !it.left && !it.heard_by_others.is_some_and(told_lately)
+            it.alive != Liveness::Alive && !it.left && !it.heard_by_others.is_some_and(heard_lately)
         };
         let life = self.peer(peer).filter(is_silent)?.news.incarnation;
         self.lost(peer, &life, now);
@@ -717,7 +717,7 @@ impl PeerBelief {
     }
 
     fn is_unheard(&self, now: Now) -> bool {
-        let heard = self.heard_by_others.map_or(self.heard, |told| told.max(self.heard));
+        let heard = self.heard_by_others.map_or(self.heard, |by_others| by_others.max(self.heard));
         self.alive == Liveness::Suspect && now.since(heard) > SUSPECT_MAX
     }
 

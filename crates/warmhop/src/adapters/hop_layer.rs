@@ -38,8 +38,8 @@ use crate::front::ingress::Ingress;
 use crate::http::body::{Body, BoxError};
 use crate::http::client::ClientInfo;
 
-/// Whether a service that starts by itself can answer: it says so, and takes it back, as often as
-/// it changes. Clones are one signal.
+/// The readiness of a service that starts by itself, which the service sets as often as it changes.
+/// Clones are one signal.
 ///
 /// ```
 /// let readiness = warmhop::Readiness::new();
@@ -51,7 +51,7 @@ use crate::http::client::ClientInfo;
 pub struct Readiness(watch::Sender<bool>);
 
 impl Readiness {
-    /// A signal that says "not ready".
+    /// A signal that is not ready yet.
     #[must_use]
     pub fn new() -> Self {
         Self(watch::Sender::new(false))
@@ -63,7 +63,7 @@ impl Readiness {
         self.0.send_if_modified(|was| std::mem::replace(was, ready) != ready);
     }
 
-    /// What was said last.
+    /// The value that was set last.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         *self.0.borrow()
@@ -188,7 +188,7 @@ impl HopLayer {
 
     fn unshared(&mut self) -> &mut Shared {
         Arc::get_mut(&mut self.0)
-            .expect("a layer is told when it is ready before it is cloned or wraps a service")
+            .expect("readiness is configured before the layer is cloned or wraps a service")
     }
 
     pub(crate) fn spec(&self) -> AppSpec {
@@ -213,9 +213,9 @@ impl HopLayer {
             // What the layer knows of the peer lives as long as this: it holds `ingress`.
             let mut changes = ingress.node.changed.subscribe();
             let Some(readiness) = readiness else { return std::future::pending().await };
-            let mut told = readiness.0.subscribe();
+            let mut signal = readiness.0.subscribe();
             loop {
-                let ready = *told.borrow_and_update();
+                let ready = *signal.borrow_and_update();
                 slot.wanted(WantedBy::Boot);
                 loop {
                     // A start may have seen the signal just before it was taken back.
@@ -226,7 +226,7 @@ impl HopLayer {
                     }
                     // The senders cannot be gone: they are held here.
                     tokio::select! {
-                        _ = told.changed() => break,
+                        _ = signal.changed() => break,
                         _ = changes.changed() => {}
                     }
                 }
@@ -242,7 +242,7 @@ impl fmt::Debug for HopLayer {
 }
 
 impl Shared {
-    /// What the service itself says, whatever its peer's state.
+    /// Whether the service itself is ready, whatever its peer's state.
     fn says_ready(&self) -> bool {
         self.readiness.as_ref().is_none_or(Readiness::is_ready)
             && self.ready_when.as_ref().is_none_or(|started| matches!(started.peek(), Some(Ok(()))))
@@ -284,14 +284,14 @@ impl App for Layered {
         if let Some(readiness) = &shared.readiness {
             let _ = readiness.0.subscribe().wait_for(|ready| *ready).await;
         }
-        let service = shared.inner.get().expect("a service was wrapped before it was said to be");
-        // What is reserved by being polled ready goes with the clone that was polled.
+        let service = shared.inner.get().expect("`wrapped` is set once `inner` is");
+        // The clone that was polled ready holds whatever `poll_ready` reserved.
         service.clone().ready().await.map_err(|error| failed(error.to_string()))?;
         Ok(Running::new(service.clone()))
     }
 }
 
-/// What [`HopLayer`] makes of a service.
+/// A service wrapped by a [`HopLayer`].
 #[derive(Clone)]
 pub struct HopService<S> {
     inner: S,

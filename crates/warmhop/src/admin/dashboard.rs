@@ -93,26 +93,26 @@ struct News {
 pub(crate) struct Feed {
     places: Arc<Places>,
     /// The task's shared state, as long as there is a watcher.
-    teller: Arc<Mutex<Weak<Teller>>>,
+    broadcast: Arc<Mutex<Weak<Broadcast>>>,
 }
 
-struct Teller {
+struct Broadcast {
     news: watch::Sender<Bytes>,
 }
 
 impl Feed {
     pub(crate) fn new() -> Self {
-        Self { places: Places::new(WATCHERS_MAX), teller: Arc::default() }
+        Self { places: Places::new(WATCHERS_MAX), broadcast: Arc::default() }
     }
 
     /// A response that lasts until its client leaves, or has to give its place to another; `None`
     /// if too many watch already.
     pub(crate) fn watch(&self, peer: &impl Peer, who: Who) -> Option<Response> {
         let place = self.places.take(who)?;
-        let teller = self.teller(peer);
+        let broadcast = self.broadcast(peer);
         let leaves = place.leave().cancelled_owned();
-        let told = events(teller, place).take_until(leaves).map(Ok::<_, Infallible>);
-        let body = Body::from_stream(told);
+        let live = events(broadcast, place).take_until(leaves).map(Ok::<_, Infallible>);
+        let body = Body::from_stream(live);
         let headers = [
             (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
             (CACHE_CONTROL, HeaderValue::from_static("no-store")),
@@ -121,35 +121,35 @@ impl Feed {
     }
 
     /// The running one, or a new one.
-    fn teller(&self, peer: &impl Peer) -> Arc<Teller> {
-        let mut known = self.teller.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(teller) = known.upgrade() {
-            return teller;
+    fn broadcast(&self, peer: &impl Peer) -> Arc<Broadcast> {
+        let mut known = self.broadcast.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(broadcast) = known.upgrade() {
+            return broadcast;
         }
-        let teller = Arc::new(Teller { news: watch::Sender::new(event(peer)) });
-        *known = Arc::downgrade(&teller);
-        tokio::spawn(tell(Arc::downgrade(&teller), peer.clone()));
-        teller
+        let broadcast = Arc::new(Broadcast { news: watch::Sender::new(event(peer)) });
+        *known = Arc::downgrade(&broadcast);
+        tokio::spawn(send_events(Arc::downgrade(&broadcast), peer.clone()));
+        broadcast
     }
 }
 
 /// Sends events until nobody listens any more.
-async fn tell(teller: Weak<Teller>, peer: impl Peer) {
+async fn send_events(broadcast: Weak<Broadcast>, peer: impl Peer) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first tick is due at once, and its event was sent already.
     ticks.tick().await;
     loop {
         ticks.tick().await;
-        let Some(teller) = teller.upgrade() else { return };
-        teller.news.send_replace(event(&peer));
+        let Some(broadcast) = broadcast.upgrade() else { return };
+        broadcast.news.send_replace(event(&peer));
     }
 }
 
 /// The newest event, and those that follow it.
-fn events(teller: Arc<Teller>, place: Place) -> impl Stream<Item = Bytes> {
-    let news = teller.news.subscribe();
-    stream::unfold((news, true, (teller, place)), |(mut news, first, held)| async move {
+fn events(broadcast: Arc<Broadcast>, place: Place) -> impl Stream<Item = Bytes> {
+    let news = broadcast.news.subscribe();
+    stream::unfold((news, true, (broadcast, place)), |(mut news, first, held)| async move {
         if !first {
             news.changed().await.ok()?;
         }

@@ -80,18 +80,18 @@ async fn restart(
     }
     let peers = runs_on(&mesh.status(), &app);
     if peers.is_empty() {
-        let told = format!(
+        let detail = format!(
             "{app} runs on no peer, so there is nothing to restart: its next start, by a request or \
              `warmhop app start {app}`, brings up a new copy"
         );
-        return problem(StatusCode::CONFLICT, &told);
+        return problem(StatusCode::CONFLICT, &detail);
     }
     info!(app = %app, "restarting peer by peer, as asked through the admin listener");
-    let (steps, told) = mpsc::channel::<Value>(1);
+    let (steps, done) = mpsc::channel::<Value>(1);
     tokio::spawn(async move { walk(&mesh, &app, peers, &steps).await });
-    let lines = stream::unfold(told, |mut told| async move {
-        let step = told.recv().await?;
-        Some((Ok::<_, Infallible>(Bytes::from(format!("{step}\n"))), told))
+    let lines = stream::unfold(done, |mut done| async move {
+        let step = done.recv().await?;
+        Some((Ok::<_, Infallible>(Bytes::from(format!("{step}\n"))), done))
     });
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson")),
@@ -154,11 +154,11 @@ async fn walk(mesh: &Mesh, app: &AppName, peers: Vec<PeerId>, steps: &mpsc::Send
             Ok(()) => step(mesh, app, &peer, is_me).await,
             Err(why) => Err(why),
         };
-        let told = match &done {
+        let step = match &done {
             Ok(()) => json!({ "peer": peer.as_str(), "state": "serves" }),
             Err(why) => json!({ "peer": peer.as_str(), "state": "failed", "error": why }),
         };
-        if steps.send(told).await.is_err() || done.is_err() {
+        if steps.send(step).await.is_err() || done.is_err() {
             return;
         }
     }
@@ -202,8 +202,8 @@ async fn step(mesh: &Mesh, app: &AppName, peer: &PeerId, is_me: bool) -> Result<
         mesh.restart_app(app).map_err(|error| error.to_string())?
     } else {
         let target = format!("/v1/apps/{app}/restart");
-        let told = ask(mesh, peer, SERVICE, Method::POST, &target).await?;
-        told["attempt"].as_u64().ok_or("the peer did not say which start it began")?
+        let answer = ask(mesh, peer, SERVICE, Method::POST, &target).await?;
+        answer["attempt"].as_u64().ok_or("the peer did not say which start it began")?
     };
     let mut silent_since = None;
     loop {
@@ -234,20 +234,20 @@ async fn step(mesh: &Mesh, app: &AppName, peer: &PeerId, is_me: bool) -> Result<
 /// peer; absent until it has ended.
 pub fn outcome(status: &Value, app: &str, attempt: u64) -> Option<Result<(), String>> {
     let apps = status["apps"].as_array()?;
-    let Some(told) = apps.iter().find(|it| it["name"] == app) else {
+    let Some(copy) = apps.iter().find(|it| it["name"] == app) else {
         return Some(Err("the app was removed there".into()));
     };
-    if told["copy"].as_u64().is_some_and(|copy| copy >= attempt) {
+    if copy["copy"].as_u64().is_some_and(|serves| serves >= attempt) {
         return Some(Ok(()));
     }
-    let starts = told["starts"].as_u64().unwrap_or_default();
-    let goes_on = told["next"].as_u64().is_some_and(|next| next >= attempt)
+    let starts = copy["starts"].as_u64().unwrap_or_default();
+    let goes_on = copy["next"].as_u64().is_some_and(|next| next >= attempt)
         || starts < attempt
-        || told["state"] == "starting";
+        || copy["state"] == "starting";
     if goes_on {
         return None;
     }
-    let error = told["error"].as_str().unwrap_or("the start was given up");
+    let error = copy["error"].as_str().unwrap_or("the start was given up");
     Some(Err(error.to_owned()))
 }
 
@@ -265,11 +265,11 @@ async fn ask(
         let (head, body) = response.map_err(|error| error.to_string())?.into_parts();
         let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
         let body = body.map_err(|error| error.to_string())?.to_bytes();
-        let told: Value = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+        let answer: Value = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
         if head.status.is_success() {
-            Ok(told)
+            Ok(answer)
         } else {
-            Err(told["detail"].as_str().unwrap_or("it said no").to_owned())
+            Err(answer["detail"].as_str().unwrap_or("it refused without a reason").to_owned())
         }
     };
     tokio::time::timeout(SILENT_MAX, asking)

@@ -102,7 +102,7 @@ impl ServedThere {
         Self { loads, places, peer: peer.clone(), client, was_refused: false }
     }
 
-    /// The peer refused it: it never was among those that the peer tells of, and it frees no place
+    /// The peer refused it: the load that the peer reports never included it, and it frees no place
     /// there.
     pub(crate) fn refused(mut self) {
         self.was_refused = true;

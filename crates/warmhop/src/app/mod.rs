@@ -41,7 +41,7 @@ pub trait App: Send + Sync + 'static {
     async fn start(&self, start: StartContext) -> Result<Running, StartError>;
 }
 
-/// What a start knows about its surroundings.
+/// Which app starts, and where.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct StartContext {

@@ -14,7 +14,7 @@ use warmhop_core::ids::WallTime;
 #[derive(Clone)]
 pub struct Session(Arc<Mutex<Cell>>);
 
-/// What is known at a session's turn besides its state.
+/// The facts of a session's turn, besides its state.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Turn {
     /// When its present contents expire.

@@ -107,13 +107,13 @@ fn other(node: &Node, name: &PeerId, belief: &PeerBelief, now: Now) -> OtherPeer
     let (hops_sent, hops_received) = node.metrics.hop_counts(name);
     let rtt = node.net.rtt(name);
     let states = belief.apps.iter();
-    let states = states.map(|(app, told)| (app.to_string(), told.news.state.as_str().to_owned()));
-    let copies = belief.apps.iter().map(|(app, told)| {
+    let states = states.map(|(app, copy)| (app.to_string(), copy.news.state.as_str().to_owned()));
+    let copies = belief.apps.iter().map(|(app, copy)| {
         let copy = CopyStatus {
-            eta_ms: told.eta(now).map(millis),
-            in_flight: told.news.in_flight,
-            version: told.news.version.clone().map(String::from),
-            digest: digest_text(told.news.digest),
+            eta_ms: copy.eta(now).map(millis),
+            in_flight: copy.news.in_flight,
+            version: copy.news.version.clone().map(String::from),
+            digest: digest_text(copy.news.digest),
         };
         (app.to_string(), copy)
     });

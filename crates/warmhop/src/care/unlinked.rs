@@ -21,7 +21,7 @@ pub(super) fn why(node: &Node, peer: &PeerId, belief: &PeerBelief) -> Option<Str
 /// Warns of each at once, and again every minute while it lasts.
 #[derive(Default)]
 pub(crate) struct Watch {
-    told: BTreeMap<PeerId, Instant>,
+    warned_at: BTreeMap<PeerId, Instant>,
 }
 
 impl Watch {
@@ -31,7 +31,7 @@ impl Watch {
             .peers()
             .filter_map(|(peer, belief)| Some((peer, (belief.news.mesh, why(node, peer, belief)?))))
             .collect();
-        self.told.retain(|peer, _| missing.contains_key(peer));
+        self.warned_at.retain(|peer, _| missing.contains_key(peer));
         for (peer, (addr, reason)) in missing {
             if self.is_due(peer, Instant::now()) {
                 warn!(
@@ -47,10 +47,11 @@ impl Watch {
 
     /// Whether to warn of a peer now; if so, the time is noted.
     fn is_due(&mut self, peer: &PeerId, now: Instant) -> bool {
-        let told = self.told.get(peer);
-        let is_due = told.is_none_or(|told| now.duration_since(*told) >= AGAIN_AFTER);
+        let warned_at = self.warned_at.get(peer);
+        let is_due =
+            warned_at.is_none_or(|warned_at| now.duration_since(*warned_at) >= AGAIN_AFTER);
         if is_due {
-            self.told.insert(peer.clone(), now);
+            self.warned_at.insert(peer.clone(), now);
         }
         is_due
     }

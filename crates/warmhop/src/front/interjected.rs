@@ -17,9 +17,9 @@ use crate::http::interim::Queue;
 pub(crate) struct Interjected<IO, F> {
     io: IO,
     queue: Arc<Queue>,
-    /// Removes further fields.
+    /// Removes the fields that this client must not get.
     clean: F,
-    /// The bytes of one that are still to be written.
+    /// The bytes of an interim response that are still to be written.
     out: BytesMut,
 }
 
@@ -32,7 +32,7 @@ where
         Self { io, queue, clean, out: BytesMut::new() }
     }
 
-    /// Writes those that wait.
+    /// Writes the interim responses that wait, unless a response is half written.
     fn poll_interject(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.queue.is_amid() {
             return Poll::Ready(Ok(()));
@@ -45,7 +45,7 @@ where
                 }
             }
             let Some(mut head) = self.queue.take() else {
-                // It is rarely needed, and the connection may live for long.
+                // Frees the buffer: few connections need it again, and they may live for long.
                 self.out = BytesMut::new();
                 return Poll::Ready(Ok(()));
             };
@@ -91,7 +91,7 @@ where
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_interject(cx))?;
-        // Whether or not it is written: it is there to be written, and comes first.
+        // Set even if the write has to wait: these bytes come before any interim response.
         self.queue.set_amid(true);
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -111,7 +111,7 @@ where
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // All that there was to write is written.
+        // hyper has written all that it had.
         self.queue.set_amid(false);
         self.queue.listen(cx);
         ready!(self.poll_interject(cx))?;

@@ -36,7 +36,7 @@ use crate::http::aside::Aside;
 use crate::http::body::{Body, BoxError};
 use crate::http::client::ClientInfo;
 use crate::http::clients::Account;
-use crate::http::departure::{CountedBody, InFlight};
+use crate::http::departure::{ConnectionRequests, CountedBody};
 use crate::http::fields;
 use crate::http::framing::{FIELDS_MAX, Framed, H2_PREFACE, HEAD_BYTES_MAX};
 use crate::http::interim;
@@ -56,7 +56,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most client connections of one listener, unless the builder sets another limit.
 pub(crate) const CONNECTIONS_MAX: usize = 16 * 1024;
 /// How often it is logged that no connection can be accepted.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+const LOG_EVERY: Duration = Duration::from_secs(10);
 /// The most streams a client may open at once on an HTTP/2 connection: as many as RFC 9113 section
 /// 6.5.2 has at least.
 const H2_STREAMS_MAX: u32 = 100;
@@ -89,7 +89,7 @@ pub(crate) struct Door {
 
 /// Serves `listener` until the door closes. Each connection stays on the runtime that calls this.
 pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: TaskTracker) {
-    let mut told: Option<Instant> = None;
+    let mut logged: Option<Instant> = None;
     let (clients, permits) = (Arc::clone(&door.ingress.clients), Arc::clone(&door.permits));
     let mut newcomers = Newcomers::new(clients, permits, door.proxy_protocol);
     loop {
@@ -120,9 +120,9 @@ pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: T
             Ok((stream, peer)) => newcomers.comes(Newcomer { stream, peer }),
             Err(error) => {
                 // Out of file descriptors, most likely: waiting lets some be closed.
-                if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+                if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
                     warn!(%error, "cannot accept connections; clients wait until it can");
-                    told = Some(Instant::now());
+                    logged = Some(Instant::now());
                 }
                 door.ingress.clients.make_room(None);
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -148,8 +148,8 @@ async fn accepted_one(mut stream: TcpStream, peer: SocketAddr, door: Arc<Door>) 
     let connected = Connected::at(&door.connections);
     let mut client = ClientInfo { addr: Some(peer), secure: false };
     if door.proxy_protocol {
-        let Some(told) = told_by_proxy(&mut stream, peer, client, &door).await else { return };
-        client = told;
+        let Some(proxied) = client_by_proxy(&mut stream, peer, client, &door).await else { return };
+        client = proxied;
     }
     let address = client.addr.map_or(peer.ip(), |addr| addr.ip());
     // If places are short, it matters whether it is idle.
@@ -180,12 +180,12 @@ async fn accepted_one(mut stream: TcpStream, peer: SocketAddr, door: Arc<Door>) 
     tokio::select! {
         biased;
         () = served => {}
-        () = gives_way => debug!(%peer, "client connection gave way"),
+        () = gives_way => debug!(%peer, "a client's connection was closed to free its place"),
     }
 }
 
 /// The client's address from the PROXY header; `None` if there is no header to trust.
-async fn told_by_proxy(
+async fn client_by_proxy(
     stream: &mut TcpStream,
     peer: SocketAddr,
     own: ClientInfo,
@@ -224,7 +224,7 @@ async fn connection<IO>(
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let begun = CancellationToken::new();
-    let in_flight = InFlight::new(Arc::clone(account));
+    let in_flight = ConnectionRequests::new(Arc::clone(account));
     let stream = Framed::new(Prompt::new(stream, HEAD_TIMEOUT, connected), in_flight.clone());
     let (interims, ingress) = (Arc::<interim::Queue>::default(), Arc::clone(&door.ingress));
     // The same fields are removed as from an app's response.
@@ -244,7 +244,7 @@ async fn connection<IO>(
     };
     let mut asides = Asides {
         closes: Aside::new(closes(door.closing.clone(), begun)),
-        does_nothing: Aside::new(does_nothing(Arc::clone(account))),
+        idle_too_long: Aside::new(idle_too_long(Arc::clone(account))),
     };
     let ends = AtomicBool::new(false);
     let serving = async {
@@ -257,7 +257,7 @@ async fn connection<IO>(
                     ends.store(true, Ordering::Relaxed);
                     serving.await
                 }
-                () = &mut asides.does_nothing => {
+                () = &mut asides.idle_too_long => {
                     ends.store(true, Ordering::Relaxed);
                     match tokio::time::timeout(GOODBYE_WITHIN, serving).await {
                         Ok(left) => left,
@@ -297,7 +297,7 @@ async fn connection<IO>(
 /// The events besides its client that end a connection.
 struct Asides {
     closes: Aside<()>,
-    does_nothing: Aside<()>,
+    idle_too_long: Aside<()>,
 }
 
 /// Serves a request of another kind, and all that follow it. `answer` is the answer to the first
@@ -326,7 +326,7 @@ where
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
-        // A timer for each head costs more than the head: `does_nothing` bounds all of them.
+        // A timer for each head costs more than the head: `idle_too_long` bounds all of them.
         .header_read_timeout(None)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(FIELDS_MAX);
@@ -343,7 +343,7 @@ where
         .keep_alive_timeout(Duration::from_secs(20));
     let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(serving);
-    let Some(Asides { closes, does_nothing }) = asides else { return serving.await };
+    let Some(Asides { closes, idle_too_long }) = asides else { return serving.await };
     tokio::select! {
         biased;
         outcome = serving.as_mut() => outcome,
@@ -351,7 +351,7 @@ where
             serving.as_mut().graceful_shutdown();
             serving.await
         }
-        () = does_nothing => {
+        () = idle_too_long => {
             serving.as_mut().graceful_shutdown();
             // The outcome does not matter.
             let _ = tokio::time::timeout(GOODBYE_WITHIN, serving).await;
@@ -362,7 +362,7 @@ where
 
 /// Resolves when no request has been in flight for long: a head has come too slowly, or none has.
 /// For HTTP/2, answers to pings do not count.
-async fn does_nothing(account: Arc<Account>) {
+async fn idle_too_long(account: Arc<Account>) {
     loop {
         match account.idle_for() {
             Some(idle) if idle >= HEAD_TIMEOUT => return,
@@ -375,9 +375,9 @@ async fn does_nothing(account: Arc<Account>) {
 struct Visit {
     ingress: Arc<Ingress>,
     client: ClientInfo,
-    in_flight: InFlight,
+    in_flight: ConnectionRequests,
     begun: CancellationToken,
-    /// It was cancelled: a look is cheaper than another cancellation.
+    /// Whether `begun` was cancelled: this check costs less than another cancellation.
     has_begun: AtomicBool,
     upgraded: Arc<AtomicBool>,
     interims: Arc<interim::Queue>,

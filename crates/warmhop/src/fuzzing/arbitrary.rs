@@ -30,8 +30,8 @@ pub(crate) fn feed(
     while fed < usual || until.is_some_and(|until| fed % AT_ONCE != 0 || Instant::now() < until) {
         let input = make(&mut numbers);
         let result = catch_unwind(AssertUnwindSafe(|| harness(&input)));
-        let told = || format!("{name}, seed {seed}, fed \"{}\"", input.escape_ascii());
-        sum += result.unwrap_or_else(|_| panic!("{}", told()));
+        let what = || format!("{name}, seed {seed}, fed \"{}\"", input.escape_ascii());
+        sum += result.unwrap_or_else(|_| panic!("{}", what()));
         fed += 1;
     }
     if until.is_some() {

@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::front::plain::{self, Ahead, Answers, Left};
 use crate::http::body::Body;
 use crate::http::clients::{ClientLimits, Clients};
-use crate::http::departure::{CountedBody, InFlight};
+use crate::http::departure::{ConnectionRequests, CountedBody};
 use crate::http::framing::{FIELDS_MAX, Framed, HEAD_BYTES_MAX, ends_connection};
 
 /// A request's method, version and fields, as one of the two readers has them.
@@ -111,7 +111,7 @@ impl AsyncWrite for Client {
 /// hyper.
 struct Plainly {
     seen: Arc<Mutex<Vec<Seen>>>,
-    in_flight: InFlight,
+    in_flight: ConnectionRequests,
 }
 
 impl Answers for Plainly {
@@ -179,10 +179,10 @@ pub fn framing(input: &[u8]) -> usize {
     let clients = Clients::new(ClientLimits::default(), Arc::default(), Gauge::default());
     let Some(place) = clients.admit(IpAddr::from([127, 0, 0, 1]), false) else { return 0 };
     let account = Arc::clone(place.account());
-    let framed = Framed::new(client, InFlight::new(Arc::clone(&account)));
+    let framed = Framed::new(client, ConnectionRequests::new(Arc::clone(&account)));
     let looked = framed.looked();
     let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
-    let plain = Plainly { seen: Arc::clone(&seen), in_flight: InFlight::new(account) };
+    let plain = Plainly { seen: Arc::clone(&seen), in_flight: ConnectionRequests::new(account) };
     let serving = async {
         let left = plain::serve(framed, &plain, &AtomicBool::new(false)).await;
         let Left::Other { io, answer } = left else { return };

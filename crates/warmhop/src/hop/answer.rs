@@ -14,7 +14,7 @@ use crate::links::hop_body::{HopBodyReader, HopBodyWriter};
 use crate::links::wire::{self, FrameReader, put_frame};
 
 /// A request that arrived over a hop.
-pub(crate) struct Arrived {
+pub(crate) struct ArrivedHop {
     pub(crate) head: HopHead,
     pub(crate) method: Method,
     pub(crate) fields: HeaderMap,
@@ -29,7 +29,7 @@ pub(crate) enum HopIncoming {
     Tunnel(HopBodyReader),
 }
 
-impl Arrived {
+impl ArrivedHop {
     /// Reads the head, after the caller has read the stream's kind; `None` if it is malformed.
     pub(crate) async fn read(recv: quinn::RecvStream) -> Option<Self> {
         let mut reader = FrameReader::new(recv);

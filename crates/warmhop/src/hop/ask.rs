@@ -303,7 +303,7 @@ async fn read_head(
 #[expect(clippy::result_large_err, reason = "a refusal is read where it arises, once")]
 fn interpret(head: ReplyHead, executor: Incarnation) -> Result<HopReply, HopError> {
     match head {
-        ReplyHead::Go => Err(broken("told to go on twice")),
+        ReplyHead::Go => Err(broken("the peer sent its go-ahead twice")),
         ReplyHead::Interim { .. } => Err(broken("an interim response is no answer")),
         ReplyHead::Refused { why, load } => Err(HopError::Refused(why, load, None)),
         ReplyHead::Response { status, reason, fields, session, served_by, version, load } => {

@@ -16,7 +16,7 @@ mod stored;
 mod tunnel;
 
 pub(crate) use answer::{
-    Arrived, HopIncoming, go, interim, refuse, reply, reply_switching, response_head,
+    ArrivedHop, HopIncoming, go, interim, refuse, reply, reply_switching, response_head,
 };
 pub(crate) use ask::{HopError, HopReply, HopRequest, ask, wake};
 pub(crate) use body::CutShort;

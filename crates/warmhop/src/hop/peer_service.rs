@@ -18,7 +18,7 @@ use warmhop_core::ids::{AppName, PeerId};
 
 use crate::hop::field_block::FieldBlock;
 use crate::hop::{
-    self, Arrived, HopError, HopHead, HopIncoming, HopKind, HopRefusal, HopRequest, ReplyHead,
+    self, ArrivedHop, HopError, HopHead, HopIncoming, HopKind, HopRefusal, HopRequest, ReplyHead,
     ReplySession,
 };
 use crate::http::body::{Body, BoxError};
@@ -90,11 +90,11 @@ impl PeerServices {
         &self,
         me: &PeerId,
         from: &PeerId,
-        arrived: Arrived,
+        arrived: ArrivedHop,
         mut send: quinn::SendStream,
     ) {
         let load = hop::Load { in_flight: 0, latency_us: 0 };
-        let Arrived { head, method, fields, incoming, .. } = arrived;
+        let ArrivedHop { head, method, fields, incoming, .. } = arrived;
         let HopIncoming::Body(body) = incoming else {
             let _ = hop::refuse(send, HopRefusal::Malformed, load).await;
             return;

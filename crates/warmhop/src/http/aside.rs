@@ -16,7 +16,7 @@ pub(crate) struct Aside<T> {
     waker: Waker,
     /// The waker stored in `woken`. Most polls come from the same task as the last, and need not
     /// store it again.
-    told: Waker,
+    stored: Waker,
 }
 
 struct Woken {
@@ -49,8 +49,8 @@ impl<T> Aside<T> {
         let nobody = Waker::noop();
         let task = Mutex::new(nobody.clone());
         let woken = Arc::new(Woken { is: AtomicBool::new(true), task });
-        let (waker, told) = (Waker::from(Arc::clone(&woken)), nobody.clone());
-        Self { future: Box::pin(future), woken, waker, told }
+        let (waker, stored) = (Waker::from(Arc::clone(&woken)), nobody.clone());
+        Self { future: Box::pin(future), woken, waker, stored }
     }
 }
 
@@ -60,8 +60,8 @@ impl<T> Future for Aside<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         let this = &mut *self;
         // This comes before the look at the flag, so that a later wake finds the task.
-        if !this.told.will_wake(cx.waker()) {
-            this.told.clone_from(cx.waker());
+        if !this.stored.will_wake(cx.waker()) {
+            this.stored.clone_from(cx.waker());
             let former = std::mem::replace(&mut *this.woken.task(), cx.waker().clone());
             drop(former);
         }

@@ -147,9 +147,9 @@ impl Body {
     pub(crate) fn telling_if_broken(self, broke: &Broke) -> Self {
         let broke = Arc::clone(broke);
         Self::new(self.map_err(move |error| {
-            let told = error.to_string();
+            let text = error.to_string();
             let _ = broke.set(error);
-            told
+            text
         }))
     }
 

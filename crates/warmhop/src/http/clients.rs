@@ -31,7 +31,7 @@ const FRAME_BYTES: i64 = 256;
 const STEP_BYTES: i64 = 16 * 1024;
 /// The budget is one in so many parts of the memory of the machine or control group.
 const MEMORY_SHARE: u64 = 4;
-/// Connections that were told to end hold much if they hold one in so many parts of the budget.
+/// Closing connections hold much if they hold one in so many parts of the budget.
 const CROWDED_SHARE: u64 = 8;
 /// The smallest default budget.
 const MEMORY_MIN: u64 = 32 << 20;
@@ -107,7 +107,7 @@ pub(crate) struct Clients {
     table: Mutex<Table>,
     refusals: Arc<Refusals>,
     epoch: Instant,
-    /// What connections that were told to end were charged: they hold it until their tasks have run.
+    /// What closing connections were charged: they hold it until their tasks have run.
     ending: AtomicI64,
 }
 
@@ -142,7 +142,7 @@ pub(crate) struct Account {
     awaited: AtomicUsize,
     /// What is charged to the budget for all of it.
     charged: AtomicI64,
-    /// What was charged when it was told to end.
+    /// What was charged when it began to close.
     ending: AtomicI64,
     /// It was refused something, which is counted already.
     refused: AtomicBool,
@@ -215,7 +215,7 @@ impl Clients {
         Some(admitted)
     }
 
-    /// Whether connections that were told to end still hold much. Reading on, and accepting others,
+    /// Whether closing connections still hold much. Reading on, and accepting others,
     /// has to let their tasks run first: a burst could make the peer hold far more than the budget.
     pub(crate) fn is_crowded(&self) -> bool {
         let ending = self.ending.load(Relaxed);

@@ -25,9 +25,9 @@ const SILENT_WITHIN: Duration = Duration::from_secs(1);
 
 /// The requests in flight on one HTTP/1 connection.
 #[derive(Debug, Clone)]
-pub(crate) struct InFlight(Arc<Account>);
+pub(crate) struct ConnectionRequests(Arc<Account>);
 
-impl InFlight {
+impl ConnectionRequests {
     /// Counts on the connection of `account`.
     pub(crate) fn new(account: Arc<Account>) -> Self {
         Self(account)
@@ -123,7 +123,7 @@ impl http_body::Body for CountedBody {
 
 /// Detects that the client of one connection has left.
 pub(crate) struct Departure {
-    in_flight: InFlight,
+    in_flight: ConnectionRequests,
     /// Set once the client sends no more; fires when nothing was written for long enough.
     silence: Option<Pin<Box<Sleep>>>,
     /// A write waits for the client to read: the peer is still sending.
@@ -131,7 +131,7 @@ pub(crate) struct Departure {
 }
 
 impl Departure {
-    pub(crate) fn new(in_flight: InFlight) -> Self {
+    pub(crate) fn new(in_flight: ConnectionRequests) -> Self {
         Self { in_flight, silence: None, blocked: false }
     }
 

@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::http::chunks::{Chunked, Read};
 use crate::http::clients::Account;
-use crate::http::departure::{Departure, InFlight};
+use crate::http::departure::{ConnectionRequests, Departure};
 use crate::http::fields;
 use crate::http::h2_frames::{BodyParts, Frames};
 use crate::http::refusals::Refusal;
@@ -54,7 +54,7 @@ pub(crate) struct Framed<IO> {
 }
 
 impl<IO> Framed<IO> {
-    pub(crate) fn new(io: IO, in_flight: InFlight) -> Self {
+    pub(crate) fn new(io: IO, in_flight: ConnectionRequests) -> Self {
         let account = Arc::clone(in_flight.account());
         let departure = Departure::new(in_flight);
         Self { io, watch: Watch::default(), departure, account, put_off: false }

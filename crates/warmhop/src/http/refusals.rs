@@ -11,7 +11,7 @@ use prometheus_client::metrics::family::Family;
 use tracing::info;
 
 /// One reason is logged at most this often.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a client was refused, or lost its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,7 +160,7 @@ pub(crate) struct ByReason {
 pub(crate) struct Refusals {
     counts: Family<ByReason, Counter>,
     /// When each was last logged, and how often it has happened since.
-    told: Mutex<[(Option<Instant>, u64); Refusal::ALL.len()]>,
+    logged: Mutex<[(Option<Instant>, u64); Refusal::ALL.len()]>,
 }
 
 impl Refusals {
@@ -176,10 +176,10 @@ impl Refusals {
     pub(crate) fn note(&self, why: Refusal) {
         self.counts.get_or_create(&ByReason { reason: why.label() }).inc();
         let times = {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            let (at, times) = &mut told[why as usize];
+            let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+            let (at, times) = &mut logged[why as usize];
             *times += 1;
-            if at.is_some_and(|at| at.elapsed() < TELL_EVERY) {
+            if at.is_some_and(|at| at.elapsed() < LOG_EVERY) {
                 return;
             }
             *at = Some(Instant::now());

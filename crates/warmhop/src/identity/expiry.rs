@@ -13,7 +13,7 @@ const WARN_DAYS: [u32; 3] = [30, 7, 1];
 pub(crate) struct Expiry {
     of: Option<SystemTime>,
     /// How many of [`WARN_DAYS`] have passed and were logged.
-    told: usize,
+    warned: usize,
     /// When it was last logged that it has ended.
     ended: Option<SystemTime>,
 }
@@ -57,7 +57,7 @@ impl Expiry {
     fn due(&mut self, ends: SystemTime, now: SystemTime) -> [Option<Due>; 2] {
         let mut renewed = None;
         if self.of != Some(ends) {
-            let had_warned = self.told > 0 || self.ended.is_some();
+            let had_warned = self.warned > 0 || self.ended.is_some();
             renewed = (had_warned && ends > now).then_some(Due::Renewed);
             *self = Self { of: Some(ends), ..Self::default() };
         }
@@ -71,8 +71,8 @@ impl Expiry {
             return [renewed, is_due.then_some(Due::Ended)];
         }
         let passed = WARN_DAYS.iter().take_while(|days| left < DAY * **days).count();
-        let is_due = passed > self.told;
-        self.told = self.told.max(passed);
+        let is_due = passed > self.warned;
+        self.warned = self.warned.max(passed);
         let bound = passed.checked_sub(1).and_then(|at| WARN_DAYS.get(at).copied());
         [renewed, bound.filter(|_| is_due).map(Due::Ends)]
     }

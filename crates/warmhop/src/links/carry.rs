@@ -19,7 +19,7 @@ use crate::links::lane::{LaneStream, go_ahead};
 use crate::links::link::{HOPS_AT_FIRST, HopLease, Link, Queues};
 use crate::links::wire::{
     self, CONTROL_FRAME_BYTES_MAX, FrameError, FrameReader, GOSSIP_BYTES_MAX, Hello,
-    KIND_CLOCK_ASKED, KIND_CLOCK_TOLD, KIND_GOSSIP, KIND_HOP, KIND_SESSION, NewsBatch,
+    KIND_CLOCK_ANSWER, KIND_CLOCK_ASKED, KIND_GOSSIP, KIND_HOP, KIND_SESSION, NewsBatch,
     SESSION_FRAME_BYTES_MAX, SessionFrame,
 };
 use crate::links::{clocks, seeds};
@@ -312,7 +312,7 @@ async fn receive_datagrams(shared: Arc<Shared>, link: Arc<Link>) {
     while let Ok(datagram) = link.conn.read_datagram().await {
         match datagram.split_first() {
             Some((&KIND_GOSSIP, message)) => shared.receive_gossip(&link, message),
-            Some((&(KIND_CLOCK_ASKED | KIND_CLOCK_TOLD), _)) => {
+            Some((&(KIND_CLOCK_ASKED | KIND_CLOCK_ANSWER), _)) => {
                 clocks::receive(&shared, &link, &datagram)
             }
             _ => shared.counters.frame_refused("datagram-kind"),
@@ -328,9 +328,9 @@ async fn send_news(shared: Arc<Shared>, link: Arc<Link>, mut control: SendStream
         return;
     }
     let mut clock = shared.own.subscribe();
-    let mut told = 0;
+    let mut sent = 0;
     loop {
-        let (news, version) = shared.own.since(told);
+        let (news, version) = shared.own.since(sent);
         let mut frames = BytesMut::new();
         for news in news.chunks(NEWS_PER_FRAME_MAX) {
             let batch = NewsBatch { news: news.to_vec() };
@@ -341,15 +341,15 @@ async fn send_news(shared: Arc<Shared>, link: Arc<Link>, mut control: SendStream
         if !frames.is_empty() && control.write_chunk(frames.freeze()).await.is_err() {
             return;
         }
-        told = version;
-        let told_at = Instant::now();
+        sent = version;
+        let sent_at = Instant::now();
         let wait = async {
-            if clock.wait_for(|clock| clock.version > told).await.is_err() {
+            if clock.wait_for(|clock| clock.version > sent).await.is_err() {
                 return;
             }
-            let urgent = clock.wait_for(|clock| clock.urgent > told);
+            let urgent = clock.wait_for(|clock| clock.urgent > sent);
             // Either a change was urgent or the interval is over: read the records again.
-            let _ = tokio::time::timeout_at(told_at + LOAD_NEWS_EVERY, urgent).await;
+            let _ = tokio::time::timeout_at(sent_at + LOAD_NEWS_EVERY, urgent).await;
         };
         tokio::select! {
             () = wait => {}

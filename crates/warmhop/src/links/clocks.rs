@@ -10,7 +10,7 @@ use warmhop_core::ids::{Now, WallTime};
 
 use crate::links::context::Shared;
 use crate::links::link::Link;
-use crate::links::wire::{KIND_CLOCK_ASKED, KIND_CLOCK_TOLD};
+use crate::links::wire::{KIND_CLOCK_ANSWER, KIND_CLOCK_ASKED};
 
 /// How often the other end of a link is asked. A clock that is not synchronized drifts by a second in
 /// hours.
@@ -42,15 +42,15 @@ pub(crate) fn receive(shared: &Shared, link: &Link, datagram: &Bytes) {
     let mut bytes = datagram.clone();
     match (bytes.try_get_u8(), bytes.len()) {
         (Ok(KIND_CLOCK_ASKED), 8) => {
-            let mut told = BytesMut::with_capacity(17);
-            told.put_u8(KIND_CLOCK_TOLD);
-            told.extend_from_slice(&bytes);
-            told.put_u64(shared.clock.own_reading().0);
-            let _ = link.conn.send_datagram(told.freeze());
+            let mut answer = BytesMut::with_capacity(17);
+            answer.put_u8(KIND_CLOCK_ANSWER);
+            answer.extend_from_slice(&bytes);
+            answer.put_u64(shared.clock.own_reading().0);
+            let _ = link.conn.send_datagram(answer.freeze());
         }
-        (Ok(KIND_CLOCK_TOLD), 16) => {
-            let (asked, told) = (Now(bytes.get_u64()), WallTime(bytes.get_u64()));
-            shared.clock.heard(&link.peer.peer, asked, told);
+        (Ok(KIND_CLOCK_ANSWER), 16) => {
+            let (asked, reading) = (Now(bytes.get_u64()), WallTime(bytes.get_u64()));
+            shared.clock.heard(&link.peer.peer, asked, reading);
         }
         _ => shared.counters.frame_refused("clock"),
     }

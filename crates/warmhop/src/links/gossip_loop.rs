@@ -110,18 +110,18 @@ async fn run(
     let mut clock = shared.own.subscribe();
     let mut ticks = interval(shared.tuning.gossip_interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = 0;
+    let mut published = 0;
     let mut sweep = Sweep::default();
     let ended = handle.termination_watcher();
     tokio::pin!(ended);
     loop {
         tokio::select! {
             _ = ticks.tick() => {
-                told = publish(shared, handle, own, told).await;
+                published = publish(shared, handle, own, published).await;
                 sweep.run(shared, handle).await;
             }
-            () = urgent(&mut clock, told) => {
-                told = publish(shared, handle, own, told).await;
+            () = urgent(&mut clock, published) => {
+                published = publish(shared, handle, own, published).await;
             }
             command = commands.recv() => match command {
                 // An error means that the loop has ended, which is handled below.
@@ -139,16 +139,16 @@ async fn run(
     }
 }
 
-async fn urgent(clock: &mut watch::Receiver<Clock>, told: u64) {
-    if clock.wait_for(|clock| clock.urgent > told).await.is_err() {
+async fn urgent(clock: &mut watch::Receiver<Clock>, published: u64) {
+    if clock.wait_for(|clock| clock.urgent > published).await.is_err() {
         // The sender lives as long as this peer.
         std::future::pending().await
     }
 }
 
-/// Puts this peer's records that changed after version `told` into gossip.
-async fn publish(shared: &Shared, handle: &ChitchatHandle, own: &OwnNode, told: u64) -> u64 {
-    let (news, version) = shared.own.since(told);
+/// Puts this peer's records that changed after version `published` into gossip.
+async fn publish(shared: &Shared, handle: &ChitchatHandle, own: &OwnNode, published: u64) -> u64 {
+    let (news, version) = shared.own.since(published);
     if news.is_empty() {
         return version;
     }
@@ -278,16 +278,16 @@ fn hear(shared: &Arc<Shared>, before: Option<Seen>, node: Changed) -> Seen {
     let before = before.filter(|before| before.id == node.id);
     let was_live = before.as_ref().is_some_and(|before| before.live);
     let known = before.and_then(|before| before.peer);
-    let told = node.peer.as_deref().and_then(from_value::<PeerNews>).filter(|peer| {
+    let announced = node.peer.as_deref().and_then(from_value::<PeerNews>).filter(|peer| {
         peer.peer.as_str() == &*node.id.node_id
             && peer.mesh == node.id.gossip_advertise_addr
             && wire::is_presentable(peer)
     });
-    if node.peer.is_some() && told.is_none() {
+    if node.peer.is_some() && announced.is_none() {
         shared.counters.frame_refused("gossip-value");
     }
-    let changed = told.is_some() && told != known;
-    let Some(peer) = told.or(known) else {
+    let changed = announced.is_some() && announced != known;
+    let Some(peer) = announced.or(known) else {
         // The apps of an unknown peer are read again once it is known.
         return Seen { id: node.id, version: 0, peer: None, live: node.live };
     };

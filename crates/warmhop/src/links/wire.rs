@@ -48,7 +48,7 @@ pub(crate) const KIND_CLOCK_ASKED: u8 = 4;
 
 /// The first byte of a datagram: the answer. Then the asker's clock as it was sent, and the wall
 /// clock in milliseconds, eight bytes each, big-endian.
-pub(crate) const KIND_CLOCK_TOLD: u8 = 5;
+pub(crate) const KIND_CLOCK_ANSWER: u8 = 5;
 
 /// The first byte of a bidirectional stream: a hop. Its opener writes it together with the head.
 pub(crate) const KIND_HOP: u8 = 16;

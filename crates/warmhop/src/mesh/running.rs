@@ -31,7 +31,7 @@ use crate::observe::status::{History, RequestTrace, SessionStatus, Status};
 use crate::request::node::Node;
 use crate::request::registers::Registers;
 
-pub(super) struct Running {
+pub(super) struct RunningPeer {
     pub(super) node: Arc<Node>,
     pub(super) net: Net,
     pub(super) ingress: Arc<Ingress>,
@@ -46,7 +46,7 @@ pub(super) struct Running {
 
 /// A running peer. Cheap to clone; the peer ends with [`Mesh::shutdown`].
 #[derive(Clone)]
-pub struct Mesh(pub(super) Arc<Running>);
+pub struct Mesh(pub(super) Arc<RunningPeer>);
 
 impl std::fmt::Debug for Mesh {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

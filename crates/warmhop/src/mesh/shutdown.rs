@@ -21,10 +21,10 @@ use crate::request::node::Node;
 
 /// How long the hand-over of sessions may take without any of them finding a new owner.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
-/// How long the owners of other sessions may take to replace this peer's copies without getting on with
-/// it, or another peer falling silent or being heard again meanwhile.
+/// How long the owners of other sessions may take to replace this peer's copies. The time starts over
+/// while they make progress, and when another peer falls silent or is heard again.
 const REPLACED_WITHIN: Duration = Duration::from_secs(10);
-/// How long both may take at most, together.
+/// How long both may take in all.
 const SESSIONS_WITHIN: Duration = Duration::from_secs(120);
 /// How long the hand-over of later sessions may take, after the last request.
 const REST_WITHIN: Duration = Duration::from_secs(2);

@@ -24,7 +24,7 @@ use crate::mesh::builder::Builder;
 use crate::mesh::change::{Nursery, SlotMaker, check_apps};
 use crate::mesh::doors::FrontDoors;
 use crate::mesh::leaving::Leaving;
-use crate::mesh::running::{Mesh, Running};
+use crate::mesh::running::{Mesh, RunningPeer};
 use crate::observe::clock::Clock;
 use crate::observe::metrics::Metrics;
 use crate::request::known_ids;
@@ -163,7 +163,7 @@ impl Builder {
             doors.add(listener, tls);
         }
         net.owe(true);
-        Mesh(Arc::new(Running {
+        Mesh(Arc::new(RunningPeer {
             node,
             net,
             ingress,

@@ -22,15 +22,16 @@ const LINES_WITHIN: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CutOffs {
     by_app: Family<ByApp, Counter>,
-    told: Arc<Mutex<Told>>,
+    lines: Arc<Mutex<Lines>>,
 }
 
+/// Bounds the lines: at most [`LINES_MAX`] within [`LINES_WITHIN`].
 #[derive(Debug, Default)]
-struct Told {
+struct Lines {
     since: Option<Instant>,
-    lines: u32,
-    /// How many were not logged since the last one that was.
-    untold: u64,
+    logged: u32,
+    /// How many were not logged since the last line.
+    not_logged: u64,
 }
 
 /// An answer that was cut off.
@@ -72,8 +73,9 @@ impl CutOffs {
     /// Logs an answer that was cut off, unless there have just been many.
     pub(crate) fn log(&self, what: &CutOff<'_>, reason: &dyn fmt::Display) {
         let CutOff { id, app, way, peer, from, bytes } = what;
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).line(Instant::now());
-        let Some(untold) = told else { return };
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(not_logged) = lines.next(Instant::now()) else { return };
+        drop(lines);
         info!(
             request = %id,
             %app,
@@ -82,24 +84,24 @@ impl CutOffs {
             from = from.map(PeerId::as_str),
             bytes,
             %reason,
-            untold = Some(untold).filter(|untold| *untold > 0),
+            not_logged = Some(not_logged).filter(|number| *number > 0),
             "an answer was cut off after its head"
         );
     }
 }
 
-impl Told {
-    /// How many were not logged before this one, if it is to be logged.
-    fn line(&mut self, now: Instant) -> Option<u64> {
+impl Lines {
+    /// Whether one more line may be logged; if so, returns how many were not since the last.
+    fn next(&mut self, now: Instant) -> Option<u64> {
         if self.since.is_none_or(|since| now.duration_since(since) >= LINES_WITHIN) {
-            (self.since, self.lines) = (Some(now), 0);
+            (self.since, self.logged) = (Some(now), 0);
         }
-        if self.lines >= LINES_MAX {
-            self.untold += 1;
+        if self.logged >= LINES_MAX {
+            self.not_logged += 1;
             return None;
         }
-        self.lines += 1;
-        Some(std::mem::take(&mut self.untold))
+        self.logged += 1;
+        Some(std::mem::take(&mut self.not_logged))
     }
 }
 
@@ -109,10 +111,10 @@ mod tests {
 
     #[test]
     fn of_many_at_once_some_are_logged_and_the_next_line_has_the_number_of_the_others() {
-        let (mut told, now) = (Told::default(), Instant::now());
-        let logged = (0..50).filter(|_| told.line(now).is_some()).count();
+        let (mut lines, now) = (Lines::default(), Instant::now());
+        let logged = (0..50).filter(|_| lines.next(now).is_some()).count();
         assert_eq!(logged as u32, LINES_MAX);
-        assert_eq!(told.line(now + LINES_WITHIN), Some(50 - u64::from(LINES_MAX)));
-        assert_eq!(told.line(now + LINES_WITHIN), Some(0));
+        assert_eq!(lines.next(now + LINES_WITHIN), Some(50 - u64::from(LINES_MAX)));
+        assert_eq!(lines.next(now + LINES_WITHIN), Some(0));
     }
 }

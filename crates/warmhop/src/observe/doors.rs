@@ -20,7 +20,7 @@ pub(crate) const MESH: &str = "mesh";
 
 /// One kind of failure at the front doors is logged at most this often: a client that fails may
 /// come back at once.
-const TELL_EVERY: Duration = Duration::from_secs(60);
+const LOG_EVERY: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ByDoor {
@@ -99,7 +99,7 @@ impl Doors {
             let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
             let (at, times) = &mut logged[failure as usize];
             *times += 1;
-            if at.is_some_and(|at| at.elapsed() < TELL_EVERY) {
+            if at.is_some_and(|at| at.elapsed() < LOG_EVERY) {
                 return;
             }
             *at = Some(Instant::now());

@@ -64,9 +64,9 @@ impl Keeper {
             }
             of_app.totals = totals;
         }
-        let is_told = |at: u64| at + INTERVALS_MAX > number;
+        let is_kept = |at: u64| at + INTERVALS_MAX > number;
         known.retain(|_, of_app| {
-            while of_app.intervals.front().is_some_and(|(at, _)| !is_told(*at)) {
+            while of_app.intervals.front().is_some_and(|(at, _)| !is_kept(*at)) {
                 of_app.intervals.pop_front();
             }
             // The counters of an app that is gone continue if it comes back.
@@ -83,7 +83,7 @@ impl Keeper {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let number = number_at(uptime);
         let under_way = uptime.saturating_sub(INTERVAL * u32::try_from(number).unwrap_or(u32::MAX));
-        let told = apps.map(|(app, totals)| {
+        let histories = apps.map(|(app, totals)| {
             let of_app = known.get(&app);
             let ended = of_app.into_iter().flat_map(|of_app| &of_app.intervals);
             let ended = ended.filter(|(at, _)| at + INTERVALS_MAX > number).map(|(at, counted)| {
@@ -99,7 +99,7 @@ impl Keeper {
             interval_ms: millis(INTERVAL),
             intervals_max: INTERVALS_MAX,
             bounds_ms: durations::bounds().map(|bound| bound.as_secs_f64() * 1000.0).collect(),
-            apps: told.collect(),
+            apps: histories.collect(),
         }
     }
 }

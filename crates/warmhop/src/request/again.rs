@@ -1,4 +1,4 @@
-//! Gives a safe request that an app took and failed on to one other copy.
+//! Retries a safe request on one other copy, if an app took it and failed.
 //!
 //! If another copy is ready, the request goes there. If none is, it waits for the next one only if
 //! the copy that failed has ended: an app that is alive and fails is not asked again, and a request
@@ -15,8 +15,8 @@ use crate::request::failed_at::FailedAt;
 use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::Problem;
 
-/// A connection ends before its process does: the news of that end is waited for so long.
-const END_TOLD_WITHIN: Duration = Duration::from_millis(500);
+/// How long to wait for the news that a copy has ended: its connections break first.
+const END_KNOWN_WITHIN: Duration = Duration::from_millis(500);
 
 impl Node {
     /// Places a request. If an app failed on it before, `failed_at` names the copy.
@@ -42,7 +42,7 @@ impl Node {
         self.place(&first, waits, tracing).await
     }
 
-    /// Whether the copy has ended, as far as that is known soon.
+    /// Whether the copy has ended, as far as this peer learns within [`END_KNOWN_WITHIN`].
     async fn has_ended(&self, slot: &Slot, at: &FailedAt) -> bool {
         let is_over = || match at {
             FailedAt::Here(attempt) => !slot.holds_attempt(*attempt),
@@ -53,7 +53,7 @@ impl Node {
                 .is_none_or(|copy| copy.news.state != AppState::Ready),
         };
         let mut changed = self.changed.subscribe();
-        let told = changed.wait_for(|_| is_over());
-        matches!(tokio::time::timeout(END_TOLD_WITHIN, told).await, Ok(Ok(_)))
+        let known = changed.wait_for(|_| is_over());
+        matches!(tokio::time::timeout(END_KNOWN_WITHIN, known).await, Ok(Ok(_)))
     }
 }

@@ -90,8 +90,8 @@ impl NetHandler for Node {
 }
 
 impl Node {
-    /// A life is over for good: it has no vote any more, and the sessions that have it as a member are
-    /// looked at, even if no peer expected it to come back.
+    /// Notes that an incarnation is gone for good: it no longer votes, and its sessions are checked for
+    /// repair, even if no peer expected it to come back.
     pub(crate) fn is_over(&self, life: Incarnation) {
         self.store.peer_dead(life);
         self.store.peer_lost(life);

@@ -138,7 +138,7 @@ impl Node {
                 LineEnd::Elsewhere(other) => End::Elsewhere(*other),
                 LineEnd::Failed(failure) => End::Failed(*failure),
                 LineEnd::Served(_) | LineEnd::Problem(_) => {
-                    return self.tell_entry(portable, call, forward, end);
+                    return self.reply_of(portable, call, forward, end);
                 }
             };
             let (view, sendable) = (self.view(), call.is_sendable());
@@ -161,7 +161,7 @@ impl Node {
                 }
                 Relayed::Tell(None) => end,
             };
-            return self.tell_entry(portable, call, forward, end);
+            return self.reply_of(portable, call, forward, end);
         }
     }
 
@@ -213,7 +213,7 @@ impl Node {
         if let Some(to) = forward.hand_over {
             self.store.with(&key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
         }
-        self.tell_entry(&portable, call, forward, end)
+        self.reply_of(&portable, call, forward, end)
     }
 
     /// The owner of the session of a request that was forwarded by way of this peer, if this peer
@@ -281,11 +281,11 @@ impl Node {
         let on = Forward { owner, hops_left, hand_over: None, ..forward.clone() };
         tracing.step("forward", Why::OwnedBy(to.clone()));
         let end = Box::pin(self.forward(&portable, call, key, on, &to, tracing)).await;
-        self.tell_entry(&portable, call, forward, end)
+        self.reply_of(&portable, call, forward, end)
     }
 
     /// The reply to the peer that forwarded a request, by how the request ended here.
-    fn tell_entry(
+    fn reply_of(
         &self,
         portable: &Portable<'_>,
         call: &Call,

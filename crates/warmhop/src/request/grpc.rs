@@ -55,19 +55,17 @@ pub(crate) fn answer(response: Response<Body>) -> Response<Body> {
     // Where the status is in the head, the response is one of trailers only, and clients
     // read it as such only if the stream ends with the head.
     let trailers_only = response.headers().contains_key(STATUS);
-    response.map(
-        |body| {
-            if trailers_only { Body::empty() } else { Body::new(Call { body, ended: false }) }
-        },
-    )
+    response.map(|body| {
+        if trailers_only { Body::empty() } else { Body::new(CallBody { body, ended: false }) }
+    })
 }
 
-struct Call {
+struct CallBody {
     body: Body,
     ended: bool,
 }
 
-impl http_body::Body for Call {
+impl http_body::Body for CallBody {
     type Data = Bytes;
     type Error = BoxError;
 

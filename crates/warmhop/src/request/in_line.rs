@@ -385,7 +385,7 @@ impl Node {
         call: &mut Call,
         exec: &Exec,
         base: Arc<Body>,
-    ) -> Result<(RanHere, Came), LocalError> {
+    ) -> Result<(RanHere, Uncommitted), LocalError> {
         let (ttl, state_max, stored_max) = {
             let policy = self.store.policy();
             (policy.ttl, policy.state_bytes_max, policy.stored_response_bytes_max)
@@ -422,7 +422,7 @@ impl Node {
             stored = kept;
         }
         let changed = changed.map(|new| new.map(|bytes| Arc::<[u8]>::from(bytes.as_ref())));
-        Ok((ran, Came { base, changed, ends, keep_until: session.keep_until(), stored }))
+        Ok((ran, Uncommitted { base, changed, ends, keep_until: session.keep_until(), stored }))
     }
 
     async fn execute_for_line(
@@ -442,7 +442,7 @@ impl Node {
                 match base {
                     Some(base) => {
                         let (ran, came) = self.run_on(slot, call, &exec, base).await?;
-                        Ok((ran, Done::Came(came)))
+                        Ok((ran, Done::Uncommitted(came)))
                     }
                     None => {
                         let (ran, done) = self.execute_here(slot, call, &key, &exec).await?;
@@ -459,7 +459,7 @@ impl Node {
                 served.upgrade = ran.upgrade;
                 let left = match done {
                     Done::WrittenDown(done) => Some(done),
-                    Done::Came(came) => {
+                    Done::Uncommitted(came) => {
                         match line.ended_here(|machine, ctx| came.write_down(machine, ctx, &exec)) {
                             Ok(left) => left,
                             Err(NoRoom) => {
@@ -578,7 +578,7 @@ impl Node {
 }
 
 /// The outcome of a run here, not committed yet.
-struct Came {
+struct Uncommitted {
     base: Arc<Body>,
     changed: Option<Option<Arc<[u8]>>>,
     /// It ended the session's id.
@@ -587,7 +587,7 @@ struct Came {
     stored: Stored,
 }
 
-impl Came {
+impl Uncommitted {
     fn write_down(self, machine: &mut Machine, ctx: &mut Ctx<'_>, exec: &Exec) -> ExecDone {
         let Self { base, changed, ends, keep_until, stored } = self;
         match keep_until {
@@ -600,7 +600,7 @@ impl Came {
 
 /// How far the outcome of a run has come.
 enum Done {
-    Came(Came),
+    Uncommitted(Uncommitted),
     WrittenDown(ExecDone),
 }
 

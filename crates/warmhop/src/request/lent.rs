@@ -10,7 +10,7 @@ use http_body::{Frame, SizeHint};
 
 use crate::http::body::{Body, BoxError};
 
-/// So much of a body under way is kept, so that it can start over.
+/// How much of a body under way is kept, so that it can be sent again from its start.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
 /// Where a lent body comes back to.

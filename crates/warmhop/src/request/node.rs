@@ -354,7 +354,7 @@ impl Node {
             let Considering { decision, candidates, is_held_back } =
                 self.consider(placing, so_far, waits);
             if changes.is_none() && matches!(decision.action, Action::Wait { .. }) {
-                // Most never wait. Whoever does looks once more, so that nothing is missed.
+                // Most requests never wait. One that will checks once more, so that it misses nothing.
                 changes = Some(self.changed.subscribe());
                 continue;
             }
@@ -478,27 +478,27 @@ impl Node {
     fn first_copy(&self, slot: &Slot) -> Progress {
         let state = slot.state();
         let (failures, retry) = slot.failures();
-        let told = Progress { state: "ready", eta: None, elapsed: None, failures, retry };
+        let ready = Progress { state: "ready", eta: None, elapsed: None, failures, retry };
         if state == AppState::Ready {
-            return told;
+            return ready;
         }
         let (view, now) = (self.view(), self.clock.now());
         let mut first = (state == AppState::Starting).then(|| Progress {
             state: "starting",
             eta: slot.eta(),
             elapsed: slot.starting_for(),
-            ..told
+            ..ready
         });
         for (_, belief, copy) in view.warm_peers(slot.name()) {
             match copy.news.state {
-                AppState::Ready if belief.alive == Liveness::Alive => return told,
+                AppState::Ready if belief.alive == Liveness::Alive => return ready,
                 AppState::Starting if belief.alive == Liveness::Alive => {
                     let eta = copy.eta(now);
                     let sooner = first.as_ref().is_none_or(|first| {
                         eta.is_some_and(|eta| first.eta.is_none_or(|other| eta < other))
                     });
                     if sooner {
-                        first = Some(Progress { state: "starting", eta, elapsed: None, ..told });
+                        first = Some(Progress { state: "starting", eta, elapsed: None, ..ready });
                     }
                 }
                 _ => {}
@@ -506,7 +506,7 @@ impl Node {
         }
         let otherwise = if state == AppState::Failed { "failed" } else { "cold" };
         let mut first =
-            first.unwrap_or(Progress { state: otherwise, eta: slot.eta(), elapsed: None, ..told });
+            first.unwrap_or(Progress { state: otherwise, eta: slot.eta(), elapsed: None, ..ready });
         // A first start here takes about as long as starts elsewhere, where there were any.
         if first.eta.is_none() {
             let copies = view.live_peers().filter_map(|(_, belief)| belief.apps.get(slot.name()));
@@ -590,7 +590,7 @@ impl Node {
         if let Some(peer) = decision.ask_to_start.clone() {
             self.ask_to_start(peer, slot.name().clone());
         }
-        let candidates = traced(&candidates);
+        let candidates = considered(&candidates);
         Considering { decision, candidates, is_held_back }
     }
 }
@@ -631,7 +631,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn traced(candidates: &[Candidate<'_>]) -> Vec<Considered> {
+fn considered(candidates: &[Candidate<'_>]) -> Vec<Considered> {
     candidates
         .iter()
         .take(16)

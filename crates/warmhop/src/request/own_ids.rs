@@ -119,9 +119,9 @@ impl OwnSession {
         }
         let mut holder = Holder { peer, incarnation, version, taken: WallTime(0) };
         let brought = self.brought.as_ref().map(|brought| brought.key);
-        let told = self.told(served).await.map(|id| key_of(&self.app, &id));
-        if let Some(told) = told.filter(|told| Some(*told) != brought) {
-            note(node, &self.app, told, &holder, When::Always).await;
+        let issued = self.issued_id(served).await.map(|id| key_of(&self.app, &id));
+        if let Some(issued) = issued.filter(|issued| Some(*issued) != brought) {
+            note(node, &self.app, issued, &holder, When::Always).await;
         }
         if let Some(Brought { key, known: before }) = self.brought
             && before.as_ref().is_none_or(|known| !known.holder.is(&holder))
@@ -143,7 +143,7 @@ impl OwnSession {
     }
 
     /// The id in the answer.
-    async fn told(&self, served: &mut Served) -> Option<Vec<u8>> {
+    async fn issued_id(&self, served: &mut Served) -> Option<Vec<u8>> {
         let headers = served.response.headers();
         match &self.by {
             OwnId::Header(name) => own_id::in_field(headers.get(name.as_str())?.as_bytes()),
@@ -223,11 +223,11 @@ async fn within_time<T>(asked: impl Future<Output = Result<T, RegisterError>>) -
     match timeout(REGISTER_WITHIN, asked).await {
         Ok(Ok(found)) => return Some(found),
         Ok(Err(error)) => {
-            debug!(%error, "which copy holds a session could not be asked; the request is served anywhere");
+            debug!(%error, "the register that names a session's copy could not be read; the request is served anywhere");
         }
         Err(_) => {
             debug!(
-                "which copy holds a session was not told in time; the request is served anywhere"
+                "the register that names a session's copy did not answer in time; the request is served anywhere"
             );
         }
     }

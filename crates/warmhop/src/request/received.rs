@@ -20,7 +20,7 @@ use warmhop_core::view::AppState;
 use crate::app::places::Waits;
 use crate::app::slot::Slot;
 use crate::hop::{
-    self, AppIs, Arrived, CutShort, Hint, HopHead, HopIncoming, HopKind, HopRefusal, Load,
+    self, AppIs, ArrivedHop, CutShort, Hint, HopHead, HopIncoming, HopKind, HopRefusal, Load,
     ReplySession,
 };
 use crate::http::fields;
@@ -97,11 +97,11 @@ impl Node {
         let is_late = closing.is_cancelled();
         let arrived = tokio::select! {
             biased;
-            arrived = Arrived::read(recv) => arrived,
+            arrived = ArrivedHop::read(recv) => arrived,
             () = closing.cancelled(), if !is_late => return,
         };
         let Some(arrived) = arrived else {
-            debug!(%from, "a hop's head is out of form");
+            debug!(%from, "a hop's head is malformed");
             let none = Load { in_flight: 0, latency_us: 0 };
             let _ = hop::refuse(send, HopRefusal::Malformed, none).await;
             return;
@@ -132,7 +132,7 @@ impl Node {
             biased;
             () = answering => {}
             () = cut_off.cancelled(), if !is_late => {
-                let reason = "this peer leaves, and the time for what it had taken was over";
+                let reason = "this peer leaves, and its grace time for accepted hops is over";
                 info!(request = %id, app = %slot.name(), %from, reason, "a hop was cut off");
             }
         }
@@ -143,10 +143,10 @@ impl Node {
     fn takes(
         &self,
         from: &PeerId,
-        arrived: Arrived,
+        arrived: ArrivedHop,
         is_late: bool,
     ) -> Result<Received, (HopRefusal, Load)> {
-        let Arrived { head, method, mut fields, incoming, takes_interim } = arrived;
+        let ArrivedHop { head, method, mut fields, incoming, takes_interim } = arrived;
         debug!(request = %head.request_id, app = %head.app, %from, kind = head.kind.label(), "a hop arrived");
         let whose = take_client(&mut fields);
         let HopHead { kind, app, request_id, target, upgrade, asks_go, counts_on, .. } = head;

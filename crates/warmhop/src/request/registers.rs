@@ -395,9 +395,9 @@ impl Registers {
             left -= 1;
             match next {
                 Some((it, Ok(listing))) => {
-                    let told = listing.census.clone();
-                    let told = told.unwrap_or(Census { pair: true, ..Census::default() });
-                    roll.answer(it, Some(&told));
+                    let census = listing.census.clone();
+                    let census = census.unwrap_or(Census { pair: true, ..Census::default() });
+                    roll.answer(it, Some(&census));
                     listings.push(listing);
                 }
                 Some((_, Err(error))) => failed = Some(error),

@@ -532,8 +532,8 @@ impl Node {
         if !broke && belief.alive != Liveness::Suspect {
             return None;
         }
-        let told = view.ways_to(&to).next().map(|(way, _)| way.clone());
-        told.or_else(|| {
+        let reported = view.ways_to(&to).next().map(|(way, _)| way.clone());
+        reported.or_else(|| {
             let others = view.live_peers().filter(|(peer, _)| **peer != belief.news.peer);
             let mut heard = others.filter(|(_, belief)| may_count_on(belief));
             heard.next().map(|(peer, _)| peer.clone())

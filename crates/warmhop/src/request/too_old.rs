@@ -58,11 +58,11 @@ impl Node {
 
     /// Takes the news that came with a refusal.
     pub(super) fn learns_version(&self, slot: &Slot, from: &PeerId, why: &HopRefusal) {
-        if let HopRefusal::Older(told) = why
-            && let News::App { peer, news, .. } = &**told
+        if let HopRefusal::Older(news_sent) = why
+            && let News::App { peer, news, .. } = &**news_sent
             && (peer, &news.app) == (from, slot.name())
         {
-            self.apply((**told).clone(), true);
+            self.apply((**news_sent).clone(), true);
         }
     }
 }

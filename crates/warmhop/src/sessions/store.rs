@@ -32,7 +32,7 @@ use crate::observe::metrics::Metrics;
 use crate::sessions::dead::Dead;
 use crate::sessions::events::{self, Event, EventSender};
 use crate::sessions::memory::{FullPeers, Memory};
-use crate::sessions::table::{Entry, Processes, Table};
+use crate::sessions::table::{Processes, Table, TableEntry};
 
 pub(crate) const STRIPES: usize = 64;
 /// How often a stripe is scanned for sessions that are to be woken soon.
@@ -332,7 +332,7 @@ impl Store {
         key: &SessionKey,
         sessions: &'s mut Table,
         process: &Process,
-    ) -> Option<&'s mut Entry> {
+    ) -> Option<&'s mut TableEntry> {
         let room = SESSIONS_MAX / STRIPES;
         let (entry, made) = sessions.get_or_make(key, process, room)?;
         if made {
@@ -344,7 +344,7 @@ impl Store {
     fn carry_out(
         &self,
         key: &SessionKey,
-        entry: &mut Entry,
+        entry: &mut TableEntry,
         effects: &mut Vec<Effect>,
         outgoing: &mut Vec<(Incarnation, Message)>,
     ) {
@@ -412,7 +412,7 @@ impl Store {
     fn settle(
         &self,
         key: &SessionKey,
-        entry: &mut Entry,
+        entry: &mut TableEntry,
         wakes: &mut BTreeSet<(Now, SessionKey)>,
         (now, wall): (Now, WallTime),
     ) -> bool {
@@ -771,5 +771,5 @@ fn no_room() -> Message {
 
 fn keys_in(stripe: &Mutex<Stripe>, wanted: impl Fn(&Session) -> bool) -> Vec<SessionKey> {
     let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-    stripe.sessions.iter().filter(|entry| wanted(&entry.machine)).map(Entry::key).collect()
+    stripe.sessions.iter().filter(|entry| wanted(&entry.machine)).map(TableEntry::key).collect()
 }

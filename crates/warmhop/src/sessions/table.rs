@@ -8,8 +8,8 @@ use warmhop_core::session::{Process, Session, Ticket};
 
 use crate::sessions::events::EventSender;
 
-/// One session.
-pub(crate) struct Entry {
+/// One session that this peer owns or holds a copy of.
+pub(crate) struct TableEntry {
     /// Shared by all entries of an app in the table.
     app: AppName,
     pub(crate) machine: Session,
@@ -30,7 +30,7 @@ struct Busy {
     keep_empty_until: Now,
 }
 
-impl Entry {
+impl TableEntry {
     pub(crate) fn key(&self) -> SessionKey {
         SessionKey { app: self.app.clone(), sid: self.machine.sid() }
     }
@@ -105,7 +105,7 @@ impl Processes {
 
 #[derive(Default)]
 pub(crate) struct Table {
-    entries: HashTable<Box<Entry>>,
+    entries: HashTable<Box<TableEntry>>,
     places: Places,
     /// The apps of the sessions; each app's name is in memory once.
     apps: Vec<AppName>,
@@ -133,15 +133,15 @@ impl Places {
 }
 
 impl Table {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &TableEntry> {
         self.entries.iter().map(Box::as_ref)
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut TableEntry> {
         self.entries.iter_mut().map(Box::as_mut)
     }
 
-    pub(crate) fn get_mut(&mut self, key: &SessionKey) -> Option<&mut Entry> {
+    pub(crate) fn get_mut(&mut self, key: &SessionKey) -> Option<&mut TableEntry> {
         let hash = self.places.of(key.sid);
         self.entries.find_mut(hash, |entry| entry.is(key)).map(Box::as_mut)
     }
@@ -153,12 +153,12 @@ impl Table {
         key: &SessionKey,
         process: &Process,
         len_max: usize,
-    ) -> Option<(&mut Entry, bool)> {
+    ) -> Option<(&mut TableEntry, bool)> {
         let has_room = self.entries.len() < len_max;
         let places = &self.places;
         let hash = places.of(key.sid);
         #[expect(clippy::borrowed_box, reason = "what the table holds")]
-        let again = |entry: &Box<Entry>| places.of(entry.machine.sid());
+        let again = |entry: &Box<TableEntry>| places.of(entry.machine.sid());
         match self.entries.entry(hash, |entry| entry.is(key), again) {
             Place::Occupied(place) => Some((place.into_mut(), false)),
             Place::Vacant(_) if !has_room => None,
@@ -171,7 +171,7 @@ impl Table {
                     }
                 };
                 let machine = Session::new(key.sid, process);
-                let entry = Entry {
+                let entry = TableEntry {
                     app,
                     machine,
                     wake: Now::default(),

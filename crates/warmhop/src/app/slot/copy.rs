@@ -84,11 +84,11 @@ impl Copy {
 
     /// Resolves once it was found to hang: requests need not wait for it any longer.
     pub(crate) async fn given_up(&self) {
-        let told = self.given_up.notified();
-        tokio::pin!(told);
-        told.as_mut().enable();
+        let given_up = self.given_up.notified();
+        tokio::pin!(given_up);
+        given_up.as_mut().enable();
         if !self.hangs() {
-            told.await;
+            given_up.await;
         }
     }
 

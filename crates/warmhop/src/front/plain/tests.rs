@@ -14,18 +14,18 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::http::clients::{ClientLimits, Clients};
-use crate::http::departure::InFlight;
+use crate::http::departure::ConnectionRequests;
 
 const LONG: usize = 100_000;
 
 /// Answers by path.
-struct App(InFlight);
+struct App(ConnectionRequests);
 
 impl App {
     fn new() -> Self {
         let clients = Clients::new(ClientLimits::default(), Arc::default(), Gauge::default());
         let place = clients.admit(IpAddr::from([127, 0, 0, 1]), false).unwrap();
-        Self(InFlight::new(Arc::clone(place.account())))
+        Self(ConnectionRequests::new(Arc::clone(place.account())))
     }
 }
 
@@ -428,7 +428,7 @@ async fn a_connection_stays_here_behind_whatever_says_how_long_it_is() {
 }
 
 /// Answers with a body that is longer than fits, and counts polls for its pieces.
-struct Endless(InFlight, Arc<AtomicUsize>);
+struct Endless(ConnectionRequests, Arc<AtomicUsize>);
 
 const PIECE: usize = 4096;
 
@@ -491,7 +491,7 @@ async fn of_an_answer_that_ends_too_soon_a_client_gets_what_there_was_and_sees_t
 
 #[tokio::test]
 async fn an_answer_that_is_longer_than_it_says_is_cut_off_and_nothing_follows_it() {
-    struct Longer(InFlight);
+    struct Longer(ConnectionRequests);
     impl Answers for Longer {
         fn answer(
             &self,
