@@ -92,20 +92,20 @@ impl AccessLog {
             log::Format::Json => AccessFormat::Json,
         });
         let (queue, requests) = sync_channel(QUEUE_MAX);
-        let (tell, ended) = oneshot::channel();
+        let (signal, ended) = oneshot::channel();
         let asked = Arc::<Asked>::default();
         let writer = Writer {
             sink,
             form: Form { format, query: settings.access_query },
             asked: Arc::clone(&asked),
             buffered: 0,
-            told: 0,
+            reported: 0,
             warned: None,
         };
         std::thread::Builder::new().name("access-log".into()).spawn(move || {
             writer.run(&requests);
             // The peer may be gone already.
-            let _ = tell.send(());
+            let _ = signal.send(());
         })?;
         let log = Self { queue, asked };
         Ok(Some((log.clone(), Writing { log, ended })))
@@ -183,7 +183,7 @@ struct Writer {
     /// How many lines the buffer of a file may hold.
     buffered: u64,
     /// How many lost lines were in warnings so far.
-    told: u64,
+    reported: u64,
     warned: Option<Instant>,
 }
 
@@ -197,7 +197,7 @@ impl Writer {
             if self.asked.reopen.swap(false, Ordering::Relaxed) {
                 self.reopen();
             }
-            self.tell_of_losses();
+            self.report_losses();
             next = requests.try_recv().ok().or_else(|| {
                 // No line is waiting: a program that follows the file should see these now.
                 self.flush();
@@ -247,19 +247,19 @@ impl Writer {
 
     fn fails(&mut self, error: &io::Error) {
         if self.may_warn() {
-            self.told = self.asked.dropped.load(Ordering::Relaxed);
+            self.reported = self.asked.dropped.load(Ordering::Relaxed);
             warn!(%error, "the access log cannot be written: lines that find no room are lost");
         }
     }
 
-    fn tell_of_losses(&mut self) {
+    fn report_losses(&mut self) {
         let lost = self.asked.dropped.load(Ordering::Relaxed);
-        if lost > self.told && self.may_warn() {
+        if lost > self.reported && self.may_warn() {
             warn!(
-                lost = lost - self.told,
+                lost = lost - self.reported,
                 "lines of the access log were lost: they came faster than they could be written"
             );
-            self.told = lost;
+            self.reported = lost;
         }
     }
 
@@ -416,8 +416,8 @@ mod tests {
 
         form = Form { format: AccessFormat::Json, query: false };
         let line = form.line(&access());
-        let told: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!((&told["status"], &told["head_ms"]), (&json!(200), &json!(1.5)));
+        let reported: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&reported["status"], &reported["head_ms"]), (&json!(200), &json!(1.5)));
         assert!(!line.contains("secret") && line.ends_with("}\n"), "{line}");
     }
 
@@ -442,7 +442,7 @@ mod tests {
             form: Form { format: AccessFormat::Text, query: false },
             asked: Arc::default(),
             buffered: 0,
-            told: 0,
+            reported: 0,
             warned: None,
         };
         for lines in 1..=500 {

@@ -42,11 +42,11 @@ pub fn listener(mesh: &Mesh, token: Token, journal: &Journal, reloader: &Arc<Rel
     let places = Arc::new(Semaphore::new(FOLLOWERS_MAX));
     let log = Log { mesh: mesh.clone(), journal: journal.clone(), places };
     let log = Router::new().route("/v1/logs", get(logs)).with_state(log);
-    let told = Arc::clone(reloader);
+    let current = Arc::clone(reloader);
     let own = Router::new()
         .route("/v1/reload", post(reload))
         .with_state(Arc::clone(reloader))
-        .route("/v1/config", get(move || std::future::ready(told.configuration())));
+        .route("/v1/config", get(move || std::future::ready(current.configuration())));
     Admin::new(mesh)
         .token(token)
         .metrics(|text| usage::with(redis::with_commands(process::with(text))))
@@ -57,7 +57,7 @@ pub fn listener(mesh: &Mesh, token: Token, journal: &Journal, reloader: &Arc<Rel
 async fn reload(State(reloader): State<Arc<Reloader>>) -> Response {
     // A reload reads files.
     match tokio::task::spawn_blocking(move || reloader.reload()).await {
-        Ok(Ok(told)) => Json(told).into_response(),
+        Ok(Ok(reloaded)) => Json(reloaded).into_response(),
         Ok(Err(failure)) => problem(StatusCode::UNPROCESSABLE_ENTITY, &failure.messages.join("\n")),
         Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
@@ -115,17 +115,17 @@ type Following = (tokio::sync::broadcast::Receiver<Arc<Line>>, Wanted, OwnedSema
 
 async fn next((mut live, wanted, place): Following) -> Option<(Bytes, Following)> {
     loop {
-        let told = match live.recv().await {
+        let line = match live.recv().await {
             Ok(line) if wanted.takes(&line) => text(&line),
             Ok(_) => continue,
             Err(RecvError::Lagged(missed)) => {
-                let told = serde_json::json!({ "level": "WARN", "missed": missed,
+                let line = serde_json::json!({ "level": "WARN", "missed": missed,
                     "message": "lines were left out: they came faster than they were read" });
-                format!("{told}\n")
+                format!("{line}\n")
             }
             Err(RecvError::Closed) => return None,
         };
-        return Some((Bytes::from(told), (live, wanted, place)));
+        return Some((Bytes::from(line), (live, wanted, place)));
     }
 }
 

@@ -23,7 +23,7 @@ pub fn make_authority(out: &Path, cluster: &str, force: bool) -> Result<String, 
     let _ = write!(
         text,
         "wrote {dir}/ca.pem      the authority of the cluster {cluster}; peers trust the identities that it issues\n\
-         wrote {dir}/ca-key.pem  its private key: anybody who has it can make peers, so keep it off them\n\
+         wrote {dir}/ca-key.pem  its private key: anyone who has it can issue identities, so do not copy it to a peer\n\
          \n\
          Next, for each peer: warmhop cert peer NAME --ca {dir} --out certs/NAME\n"
     );

@@ -167,7 +167,7 @@ impl Admin {
         if status.is_success() {
             let value = value.map_err(|_| self.not_a_peer("its answer is not JSON"))?;
             return match value.pointer(mark) {
-                Some(told) if *told != "" => Ok(value),
+                Some(value) if *value != "" => Ok(value),
                 _ => Err(self.not_a_peer(format!("its answer to {path} has no {mark}"))),
             };
         }
@@ -244,8 +244,8 @@ impl Admin {
         path: &str,
     ) -> AskError {
         let is_problem = headers.get(CONTENT_TYPE).is_some_and(|kind| kind == PROBLEM);
-        let told = serde_json::from_slice::<Value>(body).ok().filter(|_| is_problem);
-        match told.and_then(|told| Some(told.get("detail")?.as_str()?.to_owned())) {
+        let refusal = serde_json::from_slice::<Value>(body).ok().filter(|_| is_problem);
+        match refusal.and_then(|refusal| Some(refusal.get("detail")?.as_str()?.to_owned())) {
             Some(detail) => AskError::Refused { status, detail },
             None => self.not_a_peer(format!("it answers {path} with {status}")),
         }

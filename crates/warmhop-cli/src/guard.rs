@@ -72,7 +72,8 @@ pub fn run_if_asked(mut args: impl Iterator<Item = OsString>) -> Option<ExitCode
     if role != ARGUMENT && role != LIMITED {
         return None;
     }
-    let Some(confine) = args.next().and_then(|told| Confine::from_argument(told.to_str()?)) else {
+    let Some(confine) = args.next().and_then(|argument| Confine::from_argument(argument.to_str()?))
+    else {
         report("it is started by a peer, not by hand");
         return Some(ExitCode::from(CANNOT_EXECUTE));
     };

@@ -40,10 +40,10 @@ pub fn write(dir: &Path, peers: u16) -> Result<String, Failure> {
             Failure::failed(format!("cannot write {}: {error}", file.display()))
         })?;
     }
-    Ok(told(dir, &names))
+    Ok(summary(dir, &names))
 }
 
-fn told(dir: &Path, names: &[PeerId]) -> String {
+fn summary(dir: &Path, names: &[PeerId]) -> String {
     let mut text = format!(
         "wrote {0}/ca  the authority of the cluster {CLUSTER}; keep ca-key.pem off the peers\n",
         dir.display()

@@ -119,7 +119,7 @@ pub fn recipe(wanted: Wanted, status: &Status) -> Result<String, String> {
     let _ = writeln!(text, "# The mesh as {} sees it: {}.", names[0], names.join(", "));
     text.push_str("# A peer that joins later has to be added; print this again.\n");
     text.push_str("# Name this balancer in [http] trusted_proxies of every peer, so that apps learn who their clients are.\n");
-    text.push_str("# Front doors with TLS: docs/load-balancers.md tells what to change below.\n");
+    text.push_str("# Front doors with TLS: docs/load-balancers.md says what to change below.\n");
     for host in ["0.0.0.0", "[::]"] {
         if backends.iter().any(|backend| backend.host == host) {
             let _ = writeln!(text, "# Replace {host} by the address that reaches that peer.");

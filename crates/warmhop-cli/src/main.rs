@@ -523,18 +523,18 @@ fn man(dir: &std::path::Path) -> Result<u8, Failure> {
 }
 
 fn check(file: &std::path::Path) -> Result<u8, Failure> {
-    let told = |problems: Vec<warmhop_cli::config::Problem>| {
+    let texts = |problems: Vec<warmhop_cli::config::Problem>| {
         problems.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     let (config, warnings) =
-        Config::load(file).map_err(|problems| Failure { messages: told(problems), status: 2 })?;
+        Config::load(file).map_err(|problems| Failure { messages: texts(problems), status: 2 })?;
     let mut stderr = std::io::stderr().lock();
     let of_keys = config.exposed_keys();
     let ending = run::certificates_that_end(&config, std::time::SystemTime::now());
     let warnings = warnings.into_iter().chain(config.apps_as_root()).chain(of_keys).chain(ending);
     let warnings: Vec<_> = warnings.collect();
     let named: Vec<String> = warnings.iter().map(|it| format!(": {}: ", it.key)).collect();
-    for warning in told(warnings) {
+    for warning in texts(warnings) {
         let _ = writeln!(stderr, "warmhop: {warning}");
     }
     run::check(&config)?;

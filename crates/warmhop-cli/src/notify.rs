@@ -17,12 +17,12 @@ pub const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PI
 
 /// The peer serves; units that wait for it may start.
 pub fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// The peer drains and will end; it has the unit's `TimeoutStopSec` for that.
 pub fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+    notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
 }
 
 /// Notifies for ever that the peer's tasks still run, if the manager asks for that. If the runtime
@@ -35,14 +35,14 @@ pub async fn watchdog() {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        tell(&[NotifyState::Watchdog]);
+        notify(&[NotifyState::Watchdog]);
     }
 }
 
 /// The shortest interval, even if a manager allows less than twice this.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
 
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         // The peer serves its clients whether or not the manager gets the notification.
         warn!(%error, "cannot notify the service manager; check NOTIFY_SOCKET");

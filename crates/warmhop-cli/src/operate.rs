@@ -31,19 +31,19 @@ pub async fn drain(admin: &Admin, within: Option<Duration>) -> Result<Value, Fai
     // The drain may begin a moment after the answer.
     let mut has_begun = false;
     loop {
-        let told = admin.status().await.map_err(failed)?;
-        let state = told["peer"]["state"].as_str().unwrap_or_default();
+        let status = admin.status().await.map_err(failed)?;
+        let state = status["peer"]["state"].as_str().unwrap_or_default();
         match state {
-            "drained" => return Ok(told),
+            "drained" => return Ok(status),
             "serving" if has_begun => {
                 return Err(Failure::failed("the drain was called off: the peer takes traffic"));
             }
             _ => has_begun |= state == "draining",
         }
         if deadline.is_some_and(|deadline| tokio::time::Instant::now() >= deadline) {
-            let apps = told["apps"].as_array().into_iter().flatten();
+            let apps = status["apps"].as_array().into_iter().flatten();
             let flying: u64 = apps.filter_map(|app| app["in_flight"].as_u64()).sum();
-            let owned = told["sessions"]["owned"].as_u64().unwrap_or_default();
+            let owned = status["sessions"]["owned"].as_u64().unwrap_or_default();
             return Err(Failure::failed(format!(
                 "not drained within {:?}: requests in flight: {flying}, sessions owned: {owned}; the \
                  peer goes on draining, and `warmhop undrain` calls it off",
@@ -60,12 +60,12 @@ pub async fn drain(admin: &Admin, within: Option<Duration>) -> Result<Value, Fai
 /// It cannot be asked, or the new copy did not become ready: the old one continues to serve.
 pub async fn restart(admin: &Admin, name: &str, path: &str) -> Result<Value, Failure> {
     let failed = |error| Failure::failed(error);
-    let told = admin.ask(Method::POST, path, "/attempt").await.map_err(failed)?;
-    let attempt = told["attempt"].as_u64().unwrap_or_default();
+    let answer = admin.ask(Method::POST, path, "/attempt").await.map_err(failed)?;
+    let attempt = answer["attempt"].as_u64().unwrap_or_default();
     loop {
         let status = admin.status().await.map_err(failed)?;
         match warmhop::admin::outcome(&status, name, attempt) {
-            Some(Ok(())) => return Ok(told),
+            Some(Ok(())) => return Ok(answer),
             Some(Err(why)) => {
                 let what = format!("the new copy of {name} did not become ready: {why}");
                 return Err(Failure::failed(what));
@@ -78,9 +78,9 @@ pub async fn restart(admin: &Admin, name: &str, path: &str) -> Result<Value, Fai
 /// One step of a restart over the whole mesh, as text, and whether it failed.
 #[must_use]
 pub fn step(json: &str) -> (String, bool) {
-    let told: Value = serde_json::from_str(json).unwrap_or_default();
-    let text = |key: &str| clean(told[key].as_str().unwrap_or_default());
-    match told["state"].as_str() {
+    let step: Value = serde_json::from_str(json).unwrap_or_default();
+    let text = |key: &str| clean(step[key].as_str().unwrap_or_default());
+    match step["state"].as_str() {
         Some("starting") => (format!("{}: a new copy starts\n", text("peer")), false),
         Some("serves") => (format!("{}: it serves\n", text("peer")), false),
         Some("failed") => {
@@ -149,16 +149,16 @@ pub fn line(json: &str) -> String {
     if target == "warmhop::app" {
         return format!("{time} {}\n", printed(&message));
     }
-    let mut told = format!("{time} {level:<5} {}", clean(&message));
+    let mut shown = format!("{time} {level:<5} {}", clean(&message));
     if !app.is_empty() {
-        told.push_str(&format!(" app={}", clean(&app)));
+        shown.push_str(&format!(" app={}", clean(&app)));
     }
     for (key, value) in line {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        told.push_str(&format!(" {}={}", clean(&key), clean(&value)));
+        shown.push_str(&format!(" {}={}", clean(&key), clean(&value)));
     }
-    told.push('\n');
-    told
+    shown.push('\n');
+    shown
 }
 
 /// `HH:MM:SS.mmm` in UTC.
@@ -179,21 +179,22 @@ pub async fn archive(admin: &Admin, out: Option<PathBuf>) -> Result<String, Fail
     let file = out.unwrap_or_else(|| PathBuf::from(format!("warmhop-debug-{name}.tar.gz")));
     let mut parts = vec![("status.json".to_owned(), format!("{status:#}\n"))];
     let requests = admin.ask(Method::GET, "/v1/requests?limit=200", "/requests").await;
-    let requests = requests.map_or_else(|error| error.to_string(), |told| format!("{told:#}\n"));
+    let requests =
+        requests.map_or_else(|error| error.to_string(), |answer| format!("{answer:#}\n"));
     parts.push(("requests.json".into(), requests));
     for (part, path) in [
         ("metrics.txt", "/metrics".to_owned()),
         ("warmhop.toml", "/v1/config".to_owned()),
         ("log.ndjson", format!("/v1/logs?lines={ARCHIVED_LINES}")),
     ] {
-        let told = admin.text(&path).await.unwrap_or_else(|error| format!("{error}\n"));
-        parts.push((part.into(), told));
+        let answer = admin.text(&path).await.unwrap_or_else(|error| format!("{error}\n"));
+        parts.push((part.into(), answer));
     }
     let others = status["peers"].as_array().into_iter().flatten();
     for other in others.filter_map(|peer| peer["name"].as_str()?.parse::<PeerId>().ok()) {
         let path = through(Some(&other), "/v1/status");
-        let told = admin.text(&path).await.unwrap_or_else(|error| format!("{error}\n"));
-        parts.push((format!("peers/{other}.json"), told));
+        let answer = admin.text(&path).await.unwrap_or_else(|error| format!("{error}\n"));
+        parts.push((format!("peers/{other}.json"), answer));
     }
     write(&file, &name, &parts)
         .map_err(|error| Failure::failed(format!("cannot write {}: {error}", file.display())))?;

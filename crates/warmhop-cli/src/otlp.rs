@@ -31,7 +31,7 @@ const BATCH_SPANS: usize = 512;
 /// How long a span waits for others to share its request.
 const BATCH_WITHIN: Duration = Duration::from_secs(1);
 /// How often lost spans are logged, as long as spans are lost.
-const TELL_EVERY: Duration = Duration::from_secs(60);
+const LOG_EVERY: Duration = Duration::from_secs(60);
 /// How long the remaining spans may take when the peer ends.
 const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 
@@ -328,10 +328,10 @@ impl Losses {
                 Some(Word::Lost(total - before))
             }
             None => None,
-            Some((began, told)) if more => {
-                let is_due = now.duration_since(*told) >= TELL_EVERY;
+            Some((began, logged_at)) if more => {
+                let is_due = now.duration_since(*logged_at) >= LOG_EVERY;
                 is_due.then(|| {
-                    *told = now;
+                    *logged_at = now;
                     Word::Lost(total - *began)
                 })
             }

@@ -65,13 +65,13 @@ pub fn certificates_that_end(config: &Config, now: SystemTime) -> Vec<Problem> {
     let door = config.http.tls.as_ref();
     let door =
         door.and_then(|Tls { cert, key }| FrontDoorTls::from_files(cert, key).ok()?.expires());
-    let told = |key: &str, ends: Option<SystemTime>, remedy: &str| {
+    let warning = |key: &str, ends: Option<SystemTime>, remedy: &str| {
         let words = format!("the certificate {}", ends_soon(ends?, now)?);
         Some(Problem { is_warning: true, ..config.problem(key, words, remedy) })
     };
     let renew = "renew it, for example with `warmhop cert renew`";
-    let identity = told("mesh.identity", identity, renew);
-    let door = told("http.tls", door, "renew it where it was issued");
+    let identity = warning("mesh.identity", identity, renew);
+    let door = warning("http.tls", door, "renew it where it was issued");
     identity.into_iter().chain(door).collect()
 }
 

@@ -94,17 +94,17 @@ impl Reloader {
     pub fn reload(&self) -> Result<Reloaded, Failure> {
         let reloaded = self.try_reload();
         match &reloaded {
-            Ok(told) => {
+            Ok(reloaded) => {
                 info!(
-                    added = %told.added.join(" "),
-                    removed = %told.removed.join(" "),
-                    changed = %told.changed.join(" "),
-                    replaced = %told.replaced.join(" "),
-                    applied = %told.applied.join(" "),
-                    needs_restart = %told.needs_restart.join(" "),
+                    added = %reloaded.added.join(" "),
+                    removed = %reloaded.removed.join(" "),
+                    changed = %reloaded.changed.join(" "),
+                    replaced = %reloaded.replaced.join(" "),
+                    applied = %reloaded.applied.join(" "),
+                    needs_restart = %reloaded.needs_restart.join(" "),
                     "reloaded the configuration"
                 );
-                for warning in &told.warnings {
+                for warning in &reloaded.warnings {
                     warn!("{warning}");
                 }
             }
@@ -124,14 +124,14 @@ impl Reloader {
         let lasting_ttl = current.session.redis.is_some();
         let (applied, needs_restart) = (differing(&current, &config).into_iter())
             .partition(|key| is_of_sessions(key) && !(lasting_ttl && key == "session.ttl"));
-        let mut told = Reloaded {
+        let mut reloaded = Reloaded {
             action: "reload",
             applied,
             needs_restart,
             warnings: warnings.iter().map(ToString::to_string).collect(),
             ..Reloaded::default()
         };
-        let changes = self.changes(&current, &config, &mut told);
+        let changes = self.changes(&current, &config, &mut reloaded);
         self.mesh.change_apps(changes).map_err(|error| {
             Failure::usage(config.problem(
                 "app",
@@ -142,25 +142,25 @@ impl Reloader {
         let same_door = current.admin.listen == config.admin.listen;
         if same_door {
             if current.admin.token != config.admin.token {
-                told.applied.push("admin.token".into());
+                reloaded.applied.push("admin.token".into());
             }
             self.token.set(config.admin.token.as_deref());
         } else if current.admin.token != config.admin.token {
             // The existing listener may need its token.
-            told.needs_restart.push("admin.token".into());
+            reloaded.needs_restart.push("admin.token".into());
         }
         if current.mesh.refuse != config.mesh.refuse {
             let names: Vec<String> = config.mesh.refuse.texts().collect();
             let refused = if names.is_empty() { "nobody".into() } else { names.join(" ") };
             info!(%refused, "[mesh] refuse was read again");
-            told.applied.push("mesh.refuse".into());
+            reloaded.applied.push("mesh.refuse".into());
             self.mesh.refuse(config.mesh.refuse.clone());
         }
         if current.mesh.seeds != config.mesh.seeds {
-            told.applied.push("mesh.seeds".into());
+            reloaded.applied.push("mesh.seeds".into());
             self.mesh.change_seeds(&config.mesh.seeds);
         }
-        if told.applied.iter().any(|key| is_of_sessions(key)) {
+        if reloaded.applied.iter().any(|key| is_of_sessions(key)) {
             let mut policy = config.session.policy.clone();
             policy.cookie = current.session.policy.cookie.clone();
             if lasting_ttl {
@@ -172,8 +172,9 @@ impl Reloader {
         if current.log.level != config.log.level {
             let changes = self.level.set(config.log.level.as_deref());
             // RUST_LOG overrides it, and continues to.
-            let told = if changes { &mut told.applied } else { &mut told.needs_restart };
-            told.push("log.level".into());
+            let reloaded =
+                if changes { &mut reloaded.applied } else { &mut reloaded.needs_restart };
+            reloaded.push("log.level".into());
             if changes {
                 current.log.level = config.log.level;
             }
@@ -185,14 +186,14 @@ impl Reloader {
         if same_door {
             current.admin.token = config.admin.token;
         }
-        Ok(told)
+        Ok(reloaded)
     }
 
-    fn changes(&self, before: &Config, after: &Config, told: &mut Reloaded) -> AppChanges {
+    fn changes(&self, before: &Config, after: &Config, reloaded: &mut Reloaded) -> AppChanges {
         let mut changes = AppChanges::new();
         for app in &before.apps {
             if !after.apps.iter().any(|other| other.spec.name == app.spec.name) {
-                told.removed.push(app.spec.name.to_string());
+                reloaded.removed.push(app.spec.name.to_string());
                 changes = changes.remove(app.spec.name.clone());
             }
         }
@@ -200,19 +201,19 @@ impl Reloader {
             let name = app.spec.name.to_string();
             let (spec, child) = app_of(after, app, &self.given);
             let Some(old) = before.apps.iter().find(|old| old.spec.name == app.spec.name) else {
-                told.added.push(name);
+                reloaded.added.push(name);
                 changes = changes.add(spec, child);
                 continue;
             };
             let (old_spec, old_child) = app_of(before, old, &self.given);
             changes = if is_another(&old_spec, &old_child, &spec, &child) {
-                told.replaced.push(name);
+                reloaded.replaced.push(name);
                 changes.replace(spec, child)
             } else if old_child != child {
-                told.changed.push(name);
+                reloaded.changed.push(name);
                 changes.change_starts(spec, child)
             } else if old_spec != spec {
-                told.changed.push(name);
+                reloaded.changed.push(name);
                 changes.change(spec)
             } else {
                 changes

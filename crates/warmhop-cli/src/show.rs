@@ -143,7 +143,7 @@ fn versions(status: &Status) -> String {
         if !app.differs_on.is_empty() {
             let _ = writeln!(
                 text,
-                "\n{} is configured otherwise on {}: compare `warmhop check` there and here",
+                "\n{} is configured differently on {}: compare `warmhop check` there and here",
                 clean(&app.name),
                 clean(&app.differs_on.join(", "))
             );
@@ -154,10 +154,10 @@ fn versions(status: &Status) -> String {
 
 /// What `warmhop reload` prints.
 #[must_use]
-pub fn reloaded(told: &serde_json::Value) -> String {
+pub fn reloaded(answer: &serde_json::Value) -> String {
     let mut text = String::new();
     let names = |key: &str| {
-        let all = told[key].as_array().into_iter().flatten();
+        let all = answer[key].as_array().into_iter().flatten();
         all.filter_map(|name| name.as_str()).map(clean).collect::<Vec<_>>()
     };
     for (key, what) in [
@@ -288,15 +288,15 @@ pub(crate) fn peer_state(peer: &OtherPeer) -> &str {
     }
 }
 
-/// The living peers for which `told` returns a text, with it.
+/// The living peers for which `text_of` returns a text, with it.
 pub(crate) fn elsewhere(
     peers: &[OtherPeer],
-    told: impl Fn(&OtherPeer) -> Option<String>,
+    text_of: impl Fn(&OtherPeer) -> Option<String>,
 ) -> String {
     let mut names: Vec<String> = peers
         .iter()
         .filter(|peer| peer.alive)
-        .filter_map(|peer| Some(format!("{} {}", peer.name, told(peer)?)))
+        .filter_map(|peer| Some(format!("{} {}", peer.name, text_of(peer)?)))
         .collect();
     let more = names.len().saturating_sub(NAMES_MAX);
     names.truncate(NAMES_MAX);
@@ -324,7 +324,7 @@ pub fn stopped(name: &str, was: &str) -> String {
         "failed" => {
             format!("{name} does not run there, and is not tried again until it is wanted\n")
         }
-        "starting" => format!("the start of {name} is given up\n"),
+        "starting" => format!("the start of {name} is cancelled\n"),
         _ => format!("{name} stops once its requests have ended; see `warmhop status`\n"),
     }
 }
@@ -351,7 +351,7 @@ pub fn trace(trace: &RequestTrace, coloured: bool) -> String {
         "hop" => "another peer sent it here",
         other => other,
     };
-    let _ = writeln!(text, "told by    {} ({})", clean(&trace.peer), clean(role));
+    let _ = writeln!(text, "seen by    {} ({})", clean(&trace.peer), clean(role));
     let arrived = UNIX_EPOCH + Duration::from_millis(trace.at_unix_ms);
     let ago = SystemTime::now().duration_since(arrived).unwrap_or_default();
     let _ = writeln!(text, "asked for  {}, {} ago", clean(&trace.request), span(ago));
@@ -526,7 +526,7 @@ blog: it exited with status 3
         );
         for line in [
             "request    r-1\n",
-            "told by    peer-1 (the client reached it here)\n",
+            "seen by    peer-1 (the client reached it here)\n",
             "answer     200 from peer-2 after 3.2 ms\n",
             "40 µs  hop   peer-2 is ready\n",
             "  peer-2: ready, 2 in flight, as of 12.0 ms ago\n",

@@ -121,7 +121,7 @@ impl Shared {
 
     /// Writes each line with one call, so that lines of other processes do not come in between.
     fn write_to(&self, to: &mut dyn Write) {
-        let (mut told, mut warned): (u64, Option<Instant>) = (0, None);
+        let (mut reported, mut warned): (u64, Option<Instant>) = (0, None);
         loop {
             let mut lines = self.lines();
             let line = loop {
@@ -139,9 +139,9 @@ impl Shared {
                 lines.lost
             };
             self.written.notify_all();
-            if lost > told && warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
-                let lines = lost - told;
-                (told, warned) = (lost, Some(Instant::now()));
+            if lost > reported && warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+                let lines = lost - reported;
+                (reported, warned) = (lost, Some(Instant::now()));
                 warn!(
                     lost = lines,
                     "lines of the log were lost: the reader of standard error was too slow, or hung"

@@ -44,7 +44,7 @@ struct Recent {
 /// compute rates.
 #[derive(Debug, Default)]
 struct Watch {
-    told: Option<(Status, Vec<RequestTrace>)>,
+    latest: Option<(Status, Vec<RequestTrace>)>,
     /// The last minutes of the mesh, if any peer reports them.
     traffic: Traffic,
     before: Option<Counters>,
@@ -64,12 +64,12 @@ impl Watch {
     /// Takes the peer's answers.
     fn hear(&mut self, status: Status, recent: Vec<RequestTrace>) {
         self.count(&status);
-        self.told = Some((status, recent));
+        self.latest = Some((status, recent));
     }
 
     /// All of it as text.
     fn text(&self) -> String {
-        let Some((status, recent)) = &self.told else { return String::new() };
+        let Some((status, recent)) = &self.latest else { return String::new() };
         let mut text = self.head(status, false);
         text.push('\n');
         let all: Vec<Option<&OtherPeer>> =

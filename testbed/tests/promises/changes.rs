@@ -129,7 +129,7 @@ async fn a_version_is_rolled_out_by_reloads_under_load_and_no_session_goes_back(
             })
             .await;
             let out = run(&world, 1, &["status"]).1;
-            assert!(out.contains("configured otherwise on peer-1"), "{out}");
+            assert!(out.contains("configured differently on peer-1"), "{out}");
             assert!(out.contains("peer-1 10"), "its version is told: {out}");
         }
         load.goes_on().await;

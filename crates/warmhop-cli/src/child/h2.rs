@@ -42,10 +42,10 @@ const HEAD_BYTES_MAX: u32 = 64 * 1024;
 const STREAMS_AT_FIRST: usize = 1;
 /// After this time without settings, an app is taken to allow no more than that.
 const SETTINGS_TIMEOUT: Duration = Duration::from_secs(1);
-/// What h2 counts on before the app has said anything: no app says this.
+/// h2's limit on streams until the app's settings arrive; no app sends this number.
 const UNSAID: usize = usize::MAX - 1;
 
-/// A request is tried on so many connections while the app closes each one for new requests.
+/// On how many connections a request is tried if the app closes one after the other.
 const TRIES_MAX: usize = 8;
 
 /// Requests to an app over HTTP/2.
@@ -114,8 +114,8 @@ impl H2Client {
                 Ok(entered) => return Ok(entered),
                 Err(unsettled) => unsettled,
             };
-            let mut told = unsettled.subscribe();
-            let settled = told.wait_for(|settled| *settled);
+            let mut changes = unsettled.subscribe();
+            let settled = changes.wait_for(|settled| *settled);
             if timeout(SETTINGS_TIMEOUT, settled).await.is_err() {
                 unsettled.send_replace(true);
             }
@@ -175,7 +175,7 @@ impl H2Client {
             known: Arc::clone(&self.known),
             leaving: AtomicBool::new(false),
         });
-        let (told, connections) = (Arc::clone(&shared), Arc::downgrade(&self.connections));
+        let (state, connections) = (Arc::clone(&shared), Arc::downgrade(&self.connections));
         // Each of its requests gets the error if it fails.
         tokio::spawn(async move {
             let mut connection = std::pin::pin!(connection);
@@ -188,12 +188,12 @@ impl H2Client {
                 let polled = connection.as_mut().poll(cx);
                 let streams_max = connection.current_max_send_streams();
                 if std::mem::replace(&mut said, streams_max) != streams_max {
-                    told.takes(streams_max);
+                    state.takes(streams_max);
                 }
                 polled
             });
             let _ = driven.await;
-            told.settled.send_replace(true);
+            state.settled.send_replace(true);
             forget_closed(&connections).await;
         });
         Ok((sender, shared))

@@ -91,7 +91,7 @@ pub(super) struct Plain<'a> {
     /// The bytes to write, the body included.
     out: Out,
     read: BytesMut,
-    /// It may be sent twice, so it does not matter whether it was sent.
+    /// The request may be sent twice, so nobody needs to know whether the app got any of it.
     harmless: bool,
 }
 
@@ -134,7 +134,7 @@ impl<'a> Plain<'a> {
         Failed { error: error.into(), unsent: talk.is_unsent(), stale: talk.is_stale() }
     }
 
-    /// Looks which kind of answer it is, as far as it was read.
+    /// Determines which kind of answer it is from what was read so far.
     fn look(&mut self) -> Poll<Exchanged> {
         let head = match read_head(&mut self.read, self.method) {
             Head::Partial => return Poll::Pending,

@@ -183,11 +183,11 @@ impl Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.told(cx, bytes.len(), true, |stream, cx| stream.poll_write(cx, bytes))
+        self.write_outcome(cx, bytes.len(), true, |stream, cx| stream.poll_write(cx, bytes))
     }
 
     /// The outcome that a write of `bytes` bytes reports.
-    fn told(
+    fn write_outcome(
         &mut self,
         cx: &mut Context<'_>,
         bytes: usize,
@@ -293,7 +293,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.told(cx, buf.len(), false, |stream, cx| stream.poll_write(cx, buf))
+        self.write_outcome(cx, buf.len(), false, |stream, cx| stream.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -302,7 +302,7 @@ impl AsyncWrite for Socket {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let bytes = bufs.iter().map(|buf| buf.len()).sum();
-        self.told(cx, bytes, false, |stream, cx| stream.poll_write_vectored(cx, bufs))
+        self.write_outcome(cx, bytes, false, |stream, cx| stream.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {

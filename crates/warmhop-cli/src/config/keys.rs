@@ -279,8 +279,8 @@ mod tests {
             if let Some(default) = key.fixed_default() {
                 assert_eq!(at, Some(default), "{full}");
             } else {
-                let is_told = key.default.is_empty() || key.default.starts_with('(');
-                assert!(is_told, "{full}: {:?} is no TOML", key.default);
+                let is_in_words = key.default.is_empty() || key.default.starts_with('(');
+                assert!(is_in_words, "{full}: {:?} is no TOML", key.default);
             }
         }
     }

@@ -48,7 +48,7 @@ impl fmt::Display for Config {
         writeln!(f, "access_query = {}", self.log.access_query)?;
         match &self.log.level {
             Some(level) => writeln!(f, "level = {}", text(level))?,
-            None => writeln!(f, "# level is not set: what the peer and its apps do")?,
+            None => writeln!(f, "# level is not set: events of the peer, and what its apps print")?,
         }
         writeln!(f, "\n[run]")?;
         match self.run.threads {
@@ -166,21 +166,25 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "{}", ready_text(&app.ready, text))?;
     match alive_text(&app.alive, &policy.alive, text) {
         Some(alive) => writeln!(f, "{alive}")?,
-        None => writeln!(f, "# alive is not set: asked only where requests fail or hang")?,
+        None => {
+            writeln!(f, "# alive is not set: a copy is probed only if its requests fail or hang")?
+        }
     }
     match policy.head_timeout {
         Some(within) => writeln!(f, "head_timeout = \"{}\"", duration_text(within))?,
-        None => writeln!(f, "# head_timeout is not set: an answer takes as long as it takes")?,
+        None => writeln!(f, "# head_timeout is not set: an answer may take any time to begin")?,
     }
     match policy.concurrency {
         Some(places) => writeln!(f, "concurrency = {places}")?,
-        None => writeln!(f, "# concurrency is not set: a copy takes all that comes")?,
+        None => {
+            writeln!(f, "# concurrency is not set: a copy serves any number of requests at once")?
+        }
     }
     match policy.concurrency_per_address {
         Some(share) => writeln!(f, "concurrency_per_address = {share}")?,
         None => writeln!(
             f,
-            "# concurrency_per_address is not set: a client may have all but one of 8 places or more"
+            "# concurrency_per_address is not set: of 8 or more places a client may hold all but one"
         )?,
     }
     match &spec.version {

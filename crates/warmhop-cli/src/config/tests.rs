@@ -220,7 +220,7 @@ redis_events = ""
 # access is not set: requests that succeed are not logged
 # access_format is not set: text, or JSON on standard error where the log is
 access_query = false
-# level is not set: what the peer and its apps do
+# level is not set: events of the peer, and what its apps print
 
 [run]
 # threads is not set: one for each core that it may use
@@ -235,10 +235,10 @@ inherit_env = true
 # env_file is not set: its variables are those of env
 env = {}
 ready = { timeout = "1m", every = "100ms", probe_timeout = "2s" }
-# alive is not set: asked only where requests fail or hang
-# head_timeout is not set: an answer takes as long as it takes
-# concurrency is not set: a copy takes all that comes
-# concurrency_per_address is not set: a client may have all but one of 8 places or more
+# alive is not set: a copy is probed only if its requests fail or hang
+# head_timeout is not set: an answer may take any time to begin
+# concurrency is not set: a copy serves any number of requests at once
+# concurrency_per_address is not set: of 8 or more places a client may hold all but one
 # version is not set
 # scale is not set: no copy starts because others are busy
 # wake is not set: every request starts the app

@@ -403,7 +403,7 @@ fn set_events(asked: &[u8], events: Events) -> Reply {
         Err(NoEvents) => failed("Invalid event class character. Use 'Ag$lshzxeKEt'.".into()),
         Ok(asked) if asked.any() && events.covers(asked) => Reply::OK,
         Ok(_) => failed(format!(
-            "what is told is for all clients and configured at every peer: [session] redis_events, \
+            "the published events are the same for all clients, by [session] redis_events of every peer, \
              which is \"{events}\"; see docs/redis.md"
         )),
     }

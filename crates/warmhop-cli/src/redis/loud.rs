@@ -59,8 +59,8 @@ impl Loud {
                 command = %name(command),
                 library = %name(library),
                 refused = told.count,
-                "a Redis client sends a command that is not offered here: what its library does \
-                 with it does not happen; docs/redis.md says what works"
+                "a Redis client sends a command that is not offered here, so a part of its library \
+                 does not work; docs/redis.md says what works"
             );
         }
     }

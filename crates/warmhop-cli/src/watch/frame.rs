@@ -54,7 +54,7 @@ pub(super) struct Scene<'a> {
 impl Scene<'_> {
     /// The items that can be selected in this picture.
     pub(super) fn shown(&self) -> Shown {
-        let Some((status, recent)) = &self.watch.told else { return Shown::default() };
+        let Some((status, recent)) = &self.watch.latest else { return Shown::default() };
         Shown {
             apps: self.apps(status).into_iter().map(str::to_owned).collect(),
             decisions: self.decisions(recent).into_iter().map(|it| it.id.clone()).collect(),
@@ -66,13 +66,13 @@ impl Scene<'_> {
         let mut rest = frame.area();
         if let Some(silence) = self.silence {
             let red = style(Some(Meaning::Bad), self.coloured);
-            if self.watch.told.is_none() {
-                let told = Paragraph::new(clean(silence)).style(red).wrap(Wrap { trim: true });
-                return frame.render_widget(told, rest);
+            if self.watch.latest.is_none() {
+                let paragraph = Paragraph::new(clean(silence)).style(red).wrap(Wrap { trim: true });
+                return frame.render_widget(paragraph, rest);
             }
             line(frame, &mut rest, &clean(silence), red);
         }
-        let Some((status, recent)) = &self.watch.told else {
+        let Some((status, recent)) = &self.watch.latest else {
             return line(frame, &mut rest, "asking the peer", Style::new());
         };
         let foot = bottom(&mut rest);
@@ -403,7 +403,7 @@ fn about_app(name: &str, status: &Status) -> String {
     text.push_str(&format!("\nsessions: {}\n", clean(&app.session)));
     if !app.differs_on.is_empty() {
         let peers = clean(&app.differs_on.join(", "));
-        text.push_str(&format!("configured otherwise on {peers}\n"));
+        text.push_str(&format!("configured differently on {peers}\n"));
     }
     if let Some(error) = &app.error {
         text.push('\n');

@@ -142,8 +142,8 @@ async fn on_screen(admin: &Admin) -> Result<u8, Failure> {
             _ = tick.tick() => {
                 question.get_or_insert_with(|| Box::pin(look(admin)));
             }
-            _ = history_tick.tick(), if history.is_none() && watch.told.is_some() => {
-                let peers = watch.told.as_ref().map(|(status, _)| others(status));
+            _ = history_tick.tick(), if history.is_none() && watch.latest.is_some() => {
+                let peers = watch.latest.as_ref().map(|(status, _)| others(status));
                 history = Some(Box::pin(histories(admin.clone(), peers.unwrap_or_default())));
             }
             _ = resized.recv() => {}
@@ -285,15 +285,16 @@ fn others(status: &Status) -> Vec<String> {
 async fn histories(admin: Admin, others: Vec<String>) -> Traffic {
     const PATH: &str = "/v1/history";
     let ask = async |path: String| {
-        let told = admin.ask(Method::GET, &path, "/interval_ms").await.ok()?;
-        admin.read::<History>(&told).ok()
+        let answer = admin.ask(Method::GET, &path, "/interval_ms").await.ok()?;
+        admin.read::<History>(&answer).ok()
     };
-    let mut told = Vec::new();
-    told.extend(ask(PATH.into()).await);
+    let mut histories = Vec::new();
+    histories.extend(ask(PATH.into()).await);
     for peer in others {
-        told.extend(ask(format!("/v1/peers/{}{PATH}", encoded(&peer).replace('/', "%2F"))).await);
+        histories
+            .extend(ask(format!("/v1/peers/{}{PATH}", encoded(&peer).replace('/', "%2F"))).await);
     }
-    Traffic::of(&told)
+    Traffic::of(&histories)
 }
 
 /// Writes to standard output; a reader that has seen enough ends the program quietly.

@@ -349,7 +349,7 @@ fn any_size_is_drawn_and_a_resized_terminal_is_drawn_anew() {
     for watch in [Watch::default, told, crowd] {
         let mut seat = Seat::before(watch(), 80, 24);
         for keys in [&[][..], &[Enter], &[Esc, Tab], &[Enter], &[Char('?')]] {
-            if seat.watch.told.is_some() {
+            if seat.watch.latest.is_some() {
                 seat.press(keys);
             }
             for (columns, rows) in [(80, 24), (40, 10), (20, 5), (7, 3), (1, 1), (200, 60)] {

@@ -28,13 +28,13 @@ pub(super) struct Traffic {
 impl Traffic {
     /// The traffic of all peers together. Their intervals do not begin together, so each is spread
     /// over those of the first peer that it overlaps.
-    pub(super) fn of(told: &[History]) -> Self {
-        let Some(first) = told.first().filter(|first| first.interval_ms > 0) else {
+    pub(super) fn of(histories: &[History]) -> Self {
+        let Some(first) = histories.first().filter(|first| first.interval_ms > 0) else {
             return Self::default();
         };
         let (width, length) = (first.interval_ms, first.intervals_max.clamp(1, INTERVALS_MAX));
         let mut apps: BTreeMap<String, Vec<Bin>> = BTreeMap::new();
-        let alike = told.iter().filter(|peer| peer.interval_ms == width);
+        let alike = histories.iter().filter(|peer| peer.interval_ms == width);
         for (name, intervals) in alike.flat_map(|peer| &peer.apps) {
             let bins =
                 apps.entry(name.clone()).or_insert_with(|| vec![Bin::default(); length as usize]);

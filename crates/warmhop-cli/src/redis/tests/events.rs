@@ -176,8 +176,8 @@ async fn a_client_that_asks_for_events_is_told_whether_they_are_on() {
     it.asks(
         &format!("CONFIG SET {name} KEA"),
         format!(
-            "{failed}what is told is for all clients and configured at every peer: [session] \
-             redis_events, which is \"gxE\"; see docs/redis.md\r\n"
+            "{failed}the published events are the same for all clients, by [session] redis_events of \
+             every peer, which is \"gxE\"; see docs/redis.md\r\n"
         ),
     )
     .await;

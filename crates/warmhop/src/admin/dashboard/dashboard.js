@@ -327,7 +327,7 @@ function drawCopy(box, app, copy) {
 function drawOwn(cell, app, copy) {
   drawCopy(cell, app, copy);
   let error = cell.querySelector(".error");
-  const differs = copy.differs?.length > 0 ? `configured otherwise on ${copy.differs.join(", ")}` : null;
+  const differs = copy.differs?.length > 0 ? `configured differently on ${copy.differs.join(", ")}` : null;
   const trouble = copy.error ?? differs;
   if (trouble) {
     if (!error) cell.append(error = make("span", "", "error"));
