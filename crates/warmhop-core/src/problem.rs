@@ -264,6 +264,23 @@ impl ProblemKind {
         self.row().applied
     }
 
+    /// The kind that a client is shown if an earlier attempt of its request may have been applied: most
+    /// problems say that nothing was done, and a client that reads this sends the request again under
+    /// another key, or under none.
+    #[must_use]
+    pub fn after_an_attempt(self) -> Self {
+        match self {
+            // A session that does not exist, or is gone, has no change of the first attempt either.
+            Self::Absent | Self::SessionLost => self,
+            // Another request was applied under its key, and this one will never be.
+            Self::KeyReused => self,
+            // What its status says was meant for another case.
+            Self::Newer { .. } => Self::OutcomeUnknown,
+            kind if kind.applied() != Applied::No => kind,
+            _ => Self::OutcomeUnknown,
+        }
+    }
+
     /// The kind that another peer sent as a name and a status. The status decides only between
     /// kinds of one name. A name that this version does not know keeps its status, and whether its
     /// request was applied is then unknown.

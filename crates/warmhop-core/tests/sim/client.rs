@@ -17,6 +17,8 @@ use crate::world::{CloseOnDrop, Mailbox, To, World, sleep};
 const PATIENCE_MS: u64 = 20_000;
 /// How many requests a client has under way at once.
 const AT_ONCE_MAX: usize = 3;
+/// How often a client takes a refusal of a keyed request for its end, in percent.
+const GIVES_UP: u64 = 20;
 /// How long a request may be on its way after its client gave it up.
 const ON_ITS_WAY_MS: u64 = 30_000;
 const ATTEMPTS_MAX: usize = 8;
@@ -202,6 +204,8 @@ impl Client {
         };
         let sid = first_cookie.as_deref().and_then(sid_in);
         let before = world.before(sid);
+        // Whether an attempt before may have been applied, as far as this client was told.
+        let mut in_doubt = false;
         for _ in 0..ATTEMPTS_MAX {
             let newest = self.state.borrow().cookie.clone();
             let same_session = newest.as_deref().and_then(sid_in) == sid;
@@ -233,6 +237,7 @@ impl Client {
                 }
                 End::Nothing => {
                     world.count("unanswered");
+                    in_doubt = true;
                     if !may_repeat(&asked, first_cookie.is_some()) {
                         return;
                     }
@@ -254,8 +259,16 @@ impl Client {
                             let what = format!("request {} was taken for another", asked.id);
                             return world.violated(sid, what);
                         }
-                        _ if may_repeat(&asked, first_cookie.is_some()) => {}
-                        _ => return,
+                        _ => {}
+                    }
+                    in_doubt |= problem.applied() != Applied::No;
+                    let repeats = may_repeat(&asked, first_cookie.is_some());
+                    if !repeats || !in_doubt && asked.keyed && world.chance(GIVES_UP) {
+                        if let Some(sid) = sid.filter(|_| !in_doubt) {
+                            world.was_refused(sid, asked.id);
+                            world.count("refused for good");
+                        }
+                        return;
                     }
                 }
             }

@@ -39,6 +39,8 @@ struct History {
     may_be_lost: bool,
     /// Requests of which a client was told that they were applied, without their answer.
     applied: BTreeSet<u16>,
+    /// Requests of which a client was told that they were not applied, and which it did not repeat.
+    refused: BTreeSet<u16>,
 }
 
 /// What had been answered when a request was sent.
@@ -221,14 +223,26 @@ impl World {
         reference.histories.entry(sid).or_default().applied.insert(id);
     }
 
-    /// Requests that were said to be applied must be in the list, once it is seen last.
+    /// A client was told that the request was not applied, and will not repeat it.
+    pub(crate) fn was_refused(&self, sid: SessionId, id: u16) {
+        let mut reference = self.reference.borrow_mut();
+        reference.histories.entry(sid).or_default().refused.insert(id);
+    }
+
+    /// Requests that were said to be applied must be in the list, once it is seen last, and those that
+    /// were said not to be must not.
     pub(crate) fn judge_last(&self, sid: SessionId) {
-        let missing = {
+        let (missing, applied) = {
             let reference = self.reference.borrow();
             let Some(history) = reference.histories.get(&sid) else { return };
             let seen: BTreeSet<u16> = history.lists.values().flatten().copied().collect();
-            history.applied.iter().find(|id| !seen.contains(id)).copied()
+            let missing = history.applied.iter().find(|id| !seen.contains(id)).copied();
+            (missing, history.refused.intersection(&seen).next().copied())
         };
+        if let Some(id) = applied {
+            let what = format!("request {id} was said not to be applied, and is in a list");
+            self.violated(Some(sid), what);
+        }
         if let Some(id) = missing {
             self.violated(
                 Some(sid),

@@ -192,7 +192,9 @@ impl Peer {
         if self.world.knobs.policy.without_majority == WithoutMajority::Refuse {
             errand = errand.that_may_be_relayed();
         }
-        self.run_errand(portable, call, &mut errand).await
+        let served = self.run_errand(portable, call, &mut errand).await;
+        let unsure = (errand.may_have_run() || call.may_have_run) && !call.asked.is_safe();
+        served.map_err(|problem| if unsure { problem.after_an_attempt() } else { problem })
     }
 
     /// What does not change about a request from one attempt to the next.

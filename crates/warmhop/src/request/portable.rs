@@ -114,15 +114,14 @@ impl<'a> Portable<'a> {
     }
 
     /// The client's problem for `problem`. If `unsure`, an earlier attempt may have been applied;
-    /// that does not matter if the request is safe, or has a key by which a repeat is recognized.
+    /// that does not matter if the request is safe.
     pub(crate) fn problem_for_client(
         &self,
         problem: Problem,
         call: &Call,
         unsure: bool,
     ) -> Problem {
-        let harmless = self.keyed || fields::is_safe(&call.method);
-        if unsure && !harmless { after_an_attempt(problem) } else { problem }
+        if unsure && !fields::is_safe(&call.method) { after_an_attempt(problem) } else { problem }
     }
 }
 

@@ -148,16 +148,10 @@ pub(crate) fn outcome_unknown(why: &str) -> Problem {
     Problem::new(ProblemKind::OutcomeUnknown, detail)
 }
 
-/// The problem of an attempt that followed one which may have been applied. Most problems say that
-/// nothing was done, and a client that reads this repeats the request.
+/// The problem of an attempt that followed one which may have been applied.
 pub(crate) fn after_an_attempt(problem: Problem) -> Problem {
-    match problem.kind {
-        // Its detail was written for another case, and may say that nothing was done.
-        ProblemKind::Newer { .. } => {}
-        // A session that does not exist, or is gone, has no change of the first attempt either.
-        ProblemKind::Absent | ProblemKind::SessionLost => return problem,
-        kind if kind.applied() != Applied::No => return problem,
-        _ => {}
+    if problem.kind.after_an_attempt() == problem.kind {
+        return problem;
     }
     outcome_unknown(&format!(
         "the first attempt was interrupted, and the next one failed: {}",
