@@ -258,13 +258,19 @@ impl Replica {
         }
     }
 
-    /// Forgets the births of others that were found lost together with all configurations up to `stamp`,
-    /// though it has promised something newer since. As after forgetting, it votes in none of those.
-    pub(super) fn retire_births(&mut self, me: Incarnation, stamp: u64) {
-        let is_lost = |it: &Birth| it.cfg.now.stamp <= stamp && it.b.proposer != me;
-        if self.accepted.is_none() && self.seldom.births.iter().any(is_lost) {
-            self.low = self.low.max(stamp);
-            self.seldom.births.retain(|it| !is_lost(it));
+    /// Forgets what belongs to configurations up to `stamp`, which were found lost or over, though it
+    /// has promised something newer since. As after forgetting, it votes in none of those; its promise
+    /// stays.
+    pub(super) fn retire(&mut self, stamp: u64) {
+        let is_over = |cfg: &Config| cfg.now.stamp <= stamp;
+        if self.accepted.as_ref().is_some_and(|record| !is_over(&record.cfg)) {
+            return;
+        }
+        self.above = self.promised().map(Box::new);
+        self.accepted = None;
+        self.low = self.low.max(stamp);
+        if self.seldom.births.iter().any(|birth| is_over(&birth.cfg)) {
+            self.seldom.births.retain(|birth| !is_over(&birth.cfg));
             self.seldom.tidy();
         }
     }

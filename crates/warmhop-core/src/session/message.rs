@@ -89,10 +89,11 @@ impl Config {
         self.prev.as_deref().unwrap_or(&self.now)
     }
 
-    /// Orders the steps of one session's members: an open configuration was chosen, and so is later
-    /// than every seal with the same number of changes.
-    pub(super) fn step(&self) -> (u32, bool) {
-        (self.now.c, self.is_open())
+    /// Orders the steps of one session's members, and those of a session that was begun anew after
+    /// those of the former one: each has a higher stamp. An open configuration was chosen, and so is
+    /// later than its seal.
+    pub(super) fn step(&self) -> (u64, bool) {
+        (self.now.stamp, self.is_open())
     }
 
     /// Whether it is no seal.

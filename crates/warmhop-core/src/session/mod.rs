@@ -131,6 +131,11 @@ struct Heard {
     went_on: Option<(SessionId, Incarnation)>,
     /// The question to the peer that claims the session.
     question: Option<Question>,
+    /// The stamp of the newest configuration that the last search found lost.
+    lost: u64,
+    /// The stamp up to which this peer told everyone to forget the session: what others report of
+    /// such configurations is out of date.
+    over: u64,
 }
 
 impl Empty for Heard {
@@ -141,6 +146,8 @@ impl Empty for Heard {
         absent: None,
         went_on: None,
         question: None,
+        lost: 0,
+        over: 0,
     };
 }
 
@@ -267,6 +274,7 @@ impl Session {
                 }
             }
             Message::Promise { b, cfg, nonce, accepted, births } => {
+                let accepted = accepted.filter(|info| !self.is_over(&info.cfg));
                 let held = accepted.as_ref().map(|info| info.p);
                 self.hear_word(from, Some(Word::of(from, b, &births, held, Part::None)));
                 self.hear_births(b, births);
@@ -287,7 +295,22 @@ impl Session {
                 self.on_nack(ctx, from, reason, promised, watermark, out);
             }
             Message::Locate { census, nonce } => self.tell(ctx, from, nonce, census, out),
-            Message::Located { nonce, p, cfg, promised, fenced, dead, births, census, part } => {
+            Message::Located {
+                nonce,
+                p,
+                cfg,
+                promised,
+                fenced,
+                dead,
+                mut births,
+                census,
+                part,
+            } => {
+                // It was sent before its sender heard that it should forget that: no answer yet.
+                let is_late = cfg.as_ref().is_some_and(|cfg| self.is_over(cfg));
+                let (p, cfg) = if is_late { (None, None) } else { (p, cfg) };
+                let nonce = if is_late { NO_NONCE } else { nonce };
+                births.retain(|birth| !self.is_over(&birth.cfg));
                 self.hear_of(promised, cfg.as_ref());
                 if let Some(into) = fenced {
                     self.heard.went_on = Some((into, from));
@@ -315,9 +338,14 @@ impl Session {
         self.settle(ctx, out);
     }
 
+    /// Whether everyone was told to forget `cfg`.
+    fn is_over(&self, cfg: &Config) -> bool {
+        cfg.now.stamp <= self.heard.over
+    }
+
     /// Notes the highest ballot that another peer has promised or knows, and a configuration.
     fn hear_of(&mut self, ballot: Option<Ballot>, cfg: Option<&Arc<Config>>) {
-        if let Some(cfg) = cfg {
+        if let Some(cfg) = cfg.filter(|cfg| !self.is_over(cfg)) {
             self.heard.note_cfg(cfg);
         }
         if let Some(ballot) = ballot {
@@ -491,19 +519,36 @@ impl Session {
         let newest = self.copy.stamp_hi.max(self.config().map_or(0, |cfg| cfg.now.stamp));
         let is_idle = matches!(self.role, Role::None) && self.line.flights.is_empty();
         if is_idle && newest > stamp {
-            self.copy.retire_births(ctx.me, stamp);
+            self.copy.retire(stamp);
+            if self.heard.cfg.as_ref().is_some_and(|cfg| cfg.now.stamp <= stamp) {
+                self.heard.cfg = None;
+            }
         } else if is_idle {
             self.forget(ctx);
         }
     }
 
-    /// Tells everyone in `peers` to forget this session, which was found lost just now, and forgets
-    /// it here.
-    pub fn bury(&mut self, ctx: &mut Ctx<'_>, peers: &[Incarnation], out: &mut Effects) {
-        let stamp = self.copy.stamp_hi.max(self.config().map_or(0, |cfg| cfg.now.stamp));
+    /// Has `peers` forget this session up to `stamp`, and forgets it here. What they sent before they
+    /// heard of that is no news from then on.
+    fn end_all(&mut self, ctx: &mut Ctx<'_>, stamp: u64, peers: &[Incarnation], out: &mut Effects) {
         let tell = |to: &Incarnation| Effect::Send { to: *to, message: Message::Retire { stamp } };
         out.extend(peers.iter().filter(|peer| **peer != ctx.me).map(tell));
+        let over = self.heard.over.max(stamp);
         self.retire(ctx, stamp);
+        self.heard.over = over;
+    }
+
+    /// Tells everyone in `peers` to forget this session, which was found lost just now, and forgets
+    /// it here. What was begun beside the search, or by it, is none of that.
+    pub fn bury(&mut self, ctx: &mut Ctx<'_>, peers: &[Incarnation], out: &mut Effects) {
+        let stamp = match self.heard.lost {
+            // Another peer found that.
+            0 => self.config().map_or(0, |cfg| cfg.now.stamp),
+            lost => lost,
+        };
+        self.end_all(ctx, stamp, peers, out);
+        // For as long as the next search may take.
+        self.copy.keep_until(ctx.wall, ctx.policy.majority_timeout);
     }
 
     /// The links to `dead` are gone: executions there have failed. Its copy may come back.

@@ -131,6 +131,18 @@ impl Takeover {
         self.resend.tries >= ANSWER_WITHIN_TRIES
     }
 
+    /// The stamp of the newest configuration in which the session was `found`, or may have been: of
+    /// those that are lost if it is. Without a record these are all that were asked in.
+    pub(super) fn newest_stamp(&self, found: Option<&AcceptedInfo>) -> u64 {
+        let stamp = |cfg: &Arc<Config>| cfg.now.stamp;
+        let births = self.births_above(found).map(|birth| stamp(&birth.cfg));
+        let known = match found {
+            Some(info) => Some(stamp(&info.cfg)),
+            None => self.asked_in().chain(&self.reported).map(stamp).max(),
+        };
+        births.chain(known).max().unwrap_or_default()
+    }
+
     /// The births above the found record, by which the session may have continued since.
     pub(super) fn births_above<'t>(
         &'t self,
@@ -483,6 +495,12 @@ impl Session {
             if !self.ask_more(ctx, out)
                 && let Role::Preparing(takeover) = &self.role
             {
+                if let stamp @ 1.. = self.heard.over {
+                    let message = Message::Retire { stamp };
+                    let tell =
+                        |to: &Incarnation| Effect::Send { to: *to, message: message.clone() };
+                    out.extend(takeover.search.open.iter().map(tell));
+                }
                 if takeover.begun.is_some() {
                     self.send_begins(ctx, out);
                     return;

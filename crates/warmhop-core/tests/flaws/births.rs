@@ -282,6 +282,57 @@ fn a_birth_that_made_its_beginner_the_owner_is_never_passed_over() {
     s.failed("lemon", Failure::Lost { ran: false });
 }
 
+/// The danger: D began the session at C, D and E, and D and E are restarted. Milk may have been chosen
+/// there, so that A finds the session lost, and has everyone forget it. Its clock is ahead, and so is the stamp of what it had tried to begin instead. B hears of that
+/// late, and so do D and E: meanwhile B begins the session there, and cocoa is acknowledged. D and E would
+/// take what A sent for an order to forget cocoa.
+/// The rule: what was found lost is forgotten, and nothing that was begun beside the search for it.
+#[test]
+fn what_was_begun_beside_a_search_is_not_forgotten_with_what_the_search_found_lost() {
+    let mut s = five("forgetting what was lost comes late");
+    s.clock_is_off("A", 1);
+    s.asks_by_key("D", "change milk", "C D E");
+    for other in ["A", "C", "E"] {
+        s.arrives(&format!("Begin D>{other}"));
+        s.arrives(&format!("Free {other}>D"));
+    }
+    s.loses("Begin D>B");
+    s.ends("milk");
+    s.loses("Accept D>C");
+    s.loses("Accept D>E");
+    s.waits("milk");
+    s.restarts("D");
+    s.restarts("E");
+    for (name, others) in [("A", "B C D E"), ("B", "A C D E"), ("C", "A B D E")] {
+        s.knows(name, others, "");
+    }
+
+    s.asks_by_key("A", "change tea", "A B C");
+    for _ in 0..4 {
+        s.settles();
+        s.passes(Duration::from_millis(300));
+    }
+    s.failed("tea", Failure::Lost { ran: false });
+    s.buries("A");
+    s.arrives("Retire A>C");
+    for other in ["B", "D2", "E2"] {
+        s.holds_back(&format!("Retire A>{other}"));
+    }
+
+    s.asks_by_key("B", "change cocoa", "B D E");
+    for _ in 0..4 {
+        s.settles();
+        s.passes(Duration::from_millis(300));
+    }
+    s.answered("cocoa", "cocoa/B");
+    for other in ["D2", "E2"] {
+        s.arrives(&format!("Retire A>{other}"));
+    }
+    s.asks_by_key("C", "read list", "B D E");
+    s.settles();
+    s.answered("list", "cocoa/B");
+}
+
 /// The danger: A looks for the session, and two of five take their time. B, C and D have told A that they
 /// know nothing when B begins the session, and its change is acknowledged. Then another request comes
 /// to A, waits beside the first, and gets the same answer: that there is no such session.

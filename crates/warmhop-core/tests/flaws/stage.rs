@@ -519,6 +519,14 @@ impl Stage {
         self.on(name, |machine, ctx, _| machine.forget(ctx));
     }
 
+    /// The peer, which found the session lost, has everyone it knows forget it.
+    #[track_caller]
+    pub(crate) fn buries(&mut self, name: &str) {
+        let peers = self.peer(name).process.census.others.clone();
+        self.say(format!("{name} has everyone forget what is left of the session"));
+        self.on(name, |machine, ctx, out| machine.bury(ctx, &peers, out));
+    }
+
     /// The peer withdraws its vote and goes on alone under another session.
     #[track_caller]
     pub(crate) fn forks(&mut self, name: &str) {

@@ -108,6 +108,10 @@ impl Tables {
         if forgets {
             peer.forgot = peer.forgot.max(stamp);
         }
+        let drops = accepted(&before).is_some() && accepted(&peer).is_none();
+        if drops {
+            peer.forgot = peer.forgot.max(peer.session.copy.low);
+        }
         let mut broken = (!forgets).then(|| judge::fell(&before, &peer)).flatten();
         if let Some(record) = &voted {
             broken = broken.or_else(|| judge::revoted(peer.inc, peer.forgot, &record.cfg));

@@ -99,10 +99,12 @@ impl Session {
 
     /// Notes where the session may continue, by another peer's report.
     pub(in crate::session) fn hear_births(&mut self, b: Ballot, births: Vec<Birth>) {
+        let over = self.heard.over;
         if let Role::Preparing(takeover) = &mut self.role
             && takeover.b == b
         {
-            births.into_iter().for_each(|birth| takeover.hear_birth(birth));
+            let births = births.into_iter().filter(|birth| birth.cfg.now.stamp > over);
+            births.for_each(|birth| takeover.hear_birth(birth));
         }
     }
 
@@ -117,6 +119,8 @@ impl Session {
         census: Option<&Census>,
         out: &mut Effects,
     ) {
+        let births: Vec<Birth> =
+            births.into_iter().filter(|birth| !self.is_over(&birth.cfg)).collect();
         let Role::Preparing(takeover) = &mut self.role else { return };
         if takeover.b != b {
             return;
@@ -250,9 +254,8 @@ impl Session {
         {
             // The members that may have chosen something there are gone for good, and none of the
             // peers asked knows where it continued from there.
-            self.role = Role::None;
-            out.push(Effect::Lost);
-            self.fail_all(Failure::Lost { ran: false }, out);
+            let newest = takeover.newest_stamp(None);
+            self.is_lost(newest, out);
         }
     }
 }
@@ -302,7 +305,7 @@ impl Session {
 impl Takeover {
     /// Whether a majority of every set of members of the found record has promised, and holds a
     /// record of that configuration.
-    fn is_held(&self, found: &AcceptedInfo) -> bool {
+    pub(super) fn is_held(&self, found: &AcceptedInfo) -> bool {
         let holds = |peer: Incarnation| {
             let accepted = self.promises.get(&peer).and_then(|it| it.accepted.as_ref());
             accepted.is_some_and(|info| info.cfg == found.cfg)

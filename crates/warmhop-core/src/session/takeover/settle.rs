@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use super::{Otherwise, Takeover};
 use crate::ids::Incarnation;
 use crate::session::census::{Roll, Verdict};
-use crate::session::message::{AcceptedInfo, Birth, Config, Members, Message, Record};
+use crate::session::message::{AcceptedInfo, Birth, Config, Members, Record};
 use crate::session::mutant::{self, Mutant};
 use crate::session::owner::Owner;
 use crate::session::{Ctx, DEAD, Effect, Effects, FENCED, Failure, Role, Session};
@@ -59,10 +59,10 @@ impl Session {
         found: Option<&AcceptedInfo>,
     ) -> Option<Arc<Config>> {
         // A configuration reported since may be newer than those asked in.
-        let known = takeover.asked_in().map(|cfg| cfg.now.c).max().unwrap_or_default();
+        let known = takeover.asked_in().map(|cfg| cfg.now.stamp).max().unwrap_or_default();
         let newer = match found {
             Some(info) if !takeover.has_asked(&info.cfg) => Some(&info.cfg),
-            _ => self.heard.cfg.as_ref().filter(|cfg| cfg.now.c > known),
+            _ => self.heard.cfg.as_ref().filter(|cfg| cfg.now.stamp > known),
         };
         let missing = newer.or(takeover.token.as_ref());
         // A session that began beside another may be as new as that one.
@@ -162,7 +162,7 @@ impl Session {
             }
             return;
         }
-        if let Some(stamp) = self.forgotten_since(found) {
+        if let Some(stamp) = self.forgotten_since(ctx, takeover, found, closed) {
             if takeover.roll.is_some() && takeover.outdated < OUTDATED_MAX {
                 self.search_without(ctx, stamp, out);
                 return;
@@ -177,6 +177,7 @@ impl Session {
         }
         let Role::Preparing(takeover) = &self.role else { return };
         let unknown = takeover.asked.is_empty();
+        let newest = takeover.newest_stamp(found);
         if let Some(roll) = &takeover.witnesses {
             ctx.process.has_met_all = roll.is_complete();
         }
@@ -188,26 +189,54 @@ impl Session {
         } else if let Some((into, by)) = self.heard.went_on.filter(|(_, by)| *by != ctx.me) {
             self.fail_all(Failure::WentOn { into, by }, out);
         } else {
-            out.push(Effect::Lost);
-            self.fail_all(Failure::Lost { ran: false }, out);
+            self.is_lost(newest, out);
         }
     }
 
-    /// The stamp of the found record's configuration, if so many of its members have *forgotten* it that
-    /// the others are no majority. They do so once the session is over by what they hold, and one of
-    /// them held what was chosen last: it is not lost, and what is left of it is outdated.
-    fn forgotten_since(&self, found: Option<&AcceptedInfo>) -> Option<u64> {
-        let info = found?;
-        let newest = self.copy.stamp_hi.max(self.config().map_or(0, |cfg| cfg.now.stamp));
-        if self.copy.accepted.is_some() && newest > info.cfg.now.stamp {
-            return None;
-        }
+    /// The session is lost, in configurations up to `stamp`.
+    pub(in crate::session) fn is_lost(&mut self, stamp: u64, out: &mut Effects) {
+        self.role = Role::None;
+        self.heard.lost = stamp;
+        out.push(Effect::Lost);
+        self.fail_all(Failure::Lost { ran: false }, out);
+    }
+
+    /// The stamp of the found record's configuration, if it is outdated rather than lost: so many of its
+    /// members have *forgotten* it that the others are no majority, and they do so once the session is
+    /// over by what they hold, and one of them held what was chosen last. The same holds once what was
+    /// found is over, if nothing newer can have been chosen without those that have forgotten it or
+    /// reported it; and if it was begun anew since, which nobody does before that. If nothing was
+    /// found, it is the newest stamp that was asked in, if all these have forgotten it.
+    fn forgotten_since(
+        &self,
+        ctx: &Ctx<'_>,
+        takeover: &Takeover,
+        found: Option<&AcceptedInfo>,
+        closed: bool,
+    ) -> Option<u64> {
         let knows = |peer, set: &Members| {
             let known = self.heard.gone.get(&peer).copied().unwrap_or_default();
             known < set.stamp || known >= FENCED
         };
         let is_forgotten = |set: &Members| !set.majority(|peer| knows(peer, set));
-        info.cfg.sets().any(is_forgotten).then_some(info.cfg.now.stamp)
+        let Some(info) = found else {
+            let begins = |cfg: &Config| takeover.births.iter().any(|birth| *birth.cfg == *cfg);
+            let mut asked = takeover.asked_in();
+            let is_over = asked.all(|cfg| begins(cfg) || cfg.sets().any(is_forgotten));
+            let knows_any = !takeover.asked.is_empty() && closed && is_over;
+            return knows_any.then(|| takeover.newest_stamp(None));
+        };
+        if self.may_have_majority(&info.cfg) {
+            return None;
+        }
+        let end = info.body.as_ref().map(|body| body.expiry.after(ctx.policy.forget_grace));
+        let is_over = end.is_some_and(|end| end <= ctx.wall);
+        let is_outdated = |set: &Members| {
+            let may_hold_more = |peer| knows(peer, set) && !takeover.covered_by(peer, set);
+            is_forgotten(set) || is_over && !set.majority(may_hold_more)
+        };
+        let stamp = info.cfg.now.stamp;
+        (takeover.begun_after(stamp) || info.cfg.sets().any(is_outdated)).then_some(stamp)
     }
 
     /// Has everyone forget what is left of a session that is over, whose newest known configuration had
@@ -216,15 +245,28 @@ impl Session {
         let Role::Preparing(takeover) = core::mem::replace(&mut self.role, Role::None) else {
             return;
         };
-        let tell = |to: &Incarnation| Effect::Send { to: *to, message: Message::Retire { stamp } };
-        out.extend(takeover.search.peers.iter().filter(|peer| **peer != ctx.me).map(tell));
-        self.retire(ctx, stamp);
-        let Takeover { search, otherwise, give_up_at, outdated, .. } = *takeover;
+        self.end_all(ctx, stamp, &takeover.search.peers, out);
+        self.seek_again(ctx, *takeover, out);
+    }
+
+    /// Searches again as `takeover` did, for as long as that had left.
+    fn seek_again(&mut self, ctx: &mut Ctx<'_>, takeover: Takeover, out: &mut Effects) {
+        let Takeover { search, otherwise, give_up_at, outdated, .. } = takeover;
         self.seek(ctx, &search.peers, otherwise, out);
         if let Role::Preparing(again) = &mut self.role {
             again.give_up_at = give_up_at;
             again.outdated = outdated + 1;
         }
+    }
+
+    /// Nothing was chosen where the session may have begun, and it is to begin: what was known of
+    /// it, and asked first, leads nowhere.
+    fn begin_after_all(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let Role::Preparing(takeover) = core::mem::replace(&mut self.role, Role::None) else {
+            return;
+        };
+        self.heard.cfg = None;
+        self.seek_again(ctx, *takeover, out);
     }
 
     /// Whether the promises suffice in every set that `cfg` names.
@@ -248,8 +290,8 @@ impl Session {
             return !takeover.asked_in().any(may_settle);
         };
         // The found record may be outdated: a later configuration that has not reported yet whether
-        // it holds more may be the one in which the session continues.
-        let later = |cfg: &&Arc<Config>| cfg.now.c > info.cfg.now.c;
+        // it holds more may be the one in which the session continues, or was begun anew.
+        let later = |cfg: &&Arc<Config>| cfg.now.stamp > info.cfg.now.stamp;
         let unheard = |cfg: &Arc<Config>| {
             self.may_have_majority(cfg) && !cfg.sets().all(|set| self.covers(takeover, set))
         };
@@ -269,6 +311,7 @@ impl Session {
             Verdict::Enough if takeover.otherwise == Otherwise::Absent => {
                 self.fail_as_absent(ctx, out);
             }
+            Verdict::Enough if takeover.outdated < OUTDATED_MAX => self.begin_after_all(ctx, out),
             Verdict::TooFew if takeover.search.asked == takeover.search.peers.len() => {
                 self.role = Role::None;
                 out.push(Effect::GaveUp);
@@ -336,6 +379,14 @@ impl Takeover {
     fn birth_to_close(&self, found: Option<&AcceptedInfo>) -> Option<Arc<Config>> {
         let mut births = self.births_above(found);
         births.find(|birth| !self.has_asked(&birth.cfg)).map(|birth| birth.cfg.clone())
+    }
+
+    /// Whether the session was begun under a higher stamp than this: a majority of its first members
+    /// then, to whom no change of members leads, holds what was chosen there.
+    fn begun_after(&self, stamp: u64) -> bool {
+        let held = self.promises.values().filter_map(|promised| promised.accepted.as_ref());
+        let mut later = held.filter(|info| info.cfg.now.c == 1 && info.cfg.now.stamp > stamp);
+        later.any(|info| self.is_held(info))
     }
 
     /// Whether it asked only in configurations in which the session may have begun.
