@@ -164,12 +164,6 @@ impl Takeover {
         self.promises.get(&peer).is_some_and(|promised| promised.covers.contains(set))
     }
 
-    /// Whether `peer` has promised, and holds a record of a configuration with this set.
-    fn holds_in(&self, peer: Incarnation, set: &Members) -> bool {
-        let accepted = self.promises.get(&peer).and_then(|promised| promised.accepted.as_ref());
-        accepted.is_some_and(|info| info.cfg.sets().any(|it| it == set))
-    }
-
     pub(super) fn note(&mut self, from: Incarnation, cfg: &Config, accepted: Option<AcceptedInfo>) {
         let promised = self.promises.entry(from).or_default();
         for set in cfg.sets().filter(|set| set.contains(from)) {
@@ -452,20 +446,17 @@ impl Session {
 
     /// Whether so many of `set` are gone for good that a majority of it is impossible.
     pub(super) fn is_beyond_hope(&self, set: &Members) -> bool {
-        let lacks = |peer| match &self.role {
-            Role::Preparing(takeover) => {
-                takeover.covered_by(peer, set) && !takeover.holds_in(peer, set)
-            }
-            Role::None | Role::Owner(_) => false,
-        };
         let votes = |peer| !self.is_voteless(peer, set);
-        !set.majority(votes) && !self.survivor(set).is_some_and(|it| votes(it) && !lacks(it))
+        !set.majority(votes) && !self.survivor(set).is_some_and(votes)
     }
 
-    /// Whether the promises cover `set`. A survivor's promise does so alone only if it holds a record
-    /// that names these members: it may have become one without the record that it began with.
+    /// Whether the promises cover `set`. Of two members of which one is dead the promise of the other
+    /// does so alone, whether it holds a record that names the two or none: nothing was chosen there
+    /// without its vote, be it as one of two or as the one that is left. So either it reports what it
+    /// voted for, or it voted for nothing there, and nothing was chosen. A newcomer that is left
+    /// without a record is such a case: what was chosen before it came is covered by the set before.
     pub(super) fn covers(&self, takeover: &Takeover, set: &Members) -> bool {
-        let survives = |it| takeover.covered_by(it, set) && takeover.holds_in(it, set);
+        let survives = |it| takeover.covered_by(it, set);
         takeover.covers_majority(set) || self.survivor(set).is_some_and(survives)
     }
 

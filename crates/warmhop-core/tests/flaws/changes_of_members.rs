@@ -105,6 +105,34 @@ fn a_member_that_is_replaced_hears_of_it() {
     assert!(members.contains(&came) && !members.contains(&went));
 }
 
+/// The danger: B and C hold tea. A takes the place of C, B and C agree to that, and B dies before A has
+/// heard of it. C holds everything; but of the new members only A is left, which holds nothing.
+/// The rule: nothing was chosen among two without the one that is left, so that its promise is enough,
+/// and shows by what it reports that nothing was chosen there.
+#[test]
+fn a_newcomer_that_is_left_of_two_and_holds_nothing_does_not_make_the_session_lost() {
+    let mut s = Stage::new("a newcomer that is left", "A B C");
+    s.draws("B", "B C");
+    s.asks("B", "change tea", "B");
+    s.settles();
+    s.answered("tea", "tea/B");
+    s.replaces("B", s.inc("C"), "A");
+    s.arrives("Locate B>A");
+    s.arrives("Located A>B");
+    s.loses("Accept B>A");
+    s.arrives("Accept B>C");
+    s.arrives("Accepted C>B");
+    s.loses("Accept B>A");
+    s.loses("Nack B>C");
+    s.restarts("B");
+    s.takes_over("C");
+    s.settles();
+    s.serves("C");
+    s.asks("C", "read list", "C");
+    s.settles();
+    s.answered("list", "tea/B");
+}
+
 /// The danger: A, the only member, takes in B, which died a moment ago and is not missed yet. The seal
 /// is chosen by A alone, and from then on nothing is chosen without B.
 /// The rule: a newcomer without which there is no majority is asked whether it is there.
