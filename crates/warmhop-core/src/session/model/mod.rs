@@ -7,12 +7,37 @@
 //! stands still, or is cut off, does so late. The state of a session is the
 //! list of the requests applied, so that the history is directly visible.
 //!
-//! For births by key it assumes the following. The setup gives each peer's first beliefs about the
-//! mesh, which may differ in any way from peer to peer (too few, too many, silent or not), but a
-//! process that is reported as gone is gone. That a process was reborn is known to everyone who
-//! takes part before it is asked, or to nobody (in truth within a gossip round, or by the answers).
-//! No peer forgets a birth before what it protects can no longer be chosen. Of any two beginners
-//! one knows two peers that the other knows. A fork is not modelled.
+//! # What it assumes, and what makes it true
+//!
+//! * **Deaths are proven.** A process that is reported as gone never votes again. Two things prove it:
+//!   an answer by another incarnation of the same name, and news of one (`view.rs`). Of two members the
+//!   one that is left goes on by this alone, so that two untrue reports, one about each of the two,
+//!   would make two histories; one would not, because either way the vote of the same member is
+//!   needed. An operator's word (`members --gone`) is refused for a peer that anybody heard lately
+//!   (`View::write_off`), and is not checked beyond that.
+//! * **Identities and random numbers are not used twice**: incarnations, nonces, ids, the rounds of one
+//!   process. A machine that is restored from a snapshot of its memory breaks this.
+//! * **Views.** For births by key, the setup gives each peer's first beliefs about the mesh, which may
+//!   differ in any way from peer to peer (too few, too many, silent or not), and which do not change.
+//!   Of any two beginners one knows two peers that the other knows: `Roll` asks whoever an answer
+//!   names, and counts seeds that were never met as missed.
+//! * **Rebirths** are known to everyone who takes part before it is asked, or to nobody: in truth within
+//!   a gossip round, by the first answer, or from the peer that remembers the former life
+//!   (`View::note_reborn`). It makes no difference whether the former life left in good order.
+//! * **Whoever stands still** acts late on what it was sent, which is one of the orders. That it may
+//!   believe what it saw before in the meantime is not modelled: it counts as newborn until it has
+//!   heard somebody (`Stillness`).
+//! * **Leavers** vote until their processes end, and are struck off by a change of members like any
+//!   other; that their copies are not needed then is decided in `repair/struck.rs`, which is no part
+//!   of the model.
+//! * **Births are remembered** for longer than anything can be chosen that they protect: by the members
+//!   for the time that was named and a grace, by others for two (`on_begin`), and by their beginner
+//!   (`void.rs`).
+//! * **Clocks** show the same everywhere, and are looked at late. In truth they differ, by less than
+//!   `forget_grace`: an owner forgets before its members do (`LONGER_THAN_OWNER`), and a session ends
+//!   by two clocks (`Body::is_over`).
+//! * **The end of a register** that is found lost (`Session::bury`), and of one that is over at some peers
+//!   only (`search_without`), are orders to forget, and are not modelled; nor is a fork.
 //!
 //! The small bound runs with the other tests. The large one explores each setup completely, or up
 //! to `STATES` states (some 100 bytes each are kept, and the states of the two outermost levels
