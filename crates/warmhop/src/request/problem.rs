@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
-use warmhop_core::problem::{Applied, ProblemKind};
+use warmhop_core::problem::ProblemKind;
 use warmhop_core::session::Failure;
 
 use crate::hop::{HopRefusal, SentProblem};
