@@ -167,7 +167,7 @@ impl Admin {
         if status.is_success() {
             let value = value.map_err(|_| self.not_a_peer("its answer is not JSON"))?;
             return match value.pointer(mark) {
-                Some(marked) if *marked != "" => Ok(value),
+                Some(found) if *found != "" => Ok(value),
                 _ => Err(self.not_a_peer(format!("its answer to {path} has no {mark}"))),
             };
         }
