@@ -47,7 +47,7 @@ async fn ask(mesh: &Mesh, method: Method, target: &str) -> Body {
 async fn each_request_is_told_once_with_its_way_and_its_bytes_once_it_has_ended() {
     let (warm, cold, kept) = (Gate::new(true), Gate::new(false), Kept::default());
     let mut bed = Bed::new();
-    let one = bed.add_ready("one", Plan::default(), &warm).await;
+    bed.add_ready("one", Plan::default(), &warm).await;
     let sink = kept.clone();
     let two = bed.add_built("two", Plan::default(), &cold, |built| built.access_log(sink)).await;
     bed.believes(&two, "one", "ready").await;

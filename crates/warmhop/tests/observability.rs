@@ -65,7 +65,7 @@ async fn a_browser_is_shown_a_page_at_once_while_others_wait_for_the_first_copy(
 async fn a_browser_hops_like_everyone_else_where_the_app_is_ready_elsewhere() {
     let (warm, cold) = (Gate::new(true), Gate::new(false));
     let mut bed = Bed::new();
-    let one = bed.add_ready("one", Plan::default(), &warm).await;
+    bed.add_ready("one", Plan::default(), &warm).await;
     let two = bed.add("two", Plan::default(), &cold).await;
     bed.believes(&two, "one", "ready").await;
     let answer = open(&two, "/who").await;

@@ -3,7 +3,7 @@
 
 mod bed;
 
-use bed::{Bed, Client, Gate, Plan, eventually};
+use bed::{Bed, Client, Gate, Plan};
 use warmhop::config::SessionMode;
 
 /// Three peers: the app ready on the first, cold on the others.
@@ -11,7 +11,7 @@ async fn three() -> Bed {
     let portable = || Plan { session: SessionMode::Portable, ..Plan::default() };
     let warm = Gate::new(true);
     let mut bed = Bed::new();
-    let one = bed.add_ready("one", portable(), &warm).await;
+    bed.add_ready("one", portable(), &warm).await;
     for name in ["two", "three"] {
         let mesh = bed.add(name, portable(), &Gate::new(false)).await;
         bed.believes(&mesh, "one", "ready").await;

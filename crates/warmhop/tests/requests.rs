@@ -14,7 +14,7 @@ async fn ready_and_cold(session: SessionMode) -> (Bed, Gate, Gate) {
     let (warm, cold) = (Gate::new(true), Gate::new(false));
     let mut bed = Bed::new();
     let plan = || Plan { session, ..Plan::default() };
-    let one = bed.add_ready("one", plan(), &warm).await;
+    bed.add_ready("one", plan(), &warm).await;
     let two = bed.add("two", plan(), &cold).await;
     bed.believes(&two, "one", "ready").await;
     (bed, warm, cold)

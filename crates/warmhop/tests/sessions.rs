@@ -20,7 +20,7 @@ fn portable() -> Plan {
 async fn three(cold: &Gate) -> Bed {
     let warm = Gate::new(true);
     let mut bed = Bed::new();
-    let one = bed.add_ready("one", portable(), &warm).await;
+    bed.add_ready("one", portable(), &warm).await;
     for name in ["two", "three"] {
         let mesh = bed.add(name, portable(), cold).await;
         bed.believes(&mesh, "one", "ready").await;
