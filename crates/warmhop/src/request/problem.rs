@@ -295,6 +295,8 @@ fn json_string(text: &str) -> String {
 mod tests {
     use http_body_util::BodyExt;
 
+    use warmhop_core::problem::Applied;
+
     use super::*;
     use crate::links::wire;
 
