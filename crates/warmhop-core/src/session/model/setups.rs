@@ -377,7 +377,7 @@ pub(super) fn begun_three_times_with_other_members() -> Setup {
     }
 }
 
-/// A member forgets what was begun under a key before another peer begins it again.
+/// A member that holds nothing yet forgets what was begun under a key before another peer begins it again.
 pub(super) fn begun_under_a_key_and_forgotten() -> Setup {
     Setup {
         name: "begun under a key and forgotten",

@@ -249,9 +249,13 @@ impl Tables {
             if setup.restarters.contains(&at) && left(Budget::Restarts, setup.restarts) {
                 actions.push(Action::Restart { at });
             }
+            // Without its end, a copy that is dropped is a death that nobody can prove: beside one
+            // that is silent it would be the second loss.
+            let may_forget = setup.born != Born::Key || !peer.session.holds_copy();
             if setup.forgetters.contains(&at)
                 && left(Budget::Forgettings, setup.forgettings)
                 && peer.session.load() == 0
+                && may_forget
             {
                 actions.push(Action::Forget { at });
             }
