@@ -538,14 +538,14 @@ impl Session {
         self.heard.over = over;
     }
 
-    /// Tells everyone in `peers` to forget this session, which was found lost just now, and forgets
-    /// it here. What was begun beside the search, or by it, is none of that.
+    /// Tells everyone in `peers` to forget this session, which this peer found lost just now, and
+    /// forgets it here. What was begun beside the search, or by it, is none of that. If another peer
+    /// found that, or if this one has found more since, nothing is forgotten: it may live.
     pub fn bury(&mut self, ctx: &mut Ctx<'_>, peers: &[Incarnation], out: &mut Effects) {
-        let stamp = match self.heard.lost {
-            // Another peer found that.
-            0 => self.config().map_or(0, |cfg| cfg.now.stamp),
-            lost => lost,
-        };
+        let stamp = self.heard.lost;
+        if stamp == 0 || !matches!(self.role, Role::None) {
+            return;
+        }
         self.end_all(ctx, stamp, peers, out);
         // For as long as the next search may take.
         self.copy.keep_until(ctx.wall, ctx.policy.majority_timeout);

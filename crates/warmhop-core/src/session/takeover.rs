@@ -256,6 +256,9 @@ impl Session {
             return;
         }
         self.forget_void_birth();
+        if self.heard.lost > 0 {
+            self.heard.lost = 0;
+        }
         let begins = begun.is_some();
         self.role = Role::Preparing(Box::new(Takeover {
             b,

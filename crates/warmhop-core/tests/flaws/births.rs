@@ -333,6 +333,24 @@ fn what_was_begun_beside_a_search_is_not_forgotten_with_what_the_search_found_lo
     s.answered("list", "cocoa/B");
 }
 
+/// The danger: another peer called the session lost, and its word reaches A late: A has taken it over
+/// since, and serves it. Were A to have everyone forget it now, tea would be lost indeed.
+/// The rule: whoever has the others forget a session has found it lost itself, and nothing since.
+#[test]
+fn whoever_serves_a_session_has_nobody_forget_it_whatever_another_peer_found() {
+    let mut s = five("a late word that it is lost");
+    s.asks_by_key("A", "change tea", "A B C");
+    s.settles();
+    s.answered("tea", "tea/A");
+    s.buries("A");
+    s.buries("B");
+    s.settles();
+    s.serves("A");
+    s.asks_by_key("A", "read list", "A B C");
+    s.settles();
+    s.answered("list", "tea/A");
+}
+
 /// The danger: A looks for the session, and two of five take their time. B, C and D have told A that they
 /// know nothing when B begins the session, and its change is acknowledged. Then another request comes
 /// to A, waits beside the first, and gets the same answer: that there is no such session.
