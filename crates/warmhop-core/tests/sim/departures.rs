@@ -215,9 +215,14 @@ pub(crate) fn one_crashes_as_another_leaves(seed: u64, listening: bool, scene: C
 
 /// Each register takes a change at `node` and shows all of those before.
 fn look_at_registers(world: &Rc<World>, node: usize, lists: &Lists) {
+    look_at_registers_of(world, node, 0, lists);
+}
+
+/// The same of other registers for each `group`.
+fn look_at_registers_of(world: &Rc<World>, node: usize, group: u64, lists: &Lists) {
     let (of, lists) = (Rc::clone(world), Rc::clone(lists));
     finish(world, async move {
-        for number in 0..REGISTERS {
+        for number in group * REGISTERS..(group + 1) * REGISTERS {
             let sid = registers::sid_of(number);
             let before = lists.borrow().get(&number).cloned().unwrap_or_default();
             match registers::ask(&of, 90, node, sid, Does::Append).await {
@@ -236,4 +241,57 @@ fn look_at_registers(world: &Rc<World>, node: usize, lists: &Lists) {
             }
         }
     });
+}
+
+/// Of five peers two stand still for a while, one after the other, and two others leave in good order and are
+/// started again: the first as the second one stands still, the other while it still does. Nobody crashes,
+/// so nothing is lost.
+pub(crate) fn two_stand_still_and_two_leave(seed: u64, listening: bool) -> Report {
+    // Long enough for all the registers to have their ids.
+    let world = crate::one_link::healthy_for(seed, listening, 5, 110_000);
+    let all: Vec<(Begun, Lists)> = (0..5)
+        .map(|node| {
+            let (clients, lists) = (sessions(&world, node), Lists::default());
+            look_at_registers_of(&world, node, node as u64, &lists);
+            (clients, lists)
+        })
+        .collect();
+    world.run_until(world.now() + 3_000);
+    if seed % 2 == 1 {
+        // On machines with too much to do all this takes its time.
+        let mut net = world.net.borrow_mut();
+        (net.delay_max, net.detour_percent) = (200, 20);
+        (net.detour_max, net.gossip_lag_max) = (2_000, 2_000);
+    }
+    let [first, second, third] = [(2_500, 5_000), (9_000, 14_000), (15_000, 20_000)]
+        .map(|(from, to)| world.between(from, to));
+    world.pause(1, second, false);
+    world.run_until(world.now() + first);
+    let (at, until) = (world.now(), world.now() + third + world.between(2_000, 7_000));
+    world.pause(2, until - at, false);
+    depart(&world, 3, 100 + world.below(200));
+    world.run_until((at + third).max(world.now()));
+    depart(&world, 0, 100);
+    world.run_until(until.max(world.now()) + AWAY_MS);
+    world.net.borrow_mut().heal();
+    world.run_until(world.now() + 1_000);
+    for (number, (clients, lists)) in all.iter().enumerate() {
+        for node in [(number + 1) % 5, number] {
+            look(&world, node, clients);
+            look_at_registers_of(&world, node, number as u64, lists);
+        }
+    }
+    report(&world)
+}
+
+/// Leaves in good order, and is started again so many milliseconds later.
+fn depart(world: &Rc<World>, node: usize, again_after_ms: u64) {
+    let Some(peer) = world.peer(node) else { return };
+    peer.draining.set(true);
+    world.spawn(Some(peer.life), drain(peer));
+    let latest = world.now() + AWAY_MS;
+    while world.peer(node).is_some() && world.now() < latest {
+        world.run_until(world.now() + 50);
+    }
+    crate::faults::restart_after(world, node, again_after_ms);
 }

@@ -438,6 +438,15 @@ fn whoever_stays_serves_alone_if_one_peer_crashes_just_before_another_leaves_in_
 }
 
 #[test]
+fn nothing_is_lost_as_two_of_five_stand_still_and_two_leave_in_good_order() {
+    let (first, count) = asked_for().unwrap_or((1, 20));
+    let seeds: Vec<u64> = (first..first + count).collect();
+    let totals = run_all(&seeds, departures::two_stand_still_and_two_leave);
+    assert_eq!(totals["sessions looked at"], 60 * count, "{totals:?}");
+    assert_eq!(totals["registers looked at"], 60 * count, "{totals:?}");
+}
+
+#[test]
 fn whoever_stays_serves_alone_while_one_peer_is_silent_and_another_restarts_in_good_order() {
     for seed in 1..=8 {
         for (begun_at, leaver) in [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)] {
