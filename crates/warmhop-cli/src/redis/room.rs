@@ -426,13 +426,20 @@ impl Room {
 
     /// Sets a key to a value and leaves its end as it is.
     pub(super) fn replace(&mut self, key: &Bytes, value: Value) {
+        self.log.note(key, Deed::Wrote);
+        self.replace_untold(key, value);
+    }
+
+    /// As [`Room::replace`], for a change that no event tells of.
+    pub(super) fn replace_untold(&mut self, key: &Bytes, value: Value) {
+        self.changed = true;
         match self.entries.get_mut(key) {
-            Some(entry) => {
-                entry.value = value;
-                self.changed = true;
-                self.log.note(key, Deed::Wrote);
+            Some(entry) => entry.value = value,
+            None => {
+                // A slice of a request would keep all of it in memory.
+                let key = Bytes::copy_from_slice(key);
+                self.entries.insert(key, Entry { value, end: None, moved: true });
             }
-            None => self.set(key, value, None),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
+use super::super::events::Deed;
 use super::super::frame::{Reply, VALUE_BYTES_MAX};
 use super::super::room::Room;
 use super::super::value::Value;
@@ -150,7 +151,8 @@ pub(super) fn run(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     if written.is_some() && word(&args[0]) == "BITFIELD_RO" {
         return Err(Reply::error("ERR", "BITFIELD_RO only supports the GET subcommand"));
     }
-    let mut text = BytesMut::from(room.string(&args[1])?.map_or(&[][..], |held| held));
+    let held = room.string(&args[1])?.cloned();
+    let mut text = BytesMut::from(held.as_deref().unwrap_or_default());
     if let Some(end) = written {
         if end > VALUE_BYTES_MAX {
             let detail = format!("a value has at most {VALUE_BYTES_MAX} bytes");
@@ -158,6 +160,9 @@ pub(super) fn run(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
         }
         text.resize(text.len().max(end), 0);
     }
+    let grew = held.as_ref().is_none_or(|held| held.len() < text.len());
+    // As Redis does: a write that is refused is not told of, though the value has grown for it.
+    let mut is_told = false;
     let one = |operation: Operation| match operation {
         Operation::Get(field) => Reply::Number(field.get(&text)),
         Operation::Set(field, value, overflow) => {
@@ -169,18 +174,24 @@ pub(super) fn run(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
             };
             let Some(value) = field.fit(value, overflow) else { return Reply::Null };
             field.put(&mut text, value);
+            is_told |= grew || value != before;
             Reply::Number(before)
         }
         Operation::Add(field, by, overflow) => {
-            let sum = i128::from(field.get(&text)) + i128::from(by);
+            let before = field.get(&text);
+            let sum = i128::from(before) + i128::from(by);
             let Some(sum) = field.fit(sum, overflow) else { return Reply::Null };
             field.put(&mut text, sum);
+            is_told |= grew || sum != before;
             Reply::Number(sum)
         }
     };
     let replies = operations.into_iter().map(one).collect();
-    if written.is_some() && room.string(&args[1])?.is_none_or(|held| held[..] != text[..]) {
-        room.replace(&args[1], Value::String(text.freeze()));
+    if written.is_some() && held.is_none_or(|held| held[..] != text[..]) {
+        room.replace_untold(&args[1], Value::String(text.freeze()));
+    }
+    if is_told {
+        room.note(&args[1], Deed::Wrote);
     }
     Ok(Reply::Array(replies))
 }

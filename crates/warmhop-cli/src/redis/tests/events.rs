@@ -116,6 +116,16 @@ async fn what_changes_nothing_in_the_end_is_told_as_redis_tells_it() {
         ("ZINCRBY scores 0 incr", "$1\r\n1\r\n", vec![]),
         ("SETBIT bits 0 0", ":0\r\n", vec![("setbit", "bits")]),
         ("SETBIT bits 7 0", ":0\r\n", vec![]),
+        ("BITFIELD bits OVERFLOW FAIL SET u4 8 16", "*1\r\n$-1\r\n", vec![]),
+        ("STRLEN bits", ":2\r\n", vec![]),
+        ("BITFIELD nibbles OVERFLOW FAIL INCRBY u4 0 16", "*1\r\n$-1\r\n", vec![]),
+        ("STRLEN nibbles", ":1\r\n", vec![]),
+        ("BITFIELD nibbles SET u4 0 0", "*1\r\n:0\r\n", vec![]),
+        (
+            "BITFIELD nibbles INCRBY u4 0 1 INCRBY u4 0 -1",
+            "*2\r\n:1\r\n:0\r\n",
+            vec![("setbit", "nibbles")],
+        ),
         ("SET last v", "+OK\r\n", vec![("set", "last")]),
     ] {
         is_told(&mut listeners, &mut it, command, answer, &events).await;
