@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
@@ -69,6 +69,7 @@ pub(super) struct Scripts {
 
 /// A script that is known.
 pub(super) struct Script {
+    sha: Arc<str>,
     text: Bytes,
     used: u64,
     /// How many more runs of it are not to be tried as brief ones.
@@ -77,12 +78,12 @@ pub(super) struct Script {
 
 #[derive(Default)]
 pub(super) struct Known {
-    pub(super) texts: HashMap<String, Script>,
+    pub(super) texts: HashMap<Arc<str>, Script>,
     /// The digests of those texts: to look one up takes a fraction of the time.
-    digests: HashMap<Bytes, String>,
+    digests: HashMap<Bytes, Arc<str>>,
     /// Digests in the order of their use, with the time of use; entries of scripts used again since
     /// are ignored.
-    used: VecDeque<(u64, String)>,
+    used: VecDeque<(u64, Arc<str>)>,
     clock: u64,
     bytes: usize,
 }
@@ -102,7 +103,7 @@ impl Known {
         let took_long = script.long_runs > 0;
         script.long_runs = script.long_runs.saturating_sub(1);
         let text = script.text.clone();
-        self.used.push_back((self.clock, sha.to_owned()));
+        self.used.push_back((self.clock, Arc::clone(&script.sha)));
         if self.used.len() > 2 * LOADED_MAX {
             let texts = &self.texts;
             self.used.retain(|(at, sha)| texts.get(sha).is_some_and(|it| it.used == *at));
@@ -110,9 +111,12 @@ impl Known {
         Some((text, took_long))
     }
 
-    /// The digest of a text, if it is known.
-    pub(super) fn digest_of(&self, text: &[u8]) -> Option<String> {
-        self.digests.get(text).cloned()
+    /// The digest of a script that is about to run, and whether it is known to take long; `None` where
+    /// its text is not known.
+    pub(super) fn touch_text(&mut self, text: &[u8]) -> Option<(Arc<str>, bool)> {
+        let sha = Arc::clone(self.digests.get(text)?);
+        let (_, took_long) = self.touch(&sha)?;
+        Some((sha, took_long))
     }
 
     /// Records that a run of a script took long: the following ones are assumed to do so, too.
@@ -123,7 +127,7 @@ impl Known {
     }
 
     /// Adds a script that is about to run; returns whether it is known to take long.
-    pub(super) fn add(&mut self, sha: String, text: &Bytes) -> bool {
+    pub(super) fn add(&mut self, sha: Arc<str>, text: &Bytes) -> bool {
         if let Some((_, took_long)) = self.touch(&sha) {
             return took_long;
         }
@@ -132,8 +136,9 @@ impl Known {
         }
         self.bytes += text.len();
         let text = Bytes::copy_from_slice(text);
-        self.digests.insert(text.clone(), sha.clone());
-        self.texts.insert(sha.clone(), Script { text, used: 0, long_runs: 0 });
+        self.digests.insert(text.clone(), Arc::clone(&sha));
+        let script = Script { sha: Arc::clone(&sha), text, used: 0, long_runs: 0 };
+        self.texts.insert(Arc::clone(&sha), script);
         self.touch(&sha);
         while self.texts.len() > LOADED_MAX || self.bytes > LOADED_BYTES_MAX {
             let Some((at, sha)) = self.used.pop_front() else { break };
@@ -175,10 +180,10 @@ mod tests {
         let mut known = Known::default();
         let text = |number: usize| Bytes::from(format!("return {number}"));
         for number in 0..=LOADED_MAX {
-            known.add(number.to_string(), &text(number));
+            known.add(number.to_string().into(), &text(number));
         }
-        assert_eq!(known.digest_of(&text(0)), None);
-        assert_eq!(known.digest_of(&text(1)), Some("1".into()));
+        assert_eq!(known.touch_text(&text(0)), None);
+        assert_eq!(known.touch_text(&text(1)), Some(("1".into(), false)));
         assert_eq!(known.digests.len(), known.texts.len());
     }
 }

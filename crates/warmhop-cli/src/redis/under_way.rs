@@ -362,7 +362,7 @@ fn one_key(request: &Request) -> Option<Bytes> {
         Run::Blocking(_) => None,
         Run::Script => {
             request.confined.as_ref()?;
-            request.keys().first().map(place_of)
+            request.spec.first_key(&request.args).as_ref().map(place_of)
         }
         _ => request.only_key().as_ref().map(place_of),
     }

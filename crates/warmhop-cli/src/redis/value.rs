@@ -66,13 +66,16 @@ impl Ord for Score {
 pub(super) struct SortedSet {
     scores: HashMap<Bytes, Score>,
     order: BTreeSet<(Score, Bytes)>,
+    /// How many bytes all its members have.
+    bytes: usize,
 }
 
 impl SortedSet {
     /// One of these members, which come in their order as a rule: then it is made at once.
     fn of(members: Vec<(Score, Bytes)>) -> Self {
         let scores = members.iter().map(|(score, member)| (member.clone(), *score)).collect();
-        let made = Self { scores, order: members.into_iter().collect() };
+        let bytes = members.iter().map(|(_, member)| member.len()).sum();
+        let made = Self { scores, order: members.into_iter().collect(), bytes };
         if made.scores.len() == made.order.len() {
             return made;
         }
@@ -96,8 +99,11 @@ impl SortedSet {
     pub(super) fn insert(&mut self, member: Bytes, score: f64) -> Option<f64> {
         let score = Score(score);
         let before = self.scores.insert(member.clone(), score);
-        if let Some(before) = before {
-            self.order.remove(&(before, member.clone()));
+        match before {
+            Some(before) => {
+                self.order.remove(&(before, member.clone()));
+            }
+            None => self.bytes += member.len(),
         }
         self.order.insert((score, member));
         before.map(|before| before.0)
@@ -106,6 +112,7 @@ impl SortedSet {
     pub(super) fn remove(&mut self, member: &Bytes) -> Option<f64> {
         let score = self.scores.remove(member)?;
         self.order.remove(&(score, member.clone()));
+        self.bytes -= member.len();
         Some(score.0)
     }
 
@@ -202,9 +209,7 @@ impl Value {
             Self::Hash(fields) => all(&mut fields.iter().flat_map(|(field, value)| [field, value])),
             Self::List(list) => all(&mut list.iter()),
             Self::Set(set) => all(&mut set.iter()),
-            Self::SortedSet(set) => {
-                set.len() * SCORE_BYTES + all(&mut set.iter().map(|(member, _)| member))
-            }
+            Self::SortedSet(set) => set.len() * (SCORE_BYTES + PART_BYTES) + set.bytes,
         }
     }
 
@@ -301,6 +306,8 @@ mod tests {
         sorted.insert(bytes("b"), f64::INFINITY);
         sorted.insert(bytes("a"), -1.5);
         sorted.insert(bytes("b"), 2.0);
+        sorted.insert(bytes("gone"), 3.0);
+        sorted.remove(&bytes("gone"));
         for value in [
             Value::String(bytes("text")),
             Value::Hash([(bytes("f"), bytes("v")), (bytes("g"), bytes(""))].into()),

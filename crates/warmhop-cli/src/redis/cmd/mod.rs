@@ -134,6 +134,17 @@ impl Spec {
         }
     }
 
+    /// The first of its keys.
+    pub(super) fn first_key(&self, args: &[Bytes]) -> Option<Bytes> {
+        match self.keys {
+            Keys::Counted { at, and_first: false } => {
+                let count = args.get(at).and_then(|count| integer(count)).unwrap_or_default();
+                args.get(at + 1).filter(|_| count > 0).cloned()
+            }
+            _ => self.keys_of(args).into_iter().next(),
+        }
+    }
+
     /// The keys among its arguments.
     pub(super) fn keys_of(&self, args: &[Bytes]) -> Vec<Bytes> {
         match self.keys {
@@ -199,6 +210,9 @@ const fn all(name: &'static str, arity: isize, flags: u8, all: All) -> Spec {
 const fn script(name: &'static str) -> Spec {
     spec(name, -3, Keys::Counted { at: 2, and_first: false }, NOT_IN_SCRIPTS | LONG, Run::Script)
 }
+
+/// The longest name of a command.
+const NAME_BYTES_MAX: usize = 16;
 
 /// Every command, by its name in capitals; in the order of names.
 pub(super) static TABLE: [Spec; 188] = [
@@ -442,10 +456,11 @@ pub(super) static TABLE: [Spec; 188] = [
 
 /// The command of this name, in any case.
 pub(super) fn find(name: &[u8]) -> Option<&'static Spec> {
-    let found = TABLE.binary_search_by(|spec| {
-        let known = spec.name.bytes();
-        known.cmp(name.iter().map(u8::to_ascii_uppercase))
-    });
+    let mut capitals = [0; NAME_BYTES_MAX];
+    let capitals = capitals.get_mut(..name.len())?;
+    capitals.copy_from_slice(name);
+    capitals.make_ascii_uppercase();
+    let found = TABLE.binary_search_by(|spec| spec.name.as_bytes().cmp(capitals));
     found.ok().and_then(|at| TABLE.get(at))
 }
 
@@ -478,13 +493,19 @@ fn span(start: i64, stop: i64, len: usize) -> std::ops::Range<usize> {
 mod tests {
     use super::*;
 
+    const ARGS: [&[u8]; 5] = [b"name", b"one", b"2", b"three", b"four"];
+
     #[test]
     fn the_table_is_in_the_order_of_names_and_is_found_whatever_the_case() {
         assert!(TABLE.is_sorted_by(|a, b| a.name < b.name));
         for spec in &TABLE {
             let found = find(spec.name.to_ascii_lowercase().as_bytes()).unwrap();
             assert_eq!(found.name, spec.name);
+            assert_eq!(spec.first_key(&ARGS.map(Bytes::from_static)), {
+                spec.keys_of(&ARGS.map(Bytes::from_static)).first().cloned()
+            });
         }
-        assert!(find(b"NONE").is_none());
+        assert!(TABLE.iter().any(|spec| spec.name.len() == NAME_BYTES_MAX));
+        assert!(find(b"NONE").is_none() && find(&[b'A'; 64]).is_none());
     }
 }

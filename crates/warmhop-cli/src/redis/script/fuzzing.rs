@@ -17,7 +17,7 @@ const NOW: u64 = 1_700_000_000_000;
 pub fn script(input: &[u8]) -> bool {
     let script = Input {
         text: Bytes::copy_from_slice(input),
-        sha: digest(input),
+        sha: digest(input).into(),
         keys: vec![Bytes::from_static(b"k")],
         args: vec![Bytes::from_static(b"1"), Bytes::from_static(b"b")],
         index: 0,

@@ -18,7 +18,7 @@ use super::super::room::Room;
 use super::bounds::{Bounds, WHOLE};
 use super::host::host;
 use super::state::{NO_MEMORY, SEED, Shared, State};
-use super::values::{SOURCE, bytes_of, one_line};
+use super::values::{SOURCE, bytes_of, one_line, text_for};
 use super::{Ended, Input};
 
 /// How much a state may have grown since it was made, to be kept for another run.
@@ -119,7 +119,7 @@ struct Surroundings {
     /// Strings' metatable, which scripts can change as well, and the only thing in it: its index.
     strings: (Table, Table),
     /// By their digests.
-    compiled: HashMap<String, Function>,
+    compiled: HashMap<Arc<str>, Function>,
     /// How much memory it took before anything had run in it.
     bytes: usize,
 }
@@ -174,11 +174,9 @@ impl Surroundings {
     }
 
     fn strings(&self, all: &[Bytes]) -> mlua::Result<Table> {
-        let table = self.lua.create_table_with_capacity(all.len(), 0)?;
-        for (at, text) in all.iter().enumerate() {
-            table.raw_set(at + 1, self.lua.create_string(text)?)?;
-        }
-        Ok(table)
+        let all: Vec<_> =
+            all.iter().map(|text| text_for(&self.lua, text)).collect::<Result<_, _>>()?;
+        self.lua.create_sequence_from(all)
     }
 
     fn compiled(&mut self, input: &Input) -> mlua::Result<Function> {
@@ -190,7 +188,7 @@ impl Surroundings {
         if self.compiled.len() >= COMPILED_MAX {
             self.compiled.clear();
         }
-        self.compiled.insert(input.sha.clone(), script.clone());
+        self.compiled.insert(Arc::clone(&input.sha), script.clone());
         Ok(script)
     }
 

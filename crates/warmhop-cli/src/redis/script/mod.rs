@@ -48,7 +48,7 @@ pub(super) const SPEAKS_AS: &str = "7.2.0";
 pub(super) struct Input {
     text: Bytes,
     /// The digest of its text, by which errors name it.
-    sha: String,
+    sha: Arc<str>,
     keys: Vec<Bytes>,
     args: Vec<Bytes>,
     index: u8,
@@ -125,13 +125,13 @@ impl Scripts {
                     return refused;
                 }
                 let sha = digest(text);
-                self.known().add(sha.clone(), text);
+                self.known().add(sha.as_str().into(), text);
                 Reply::text(sha)
             }
             ("EXISTS", shas @ [_, ..]) => {
                 let known = self.known();
                 let has = |sha: &Bytes| {
-                    known.texts.contains_key(&String::from_utf8_lossy(sha).to_ascii_lowercase())
+                    known.texts.contains_key(&*String::from_utf8_lossy(sha).to_ascii_lowercase())
                 };
                 Reply::Array(shas.iter().map(|sha| Reply::Number(i64::from(has(sha)))).collect())
             }
@@ -323,11 +323,15 @@ impl Database {
             let text = scripts.known().touch(&sha);
             let no_script = || Reply::error("NOSCRIPT", "No matching script. Please use EVAL.");
             let (text, took_long) = text.ok_or_else(no_script)?;
-            (text, took_long, sha)
+            (text, took_long, sha.into())
         } else {
-            let sha = scripts.known().digest_of(&args[1]).unwrap_or_else(|| digest(&args[1]));
-            // A script that does not compile gets its error on each run.
-            let took_long = scripts.known().add(sha.clone(), &args[1]);
+            let known = scripts.known().touch_text(&args[1]);
+            let (sha, took_long) = known.unwrap_or_else(|| {
+                let sha: Arc<str> = digest(&args[1]).into();
+                // A script that does not compile gets its error on each run.
+                let took_long = scripts.known().add(Arc::clone(&sha), &args[1]);
+                (sha, took_long)
+            });
             (args[1].clone(), took_long, sha)
         };
         let (text, flagged) = without_shebang(&text)?;

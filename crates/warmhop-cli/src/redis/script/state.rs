@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use mlua::{Lua, MultiValue, Value as LuaValue};
+use mlua::{Either, Lua, MultiValue, Value as LuaValue};
 
 use super::super::arguments::{checked_channel, checked_key};
 use super::super::cmd::{NOT_IN_SCRIPTS, Run, WRITES, find};
@@ -18,7 +18,7 @@ use super::super::pubsub::{Hub, Published};
 use super::super::room::{self, Room};
 use super::super::value::TooLarge;
 use super::bounds::{Bounds, WHOLE};
-use super::values::{bytes_of, in_digits};
+use super::values::{bytes_of, in_digits, text_for};
 
 /// How many messages one run publishes at most.
 const PUBLISHED_MAX: usize = 1024;
@@ -92,16 +92,9 @@ pub(super) type Shared = Rc<RefCell<State>>;
 /// A reply to a command, as a script gets it.
 fn given(lua: &Lua, reply: &Reply, version: u8) -> mlua::Result<LuaValue> {
     let string = |bytes: &[u8]| lua.create_string(bytes).map(LuaValue::String);
-    let named = |name: &str, value: LuaValue| {
-        let table = lua.create_table()?;
+    let named = |name: &str, value: Either<&str, LuaValue>| {
+        let table = lua.create_table_with_capacity(0, 1)?;
         table.raw_set(name, value)?;
-        Ok(LuaValue::Table(table))
-    };
-    let all = |parts: &[&Reply]| {
-        let table = lua.create_table_with_capacity(parts.len(), 0)?;
-        for (at, part) in parts.iter().enumerate() {
-            table.raw_set(at + 1, given(lua, part, version)?)?;
-        }
         Ok(LuaValue::Table(table))
     };
     let is_new = version == 3;
@@ -109,41 +102,57 @@ fn given(lua: &Lua, reply: &Reply, version: u8) -> mlua::Result<LuaValue> {
         #[expect(clippy::cast_precision_loss, reason = "numbers in Lua 5.1 are of this kind")]
         Reply::Number(number) => Ok(LuaValue::Number(*number as f64)),
         Reply::Bytes(bytes) => string(bytes),
-        Reply::Status(text) => named("ok", string(text.as_bytes())?),
-        Reply::Error(text) => named("err", string(text.as_bytes())?),
+        Reply::Status(text) => named("ok", Either::Left(text)),
+        Reply::Error(text) => named("err", Either::Left(text)),
         Reply::Null | Reply::Aborted if is_new => Ok(LuaValue::Nil),
         Reply::Null | Reply::Aborted => Ok(LuaValue::Boolean(false)),
         Reply::Bool(yes) => Ok(LuaValue::Boolean(*yes)),
-        Reply::Double(number) if is_new => named("double", LuaValue::Number(*number)),
+        Reply::Double(number) if is_new => {
+            named("double", Either::Right(LuaValue::Number(*number)))
+        }
         Reply::Double(number) => string(double_text(*number).as_bytes()),
         Reply::Set(parts) if is_new => {
             let table = lua.create_table()?;
             for part in parts {
                 table.raw_set(given(lua, part, version)?, true)?;
             }
-            named("set", LuaValue::Table(table))
+            named("set", Either::Right(LuaValue::Table(table)))
         }
         Reply::Map(pairs) if is_new => {
             let table = lua.create_table()?;
             for (key, value) in pairs {
                 table.raw_set(given(lua, key, version)?, given(lua, value, version)?)?;
             }
-            named("map", LuaValue::Table(table))
+            named("map", Either::Right(LuaValue::Table(table)))
         }
         Reply::Pairs(pairs) if is_new => {
             let pairs: Vec<Reply> = pairs
                 .iter()
                 .map(|(one, other)| Reply::Array(vec![one.clone(), other.clone()]))
                 .collect();
-            all(&pairs.iter().collect::<Vec<_>>())
+            list(lua, pairs.iter(), version)
         }
         Reply::Array(parts) | Reply::Set(parts) | Reply::Push(parts) | Reply::Several(parts) => {
-            all(&parts.iter().collect::<Vec<_>>())
+            list(lua, parts.iter(), version)
         }
         Reply::Map(pairs) | Reply::Pairs(pairs) => {
-            all(&pairs.iter().flat_map(|(one, other)| [one, other]).collect::<Vec<_>>())
+            list(lua, pairs.iter().flat_map(|(one, other)| [one, other]), version)
         }
     }
+}
+
+/// Replies as a list of a script.
+fn list<'a>(
+    lua: &Lua,
+    parts: impl Iterator<Item = &'a Reply>,
+    version: u8,
+) -> mlua::Result<LuaValue> {
+    let part = |part: &'a Reply| match part {
+        Reply::Bytes(text) => text_for(lua, text),
+        part => given(lua, part, version).map(Either::Right),
+    };
+    let parts: Vec<_> = parts.map(part).collect::<Result<_, _>>()?;
+    lua.create_sequence_from(parts).map(LuaValue::Table)
 }
 
 impl State {
@@ -295,6 +304,12 @@ impl State {
 /// A number of a script as a command gets it: `%.17g`.
 fn argument(number: f64) -> String {
     const DIGITS: usize = 17;
+    /// Whole numbers below it have fewer digits than that, and are written without an exponent.
+    const EXACT: f64 = 1e15;
+    if number.trunc() == number && number.abs() < EXACT && number != 0.0 {
+        #[expect(clippy::cast_possible_truncation, reason = "it is a whole number in bounds")]
+        return (number as i64).to_string();
+    }
     in_digits(number, DIGITS)
 }
 

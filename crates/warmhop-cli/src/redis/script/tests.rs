@@ -15,7 +15,7 @@ fn input(text: &str, keys: &[&str], args: &[&str]) -> Input {
     let owned = |all: &[&str]| all.iter().map(|it| Bytes::copy_from_slice(it.as_bytes())).collect();
     Input {
         text: Bytes::copy_from_slice(text.as_bytes()),
-        sha: digest(text.as_bytes()),
+        sha: digest(text.as_bytes()).into(),
         keys: owned(keys),
         args: owned(args),
         index: 0,

@@ -1,7 +1,7 @@
 //! Values of Lua as host functions take and return them, and the errors of those functions.
 
 use bytes::Bytes;
-use mlua::{Lua, MultiValue, Value as LuaValue};
+use mlua::{Either, Lua, MultiValue, Value as LuaValue};
 
 /// The name that Redis gives a script's text in errors.
 pub(super) const SOURCE: &str = "@user_script";
@@ -32,6 +32,14 @@ pub(super) fn refuses(why: impl Into<String>) -> Answer {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct HostFailed(String);
+
+/// A text on its way to Lua, which takes the common kind without a value in between.
+pub(super) fn text_for<'a>(lua: &Lua, text: &'a [u8]) -> mlua::Result<Either<&'a str, LuaValue>> {
+    Ok(match std::str::from_utf8(text) {
+        Ok(text) => Either::Left(text),
+        Err(_) => Either::Right(LuaValue::String(lua.create_string(text)?)),
+    })
+}
 
 /// The bytes of a string, or of a number as Lua writes it.
 pub(super) fn bytes_of(value: Option<&LuaValue>) -> Option<Bytes> {
