@@ -1,7 +1,20 @@
 //! Numbers as Redis reads and writes them.
 
-/// Reads a number with a fraction, or an infinity.
+/// Reads a number with a fraction, or an infinity. As in Redis, one that is too large to tell from an
+/// infinity, or too small to tell from 0, is none.
 pub(super) fn float(text: &[u8]) -> Option<f64> {
+    let number = nearest_float(text)?;
+    let mut mantissa = text.iter().take_while(|byte| !byte.eq_ignore_ascii_case(&b'e'));
+    let fits = match number.abs() {
+        0.0 => mantissa.all(|byte| matches!(byte, b'0' | b'.' | b'+' | b'-')),
+        f64::INFINITY => !text.iter().any(u8::is_ascii_digit),
+        _ => true,
+    };
+    fits.then_some(number)
+}
+
+/// As [`float`], but of a number out of bounds, what is nearest to it.
+pub(super) fn nearest_float(text: &[u8]) -> Option<f64> {
     let text = std::str::from_utf8(text).ok()?;
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     let is_number = digits.starts_with(|first: char| first.is_ascii_digit() || first == '.');
@@ -89,6 +102,25 @@ mod tests {
         ] {
             assert_eq!(double_text(number), text);
         }
+    }
+
+    #[test]
+    fn what_is_out_of_a_number_s_bounds_is_none() {
+        for (text, number) in [
+            ("1e308", Some(1e308)),
+            ("1e309", None),
+            ("-1e309", None),
+            ("1e-400", None),
+            ("0e-400", Some(0.0)),
+            ("-0.0", Some(0.0)),
+            (".0e9", Some(0.0)),
+            ("-inf", Some(f64::NEG_INFINITY)),
+            ("0x10", None),
+            (".", None),
+        ] {
+            assert_eq!(float(text.as_bytes()), number, "{text}");
+        }
+        assert_eq!(nearest_float(b"-1e309"), Some(f64::NEG_INFINITY));
     }
 
     #[test]

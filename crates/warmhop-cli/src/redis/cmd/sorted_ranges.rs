@@ -33,7 +33,7 @@ fn score_bound(text: &[u8]) -> Result<Bound<f64>, Reply> {
         None => (false, text),
     };
     let no_float = || Reply::error("ERR", "min or max is not a float");
-    let score = numbers::float(digits).ok_or_else(no_float)?;
+    let score = numbers::nearest_float(digits).ok_or_else(no_float)?;
     Ok(if excluded { Bound::Excluded(score) } else { Bound::Included(score) })
 }
 
