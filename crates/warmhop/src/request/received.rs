@@ -145,7 +145,7 @@ impl Node {
         from: &PeerId,
         arrived: ArrivedHop,
         is_late: bool,
-    ) -> Result<Received, (HopRefusal, Load)> {
+    ) -> Result<Box<Received>, (HopRefusal, Load)> {
         let ArrivedHop { head, method, mut fields, incoming, takes_interim } = arrived;
         debug!(request = %head.request_id, app = %head.app, %from, kind = head.kind.label(), "a hop arrived");
         let whose = take_client(&mut fields);
@@ -186,7 +186,7 @@ impl Node {
         // A streamed body comes only once, and must not be lost.
         let counts_on = counts_on.filter(|_| !asks_go);
         let from = from.clone();
-        Ok(Received {
+        Ok(Box::new(Received {
             from,
             id,
             slot,
@@ -200,14 +200,14 @@ impl Node {
             whose,
             incoming,
             takes_interim,
-        })
+        }))
     }
 
     /// Boxed here, where little is to be moved: everything around it would otherwise be moved with
     /// it.
     fn answering(
         &self,
-        received: Received,
+        received: Box<Received>,
         send: quinn::SendStream,
         span: Span,
     ) -> BoxFuture<'_, ()> {
@@ -220,10 +220,11 @@ impl Node {
         }
     }
 
-    async fn answer_received(&self, mut received: Received, mut send: quinn::SendStream) {
+    async fn answer_received(&self, mut received: Box<Received>, mut send: quinn::SendStream) {
         let mut tracing = self.trace_of_received(&received);
         let mut span = self.span_of_received(&mut received);
-        if received.asks_go && hop::go(&mut send).await.is_err() {
+        // Boxed, as what else is rare: this future is moved with each hop.
+        if received.asks_go && Box::pin(hop::go(&mut send)).await.is_err() {
             return;
         }
         // An operation is executed in one step, so its whole body has to be there.
@@ -480,12 +481,12 @@ async fn while_it_is_wanted(
             _ = &mut stopped => return None,
             is_wanted = is_wanted => {
                 wanted = None;
-                if is_wanted && hop::go(send).await.is_err() {
+                if is_wanted && Box::pin(hop::go(send)).await.is_err() {
                     return None;
                 }
             }
             interim = interim => {
-                if hop::interim(send, &interim).await.is_err() {
+                if Box::pin(hop::interim(send, &interim)).await.is_err() {
                     return None;
                 }
             }
@@ -494,7 +495,7 @@ async fn while_it_is_wanted(
     if let Some(interims) = interims {
         interims.end();
         while let Some(interim) = interims.take() {
-            if hop::interim(send, &interim).await.is_err() {
+            if Box::pin(hop::interim(send, &interim)).await.is_err() {
                 return None;
             }
         }
