@@ -303,6 +303,18 @@ pub struct RequestId(Arc<str>);
 
 serialized_as_text!(RequestId);
 
+/// Which bytes a request's id may have: a look is cheaper than a comparison with each kind.
+const ALLOWED_IN_REQUEST_ID: [bool; 256] = {
+    let mut allowed = [false; 256];
+    let mut byte: u8 = 0;
+    while byte < 128 {
+        allowed[byte as usize] = byte.is_ascii_alphanumeric()
+            || matches!(byte, b'-' | b'.' | b'_' | b'~' | b':' | b'/' | b'+' | b'=' | b'@');
+        byte += 1;
+    }
+    allowed
+};
+
 impl RequestId {
     /// Accepts 1 to 128 characters of the unreserved set of RFC 3986 section 2.3 and
     /// `: / + = @`, which keeps an id harmless in logs, headers and shells.
@@ -310,7 +322,7 @@ impl RequestId {
     /// # Errors
     /// [`InvalidId`] for anything else.
     pub fn new(text: &str) -> Result<Self, InvalidId> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~:/+=@".contains(&b);
+        let allowed = |byte: u8| ALLOWED_IN_REQUEST_ID[usize::from(byte)];
         if (1..=128).contains(&text.len()) && text.bytes().all(allowed) {
             Ok(Self(Arc::from(text)))
         } else {

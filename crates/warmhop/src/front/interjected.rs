@@ -46,7 +46,9 @@ where
             }
             let Some(mut head) = self.queue.take() else {
                 // Frees the buffer: few connections need it again, and they may live for long.
-                self.out = BytesMut::new();
+                if self.out.capacity() > 0 {
+                    self.out = BytesMut::new();
+                }
                 return Poll::Ready(Ok(()));
             };
             (self.clean)(head.headers_mut());

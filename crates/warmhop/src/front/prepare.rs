@@ -205,7 +205,7 @@ pub(super) fn portable<'a>(
 ) -> Portable<'a> {
     Portable {
         slot,
-        rid: key.map_or_else(|| RequestKey(rand::random()), rid_of_key),
+        rid: key.map_or_else(|| RequestKey(rand::random::<u128>().to_ne_bytes()), rid_of_key),
         fingerprint: if key.is_some() { call.fingerprint() } else { 0 },
         keyed: key.is_some(),
         seen: entry.and_then(|entry| match entry.kind {

@@ -75,12 +75,14 @@ pub(crate) fn is_hop_by_hop(name: &str) -> bool {
 /// `-`.
 pub(crate) fn is_ours(name: &str) -> bool {
     const OURS: &str = "warmhop-";
-    name.as_bytes().get(..OURS.len()).is_some_and(|beginning| {
-        beginning
-            .iter()
-            .zip(OURS.bytes())
-            .all(|(is, ours)| *is == ours || (*is == b'_' && ours == b'-'))
-    })
+    // Hardly any name begins so: one byte tells most of them apart.
+    name.as_bytes().first() == Some(&OURS.as_bytes()[0])
+        && name.as_bytes().get(..OURS.len()).is_some_and(|beginning| {
+            beginning
+                .iter()
+                .zip(OURS.bytes())
+                .all(|(is, ours)| *is == ours || (*is == b'_' && ours == b'-'))
+        })
 }
 
 #[cfg(test)]

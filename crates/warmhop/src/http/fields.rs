@@ -404,7 +404,11 @@ fn is_host(text: &str) -> bool {
         _ => (text, ""),
     };
     let is_named = |host: &str| {
-        host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte))
+        host.bytes().all(|byte| {
+            byte.is_ascii_alphanumeric()
+                || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'')
+                || matches!(byte, b'(' | b')' | b'*' | b'+' | b';' | b'=')
+        })
     };
     let is_one = match host.strip_prefix('[') {
         Some(literal) => literal.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
