@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 /// A future that is polled the first time, and then only after it was woken itself.
 pub(crate) struct Aside<T> {
@@ -73,6 +74,17 @@ impl<T> Future for Aside<T> {
     }
 }
 
+/// The output of a future that is usually ready at once, if it comes in time: there is a timer only
+/// for one that is not.
+pub(crate) async fn in_time<F: Future>(within: Duration, future: F) -> Option<F::Output> {
+    let mut future = std::pin::pin!(future);
+    let at_once = std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx)));
+    if let Poll::Ready(output) = at_once.await {
+        return Some(output);
+    }
+    tokio::time::timeout(within, future).await.ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
@@ -102,6 +114,21 @@ mod tests {
         say.send(7).unwrap();
         assert_eq!(waits.await.unwrap().unwrap(), 7);
         assert_eq!(polls.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_ready_at_once_or_in_time_comes_and_what_is_late_does_not() {
+        const WITHIN: Duration = Duration::from_secs(1);
+        assert_eq!(in_time(Duration::ZERO, std::future::ready(1)).await, Some(1));
+        for (took, outcome) in [(WITHIN / 2, Some(2)), (2 * WITHIN, None)] {
+            let began = tokio::time::Instant::now();
+            let slow = async {
+                tokio::time::sleep(took).await;
+                2
+            };
+            assert_eq!(in_time(WITHIN, slow).await, outcome);
+            assert!(began.elapsed() >= took.min(WITHIN));
+        }
     }
 
     #[derive(Default)]

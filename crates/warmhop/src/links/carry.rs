@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 use warmhop_core::view::{News, PeerNews};
 
+use crate::http::aside::in_time;
 use crate::identity::proven_identity;
 use crate::links::close_code::{self, STREAM_REFUSED};
 use crate::links::context::Shared;
@@ -208,8 +209,8 @@ async fn accept_hops(shared: Arc<Shared>, link: Arc<Link>) {
 
 async fn take_in(shared: &Shared, lease: &HopLease, mut send: SendStream, mut recv: RecvStream) {
     let mut kind = [0];
-    match timeout(HOP_KIND_WITHIN, recv.read_exact(&mut kind)).await {
-        Ok(Ok(())) if kind == [KIND_HOP] => {}
+    match in_time(HOP_KIND_WITHIN, recv.read_exact(&mut kind)).await {
+        Some(Ok(())) if kind == [KIND_HOP] => {}
         _ => {
             shared.counters.frame_refused("stream-kind");
             // Either may have ended by itself, which is fine.

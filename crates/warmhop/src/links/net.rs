@@ -18,6 +18,7 @@ use warmhop_core::ids::{AppName, Incarnation, PeerId};
 use warmhop_core::view::{News, PeerNews};
 
 use crate::error::StartMeshError;
+use crate::http::aside::in_time;
 use crate::identity::{Identity, RefusedPeers};
 use crate::links::book::{Book, Known, NoLink};
 use crate::links::context::{NetParts, Shared};
@@ -341,10 +342,8 @@ impl Net {
                 lease.open().await.map_err(|_| OpenError::Unreachable(to.clone()))?;
             Ok(OpenHop { send, recv, incarnation: link.peer.incarnation, lease })
         };
-        match timeout(self.parts.tuning.open_within, opening).await {
-            Ok(result) => result,
-            Err(_) => Err(OpenError::Busy(to.clone())),
-        }
+        let opened = in_time(self.parts.tuning.open_within, opening).await;
+        opened.unwrap_or_else(|| Err(OpenError::Busy(to.clone())))
     }
 
     /// Sends a session frame to a peer, which may be this one. Best effort: frames are queued in
