@@ -18,9 +18,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, DATE, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, response};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
@@ -30,6 +28,7 @@ use tokio_util::io::{poll_read_buf, poll_write_buf};
 use crate::http::body::{Body, BoxError};
 use crate::http::departure::CountedBody;
 use crate::http::framing::{HEAD_BYTES_MAX, READ_BYTES};
+use crate::http::names::name_of;
 
 /// With less room than this in the buffer, it grows. A head that comes in small pieces does not make it
 /// twice as large as the first read with its second piece.
@@ -247,9 +246,7 @@ fn take_request(read: &mut BytesMut, kept: &mut HeaderMap) -> Option<Next> {
     headers.clear();
     headers.reserve(request.headers.len() + FIELDS_ADDED);
     for field in &*request.headers {
-        let Ok(name) = HeaderName::from_bytes(field.name.as_bytes()) else {
-            return Some(Next::Other);
-        };
+        let Some(name) = name_of(field.name.as_bytes()) else { return Some(Next::Other) };
         let Ok(value) = HeaderValue::from_maybe_shared(part(field.value)) else {
             return Some(Next::Other);
         };

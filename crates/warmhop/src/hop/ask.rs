@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::EXPECT;
-use http::{Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 use warmhop_core::ids::{AppName, Incarnation, PeerId};
 
@@ -58,6 +58,12 @@ pub(crate) struct HopRequest {
     pub(crate) interim: Option<Interim>,
 }
 
+/// The fields of a hop's request; `interim` is the way to its client for interim responses.
+pub(crate) fn request_fields(fields: &HeaderMap, interim: Option<&Interim>) -> FieldBlock {
+    let takes = INTERIM;
+    FieldBlock::of_both(fields, interim.map(|_| (&takes, &b"?1"[..])))
+}
+
 /// Sends `request` to `to` and waits for the head of its reply.
 ///
 /// With `careful`, nothing that an app acts on is sent before the peer has shown that it is alive.
@@ -71,15 +77,13 @@ pub(crate) async fn ask(
     let HopRequest { mut head, mut body, interim } = request;
     let upgrades = head.upgrade.is_some();
     let whole = if upgrades { None } else { body.take_whole(RIDE_ALONG_BYTES_MAX) };
-    if whole.is_some() {
+    let mut expects = head.fields.contains(EXPECT.as_str());
+    if expects && whole.is_some() {
         // The body is sent with the head, so there is no need to wait for a go-ahead.
         head.fields = head.fields.without(EXPECT.as_str());
+        expects = false;
     }
-    let expects = head.fields.contains(EXPECT.as_str());
     head.asks_go = !upgrades && (careful || whole.is_none());
-    if interim.is_some() {
-        head.fields = head.fields.with(INTERIM.as_str(), b"?1");
-    }
     // The kind, the head and a small body leave in one write: one packet instead of two.
     let mut prefix = BytesMut::with_capacity(1024);
     prefix.put_u8(KIND_HOP);
@@ -282,6 +286,7 @@ async fn read_head(
 ) -> Result<ReplyHead, HopError> {
     loop {
         let head = tokio::select! {
+            biased;
             head = reader.frame(HEAD_BYTES_MAX) => head.map_err(broken)?,
             () = lease.fell_silent(SILENT_AFTER) => return Err(broken("the peer fell silent")),
         };

@@ -7,14 +7,22 @@
 
 use std::fmt;
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::http::names::name_of;
+
 /// The two lengths before each field.
 const LENGTHS_BYTES: usize = 6;
+/// What most fields take at least.
+const FIELD_BYTES_USUAL: usize = 24;
+/// The most fields for which there is room from the beginning.
+const FIELDS_USUAL_MAX: usize = 64;
+/// The most fields of a block: more names than that do not fit into a map.
+const FIELDS_MAX: usize = 24 * 1024;
 
 /// Fields in order. [`FieldBlock::into_headers`] validates those of another peer.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -22,8 +30,17 @@ pub(crate) struct FieldBlock(Bytes);
 
 impl FieldBlock {
     pub(crate) fn of(headers: &HeaderMap) -> Self {
-        let pairs =
-            || headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+        Self::of_both(headers, None)
+    }
+
+    /// The same with one more field, whose name is in lower case.
+    pub(crate) fn of_both(headers: &HeaderMap, more: Option<(&HeaderName, &[u8])>) -> Self {
+        let more = more.map(|(name, value)| (name.as_str().as_bytes(), value));
+        let pairs = || {
+            let fields = headers.iter();
+            let fields = fields.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+            fields.chain(more)
+        };
         Self::made_of(
             pairs(),
             pairs().map(|(name, value)| LENGTHS_BYTES + name.len() + value.len()).sum(),
@@ -33,10 +50,13 @@ impl FieldBlock {
     fn made_of<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>, bytes: usize) -> Self {
         let mut block = Vec::with_capacity(bytes);
         for (name, value) in pairs {
-            block.put_u16(u16::try_from(name.len()).expect("names of fields are shorter"));
-            block.put_u32(u32::try_from(value.len()).expect("a head is far shorter"));
-            block.put_slice(name);
-            block.put_slice(value);
+            let [high, low] =
+                u16::try_from(name.len()).expect("names of fields are shorter").to_be_bytes();
+            let [a, b, c, d] =
+                u32::try_from(value.len()).expect("a head is far shorter").to_be_bytes();
+            for part in [&[high, low, a, b, c, d], name, value] {
+                block.extend_from_slice(part);
+            }
         }
         Self(block.into())
     }
@@ -60,7 +80,7 @@ impl FieldBlock {
         Self::made_of(pairs, self.0.len() + LENGTHS_BYTES + name.len() + value.len())
     }
 
-    /// The length of its well-formed beginning.
+    /// The names and values of its well-formed beginning.
     fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let mut rest = &self.0[..];
         std::iter::from_fn(move || {
@@ -73,44 +93,24 @@ impl FieldBlock {
 
     /// The fields, whose values share the block's memory; `None` where it is malformed.
     pub(crate) fn into_headers(self) -> Option<HeaderMap> {
-        let mut headers = HeaderMap::try_with_capacity(self.pairs().count()).ok()?;
-        let mut rest = self.0;
-        while !rest.is_empty() {
+        let block = self.0;
+        // An estimate: the map grows where there are more.
+        let usual = (block.len() / FIELD_BYTES_USUAL).min(FIELDS_USUAL_MAX);
+        let mut headers = HeaderMap::with_capacity(usual);
+        let mut at = 0;
+        while at < block.len() {
+            if headers.len() == FIELDS_MAX {
+                return None;
+            }
+            let mut rest = &block[at..];
             let (name, value) = next_lengths(&mut rest)?;
-            let known = name_of(rest.get(..name)?)?;
-            rest.advance(name);
-            let value = HeaderValue::from_maybe_shared(rest.split_to(value)).ok()?;
-            headers.try_append(known, value).ok()?;
+            let (name_at, value_at) = (at + LENGTHS_BYTES, at + LENGTHS_BYTES + name);
+            at = value_at + value;
+            let value = HeaderValue::from_maybe_shared(block.slice(value_at..at)).ok()?;
+            headers.try_append(name_of(&block[name_at..value_at])?, value).ok()?;
         }
         Some(headers)
     }
-}
-
-/// A field's name; `None` if it is malformed. Names that are on most hops and that HTTP's library does
-/// not know need no memory of their own.
-fn name_of(bytes: &[u8]) -> Option<HeaderName> {
-    macro_rules! known {
-        ($($name:literal),*) => {
-            match bytes {
-                $(bytes if bytes == $name.as_bytes() => {
-                    const NAME: HeaderName = HeaderName::from_static($name);
-                    Some(NAME)
-                })*
-                _ => HeaderName::from_bytes(bytes).ok(),
-            }
-        };
-    }
-    known!(
-        "x-forwarded-for",
-        "x-forwarded-host",
-        "x-forwarded-prefix",
-        "x-forwarded-proto",
-        "x-request-id",
-        "sec-fetch-dest",
-        "sec-fetch-mode",
-        "sec-fetch-site",
-        "warmhop-client"
-    )
 }
 
 /// The lengths of the next name and value, if both are complete; `None` at the end, or if they are
@@ -188,6 +188,11 @@ mod tests {
         assert_eq!(read.clone().into_headers().unwrap(), headers(&pairs));
         assert_eq!(read.clone().without("expect").into_headers().unwrap(), headers(&pairs[..5]));
         let more: Vec<_> = pairs.into_iter().chain([("x-b", "2")]).collect();
+        let both = FieldBlock::of_both(
+            &headers(&pairs),
+            Some((&HeaderName::from_static("x-b"), &b"2"[..])),
+        );
+        assert_eq!(both.into_headers().unwrap(), headers(&more));
         assert_eq!(read.with("x-b", b"2").into_headers().unwrap(), headers(&more));
         assert_eq!(FieldBlock::default().into_headers().unwrap(), HeaderMap::new());
     }

@@ -17,8 +17,7 @@ use warmhop_core::version::AppVersion;
 use crate::app::places::Waits;
 use crate::app::session::Session;
 use crate::app::slot::Slot;
-use crate::hop::field_block::FieldBlock;
-use crate::hop::{HopHead, HopKind, HopRequest};
+use crate::hop::{self, HopHead, HopKind, HopRequest};
 use crate::http::body::{Body, BoxError};
 use crate::http::fields::{self, SESSION_FIELD};
 use crate::http::interim::Interim;
@@ -248,7 +247,7 @@ impl Call {
             request_id: self.id.to_string(),
             method: self.method.as_str().to_owned(),
             target: self.target.as_str().to_owned(),
-            fields: FieldBlock::of(&self.fields),
+            fields: hop::request_fields(&self.fields, self.interim.as_ref()),
             upgrade: self.upgrade.as_ref().map(|protocol| protocol.as_bytes().to_vec()),
             asks_go: false,
             counts_on,

@@ -22,7 +22,6 @@ use crate::app::loads::ServedThere;
 use crate::app::session::Session;
 use crate::app::slot::{Copy, InFlight, Slot};
 use crate::app::{AppService, NotSent};
-use crate::hop::field_block::FieldBlock;
 use crate::hop::{self, HopError, HopKind, HopRefusal, HopReply, HopRequest, OfVersion};
 use crate::http::about::About;
 use crate::http::body::{Body, BoxError};
@@ -256,14 +255,17 @@ impl Node {
         });
         let outcome = match head_timeout {
             None => answering.as_mut().await,
-            Some(within) => match answers_within(answering.as_mut(), within, upload).await {
-                Some(outcome) => outcome,
-                None => {
-                    copy.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
-                    call.failed_at = Some(FailedAt::Here(copy.attempt));
-                    return Err(LocalError::TooSlow(format!("not within {within:?}")));
+            // Boxed, since it is rare: the future of every request would be as large.
+            Some(within) => {
+                match Box::pin(answers_within(answering.as_mut(), within, upload)).await {
+                    Some(outcome) => outcome,
+                    None => {
+                        copy.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
+                        call.failed_at = Some(FailedAt::Here(copy.attempt));
+                        return Err(LocalError::TooSlow(format!("not within {within:?}")));
+                    }
                 }
-            },
+            }
         };
         drop(awaiting);
         if let Some(span) = &mut span {
@@ -431,7 +433,7 @@ impl Node {
         }
         let mut fields = call.fields.clone();
         let span = self.spans.within(&mut fields, SpanKind::Client, || "hop".into())?;
-        request.head.fields = FieldBlock::of(&fields);
+        request.head.fields = hop::request_fields(&fields, call.interim.as_ref());
         Some(span)
     }
 

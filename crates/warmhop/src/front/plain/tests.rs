@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
+use http::HeaderName;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::gauge::Gauge;
