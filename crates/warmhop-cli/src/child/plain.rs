@@ -13,7 +13,10 @@ use std::sync::Weak;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, ETAG, HeaderName,
+    HeaderValue, LAST_MODIFIED, SERVER, SET_COOKIE, TRANSFER_ENCODING, VARY,
+};
 use http::response::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
@@ -355,7 +358,11 @@ fn read_head(read: &mut BytesMut, method: &Method) -> Head {
     let mut headers = SPARE.take().unwrap_or_default();
     headers.reserve(answer.headers.len() + FIELDS_ADDED);
     for field in &*answer.headers {
-        let Ok(name) = HeaderName::from_bytes(field.name.as_bytes()) else { return Head::Other };
+        let Some(name) = name_of(field.name.as_bytes()) else { return Head::Other };
+        // That the connection is kept concerns nobody but the two ends of it.
+        if name == CONNECTION {
+            continue;
+        }
         // The address of an empty value is meaningless.
         let at = (field.value.as_ptr() as usize).wrapping_sub(from).min(bytes);
         let value = head.slice(at..at + field.value.len());
@@ -371,6 +378,27 @@ fn read_head(read: &mut BytesMut, method: &Method) -> Head {
         response.extensions_mut().insert(reason);
     }
     Head::Answer(Box::new((response.into_parts().0, length)))
+}
+
+/// The name of a field. Those that most answers have are told apart by their lengths, which costs a
+/// fraction of a look at each letter.
+fn name_of(sent: &[u8]) -> Option<HeaderName> {
+    let is = |name: &HeaderName| sent.eq_ignore_ascii_case(name.as_str().as_bytes());
+    let usual = match sent.len() {
+        4 if is(&DATE) => DATE,
+        4 if is(&ETAG) => ETAG,
+        4 if is(&VARY) => VARY,
+        6 if is(&SERVER) => SERVER,
+        10 if is(&CONNECTION) => CONNECTION,
+        10 if is(&SET_COOKIE) => SET_COOKIE,
+        12 if is(&CONTENT_TYPE) => CONTENT_TYPE,
+        13 if is(&CACHE_CONTROL) => CACHE_CONTROL,
+        13 if is(&LAST_MODIFIED) => LAST_MODIFIED,
+        13 if is(&ACCEPT_RANGES) => ACCEPT_RANGES,
+        14 if is(&CONTENT_LENGTH) => CONTENT_LENGTH,
+        _ => return HeaderName::from_bytes(sent).ok(),
+    };
+    Some(usual)
 }
 
 /// The length of the body (RFC 9112 section 6.3), if the answer has one and leaves its connection
@@ -434,6 +462,17 @@ mod tests {
             assert_eq!(length, 0, "{head}");
             assert!(parts.extensions.get::<ReasonPhrase>().is_none());
         }
+    }
+
+    #[test]
+    fn usual_names_are_known_in_any_case_and_a_connection_that_is_kept_is_not_passed_on() {
+        let usual = [DATE, ETAG, VARY, SERVER, SET_COOKIE, CONTENT_TYPE, CACHE_CONTROL];
+        for name in usual.into_iter().chain([LAST_MODIFIED, ACCEPT_RANGES, CONTENT_LENGTH]) {
+            assert_eq!(name_of(name.as_str().to_ascii_uppercase().as_bytes()), Some(name));
+        }
+        let text = "HTTP/1.1 204 No Content\r\nConnection: Keep-Alive\r\nX-A: 1\r\n\r\n";
+        let (parts, ..) = read(text, &Method::GET).unwrap();
+        assert_eq!(parts.headers.keys().collect::<Vec<_>>(), ["x-a"]);
     }
 
     #[test]
