@@ -291,7 +291,7 @@ impl Form {
         access.query.as_deref().filter(|_| self.query)
     }
 
-    /// `TIME CLIENT APP WAY PEER HEAD/TOTAL STATUS BYTES END ID "REQUEST" "WHY"`, times in
+    /// `TIME CLIENT APP WAY PEER HEAD/TOTAL STATUS BYTES END ID "REQUEST" "WHY" RECEIVED`, times in
     /// milliseconds, `-` for absent values.
     fn text(&self, access: &Access) -> String {
         let or_none = |text: Option<&str>| text.unwrap_or("-").to_owned();
@@ -306,7 +306,7 @@ impl Form {
         }
         let _ = write!(request, " {:?}", access.version);
         format!(
-            "{} {} {} {} {} {}/{:.3} {} {} {} {} {} {}\n",
+            "{} {} {} {} {} {}/{:.3} {} {} {} {} {} {} {}\n",
             rfc3339(access.at),
             or_none(client.as_deref()),
             or_none(access.app.as_deref()),
@@ -321,6 +321,7 @@ impl Form {
             // A client may send quotes and control characters, which would break a reader of lines.
             json!(request),
             json!(access.why),
+            access.received,
         )
     }
 
@@ -340,6 +341,7 @@ impl Form {
             "problem": access.problem,
             "why": access.why,
             "bytes": access.bytes,
+            "received": access.received,
             "head_ms": access.head.map(millis),
             "total_ms": millis(access.total),
             "end": access.end.label(),
@@ -393,7 +395,7 @@ mod tests {
         access.peer = Some("peer-1".into());
         access.status = Some(200);
         access.why = "ready there".into();
-        access.bytes = 12;
+        (access.bytes, access.received) = (12, 34);
         access.head = Some(Duration::from_micros(1500));
         access.total = Duration::from_micros(2250);
         access.end = AccessEnd::Complete;
@@ -404,7 +406,7 @@ mod tests {
     fn a_line_is_read_by_its_parts_and_tells_no_query_unless_that_is_asked_for() {
         let mut form = Form { format: AccessFormat::Text, query: false };
         let expected = "2023-11-14T22:13:20.123Z 192.0.2.7:4711 shop hop peer-1 1.500/2.250 200 12 \
-             complete abc \"GET shop.localhost/cart\\\"x HTTP/1.1\" \"ready there\"\n";
+             complete abc \"GET shop.localhost/cart\\\"x HTTP/1.1\" \"ready there\" 34\n";
         assert_eq!(form.line(&access()), expected);
         form.query = true;
         assert!(form.line(&access()).contains("x?token=secret HTTP/1.1\""));
@@ -418,6 +420,7 @@ mod tests {
         let line = form.line(&access());
         let reported: Value = serde_json::from_str(&line).unwrap();
         assert_eq!((&reported["status"], &reported["head_ms"]), (&json!(200), &json!(1.5)));
+        assert_eq!((&reported["bytes"], &reported["received"]), (&json!(12), &json!(34)));
         assert!(!line.contains("secret") && line.ends_with("}\n"), "{line}");
     }
 

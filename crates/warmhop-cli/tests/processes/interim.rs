@@ -1,5 +1,5 @@
-//! Interim responses such as `103 Early Hints`: from an app's connection to its client's, here and
-//! through a hop.
+//! Interim responses such as `103 Early Hints`, and what follows a switch of protocols: from an app's
+//! connection to its client's, here and through a hop.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
+use warmhop::access::{Access, AccessEnd, AccessSink};
 use warmhop::config::{SessionMode, StartMode};
 use warmhop::identity::Authority;
 use warmhop::ids::{AppName, PeerId};
@@ -32,6 +33,31 @@ struct App {
     go: Arc<Semaphore>,
     /// The heads of its requests.
     heads: Arc<Mutex<String>>,
+    /// What was recorded of its clients' requests.
+    records: Records,
+}
+
+#[derive(Clone, Default)]
+struct Records(Arc<Mutex<Vec<Access>>>);
+
+impl Records {
+    /// The only one since the last.
+    async fn next(&self) -> Access {
+        let recorded = async {
+            while self.0.lock().unwrap().is_empty() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(BOUND, recorded).await.expect("it is recorded at its end");
+        let [access] = std::mem::take(&mut *self.0.lock().unwrap()).try_into().unwrap();
+        access
+    }
+}
+
+impl AccessSink for Records {
+    fn record(&self, access: Access) {
+        self.0.lock().unwrap().push(access);
+    }
 }
 
 impl App {
@@ -39,7 +65,8 @@ impl App {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (go, heads) = (Arc::new(Semaphore::new(0)), Arc::default());
-        let app = Self { port, go: Arc::clone(&go), heads: Arc::clone(&heads) };
+        let (go_on, kept, records) = (Arc::clone(&go), Arc::clone(&heads), Records::default());
+        let app = Self { port, go: go_on, heads: kept, records };
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(answers(stream, Arc::clone(&go), Arc::clone(&heads)));
@@ -129,7 +156,9 @@ async fn two_doors(app: &App) -> (Vec<Mesh>, [SocketAddr; 2]) {
         });
         let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let identity = authority.issue(&PeerId::new(name).unwrap()).unwrap();
-        let mut builder = Mesh::builder(identity).front_door(door).app(spec, child);
+        let records = app.records.clone();
+        let mut builder =
+            Mesh::builder(identity).front_door(door).access_log(records).app(spec, child);
         if let Some(first) = meshes.first() {
             builder = builder.seed(first.mesh_addr().to_string());
         }
@@ -304,6 +333,41 @@ async fn a_hint_comes_before_a_switch_of_protocols_too() {
         client.gets("echoed").await;
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_passes_an_upgraded_connection_is_counted_at_once_and_recorded_at_its_end() {
+    let app = App::start().await;
+    let (meshes, doors) = two_doors(&app).await;
+    for (mesh, door) in meshes.iter().zip(doors) {
+        let mut client = Client::of(door).await;
+        client
+            .sends(
+                "GET /switches HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n",
+            )
+            .await;
+        client.gets(HINT_SEEN).await;
+        client.head().await;
+        client.gets("hello").await;
+        client.sends("echoed").await;
+        client.gets("echoed").await;
+        let metrics = mesh.metrics();
+        for (of, bytes) in [("request", 6), ("response", 11)] {
+            let series = format!("warmhop_{of}_body_bytes_total{{app=\"shop\"}} {bytes}\n");
+            assert!(metrics.contains(&series), "no {series}: {metrics}");
+        }
+        assert!(app.records.0.lock().unwrap().is_empty(), "it has not ended");
+        drop(client);
+        let access = app.records.next().await;
+        assert_eq!((access.received, access.bytes), (6, 11));
+        assert_eq!((access.status, access.end), (Some(101), AccessEnd::Upgraded));
+        assert!(access.head.is_some_and(|head| head < access.total), "{access:?}");
+    }
+    let mut client = Client::of(doors[0]).await;
+    client.sends(&post("/none")).await;
+    client.gets_final().await;
+    let access = app.records.next().await;
+    assert_eq!((access.received, access.bytes), (2, 2), "those of another request's body");
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use crate::front::token::{self, Former};
 use crate::hop::{self, AppIs};
 use crate::http::body::Body;
 use crate::http::fields::{self, PEER_FIELD};
+use crate::observe::passage::Passage;
 use crate::request::node::Node;
 use crate::request::problem::{Problem, sf_name};
 use crate::request::serve::{Served, ServedBy, Upgrade};
@@ -57,7 +58,9 @@ pub(super) fn finish(
             fields::put_upgrade(headers, protocol);
         }
         if let (Some(client_side), Some(upgrade)) = (client_side, upgrade) {
-            connect(node, client_side, upgrade, headers);
+            let passage = Passage::new(Arc::clone(slot.counts.traffic(&node.metrics, slot.name())));
+            connect(node, client_side, upgrade, headers, Arc::clone(&passage));
+            response.extensions_mut().insert(passage);
         }
     }
     response
@@ -95,11 +98,17 @@ fn add_fields(node: &Node, served: &mut Served) {
 }
 
 /// Connects the two sides of an upgraded connection, for as long as both last.
-fn connect(node: &Node, client_side: OnUpgrade, upgrade: Upgrade, headers: &HeaderMap) {
+fn connect(
+    node: &Node,
+    client_side: OnUpgrade,
+    upgrade: Upgrade,
+    headers: &HeaderMap,
+    passage: Arc<Passage>,
+) {
     let farewell = node.tunnels.farewell(headers.get(UPGRADE));
     node.tunnels.open.spawn(async move {
         let Ok(client) = client_side.await else { return };
-        let client = TokioIo::new(client);
+        let client = passage.of(TokioIo::new(client));
         match upgrade {
             Upgrade::Hop(hop::Tunnel { writer, reader, lease, served_there }) => {
                 hop::tunnel(client, writer, reader, AppIs::Far, farewell).await;

@@ -34,9 +34,10 @@ use crate::http::fields::{self, PEER_FIELD, REQUEST_ID_FIELD};
 use crate::http::framing::ends_connection;
 use crate::http::interim::Interim;
 use crate::observe::access::Accessing;
+use crate::observe::passage::Passage;
 use crate::observe::recall::{Tracing, put_line};
 use crate::observe::trace::ActiveSpan;
-use crate::observe::traffic::AnswerTo;
+use crate::observe::traffic::{AnswerTo, Received};
 use crate::request::call::{Call, CallBody, user_agent};
 use crate::request::grpc;
 use crate::request::matches::Matched;
@@ -184,7 +185,7 @@ impl Ingress {
         let asked = Asked::of(&request, client.secure);
         let (version, is_head) = (request.version(), request.method() == Method::HEAD);
         let mut span = self.span(&mut request, &client, &tracing.id);
-        let access = node.accesses.arrives(&request, client.addr, tracing.id.as_str());
+        let access = node.accesses.arrives(&mut request, client.addr, tracing.id.as_str());
         let mut recorded = Recorded { access, tracing };
         let tracing = &mut recorded.tracing;
         let outcome = self.dispatch(of, request, client, interim, tracing).await;
@@ -239,13 +240,11 @@ impl Ingress {
             head_us = elapsed.as_micros() as u64,
             "answered"
         );
-        if let Some(span) = span {
-            response = span.until_the_end_of(response);
-        }
-        match recorded.access.take() {
-            Some(access) => access.until_the_end_of(response, way, &recorded.tracing),
+        let response = match span {
+            Some(span) => span.until_the_end_of(response),
             None => response,
-        }
+        };
+        recorded.until_the_end_of(response, way)
     }
 
     /// The span of a client's request, if it is traced.
@@ -355,7 +354,8 @@ impl Ingress {
         let node = &self.node;
         let mode = slot.spec().policy.session;
         let (mut parts, body) = request.into_parts();
-        let body = slot.counts.traffic(&node.metrics, slot.name()).receives(body);
+        let record = parts.extensions.remove::<Received>();
+        let body = slot.counts.traffic(&node.metrics, slot.name()).receives(body, record);
         let about = About::of(&parts.headers);
         let key = prepare::idempotency_key(&parts, about, mode)?;
         let upgrade = UpgradeAsked::take(&mut parts, about, &body);
@@ -430,6 +430,24 @@ impl Ingress {
 struct Recorded {
     access: Option<Accessing>,
     tracing: Tracing,
+}
+
+impl Recorded {
+    /// Has it recorded once its answer has ended, or the connection that its answer upgrades.
+    fn until_the_end_of(
+        &mut self,
+        mut response: Response<Body>,
+        way: &'static str,
+    ) -> Response<Body> {
+        let passage = response.extensions_mut().remove::<Arc<Passage>>();
+        let Some(mut access) = self.access.take() else { return response };
+        let Some(passage) = passage else {
+            return access.until_the_end_of(response, way, &self.tracing);
+        };
+        access.answered(response.status(), way, &self.tracing);
+        passage.ends(access);
+        response
+    }
 }
 
 impl Drop for Recorded {

@@ -18,6 +18,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use crate::http::body::{Body, BoxError};
 use crate::http::fields;
 use crate::observe::recall::{Tracing, beginning};
+use crate::observe::traffic::Received;
 
 /// The limit on a recorded path, and on a recorded query, in bytes.
 const TARGET_BYTES_MAX: usize = 2048;
@@ -69,7 +70,11 @@ pub struct Access {
     pub problem: Option<&'static str>,
     /// Why it took this way, in the words of `warmhop why`.
     pub why: String,
-    /// The bytes of the response's body that were sent.
+    /// The bytes of the request's body that were read, or that the client of an upgraded connection
+    /// sent in it.
+    pub received: u64,
+    /// The bytes of the response's body that were sent, or that the client of an upgraded connection
+    /// was sent in it.
     pub bytes: u64,
     /// The time until the response's head.
     pub head: Option<Duration>,
@@ -99,6 +104,7 @@ impl Access {
             status: None,
             problem: None,
             why: String::new(),
+            received: 0,
             bytes: 0,
             head: None,
             total: Duration::ZERO,
@@ -113,7 +119,7 @@ impl Access {
 pub enum AccessEnd {
     /// All of it was sent.
     Complete,
-    /// The connection was handed to another protocol, such as WebSocket.
+    /// The connection was handed to another protocol, such as WebSocket, and has ended.
     Upgraded,
     /// The response had begun, and broke off.
     CutOff,
@@ -150,11 +156,13 @@ impl Accesses {
 
     pub(crate) fn arrives(
         &self,
-        request: &Request<Body>,
+        request: &mut Request<Body>,
         client: Option<SocketAddr>,
         id: &str,
     ) -> Option<Accessing> {
         let sink = Arc::clone(self.0.as_ref()?);
+        let received = Received::default();
+        request.extensions_mut().insert(received.clone());
         let (uri, cut) = (request.uri(), |text: &str| beginning(text.into(), TARGET_BYTES_MAX));
         let host = fields::host_as_sent(request.headers());
         let access = Access {
@@ -164,7 +172,7 @@ impl Accesses {
             version: request.version(),
             ..Access::new(id, request.method().clone(), cut(uri.path()))
         };
-        Some(Accessing { access: Some(access), since: Instant::now(), sink })
+        Some(Accessing { access: Some(access), since: Instant::now(), received, sink })
     }
 }
 
@@ -173,6 +181,7 @@ impl Accesses {
 pub(crate) struct Accessing {
     access: Option<Access>,
     since: Instant,
+    received: Received,
     sink: Arc<dyn AccessSink>,
 }
 
@@ -198,8 +207,18 @@ impl Accessing {
         way: &'static str,
         tracing: &Tracing,
     ) -> Response<Body> {
-        let (status, size) = (response.status(), response.body().size_hint().exact());
+        self.answered(response.status(), way, tracing);
+        let size = response.body().size_hint().exact();
         let mut has_body = !response.body().is_end_stream();
+        if let Some(access) = &mut self.access {
+            has_body &= access.method != Method::HEAD;
+            access.end = if has_body { AccessEnd::CutOff } else { AccessEnd::Complete };
+        }
+        response.map(|body| Body::new(AccessedBody { body, size, has_body, access: self }))
+    }
+
+    /// Notes the head of an answer.
+    pub(crate) fn answered(&mut self, status: StatusCode, way: &'static str, tracing: &Tracing) {
         if let Some(access) = &mut self.access {
             access.way = Some(way);
             access.status = Some(status.as_u16());
@@ -207,14 +226,15 @@ impl Accessing {
             access.app = tracing.named_app();
             access.peer = tracing.named_peer();
             access.why = tracing.last_reason();
-            has_body &= access.method != Method::HEAD;
-            access.end = match status {
-                StatusCode::SWITCHING_PROTOCOLS => AccessEnd::Upgraded,
-                _ if has_body => AccessEnd::CutOff,
-                _ => AccessEnd::Complete,
-            };
+            access.end = AccessEnd::Upgraded;
         }
-        response.map(|body| Body::new(AccessedBody { body, size, has_body, access: self }))
+    }
+
+    /// Notes that the connection was upgraded and has ended, and what passed it.
+    pub(crate) fn passed(mut self, received: u64, sent: u64) {
+        if let Some(access) = &mut self.access {
+            (access.received, access.bytes) = (received, sent);
+        }
     }
 }
 
@@ -222,6 +242,7 @@ impl Drop for Accessing {
     fn drop(&mut self) {
         if let Some(mut access) = self.access.take() {
             access.total = self.since.elapsed();
+            access.received += self.received.bytes();
             if access.end == AccessEnd::ClientLeft {
                 access.why = "the client left".into();
             }

@@ -9,6 +9,7 @@ pub(crate) mod failpoint;
 pub(crate) mod history;
 pub(crate) mod labels;
 pub(crate) mod metrics;
+pub(crate) mod passage;
 pub(crate) mod progress;
 pub(crate) mod recall;
 pub mod status;

@@ -1,7 +1,8 @@
-//! The bodies of clients' requests and of their answers: their bytes, counted by app, and whether an
-//! answer broke off.
+//! The bodies of clients' requests and of their answers, and what passes upgraded connections: bytes,
+//! counted by app, and whether an answer broke off.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -47,13 +48,15 @@ impl Traffic {
         let traffic = Self { cut_offs, ..Self::default() };
         registry.register_with_unit(
             "request_body",
-            "Bytes that were read of the bodies of clients' requests, by app",
+            "Bytes that were read of the bodies of clients' requests, and of their upgraded \
+             connections, by app",
             Unit::Bytes,
             traffic.received.clone(),
         );
         registry.register_with_unit(
             "response_body",
-            "Bytes that clients were sent of the bodies of answers, by app",
+            "Bytes that clients were sent of the bodies of answers, and in their upgraded \
+             connections, by app",
             Unit::Bytes,
             traffic.sent.clone(),
         );
@@ -74,13 +77,26 @@ impl Traffic {
 }
 
 impl AppTraffic {
-    /// The body of a client's request, whose bytes are counted as they are read.
-    pub(crate) fn receives(self: &Arc<Self>, body: Body) -> Body {
+    /// The body of a client's request, whose bytes are counted as they are read, also for `record`.
+    pub(crate) fn receives(self: &Arc<Self>, body: Body, record: Option<Received>) -> Body {
         if let Some(bytes) = body.bytes_in_memory() {
             count(&self.received, bytes);
+            if let Some(record) = record {
+                record.add(bytes);
+            }
             return body;
         }
-        body.watched(Box::new(Request { of: Arc::clone(self), bytes: Bytes::default() }))
+        body.watched(Box::new(Request { of: Arc::clone(self), bytes: Bytes::default(), record }))
+    }
+
+    /// Counts bytes that a client sent in an upgraded connection.
+    pub(crate) fn received(&self, bytes: u64) {
+        count(&self.received, bytes);
+    }
+
+    /// Counts bytes that a client was sent in an upgraded connection.
+    pub(crate) fn sent(&self, bytes: u64) {
+        count(&self.sent, bytes);
     }
 
     /// The body of an answer, whose bytes are counted as they are sent, and which is reported if it
@@ -124,14 +140,32 @@ impl Bytes {
     }
 }
 
+/// How many bytes of one request's body were read. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Received(Arc<AtomicU64>);
+
+impl Received {
+    fn add(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Relaxed);
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
 struct Request {
     of: Arc<AppTraffic>,
     bytes: Bytes,
+    record: Option<Received>,
 }
 
 impl Watch for Request {
     fn passes(&mut self, bytes: usize) {
         self.bytes.pass(bytes, &self.of.received);
+        if let Some(record) = &self.record {
+            record.add(bytes as u64);
+        }
     }
 
     // What its client did to it is reported where the request is answered.

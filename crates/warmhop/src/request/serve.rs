@@ -30,6 +30,7 @@ use crate::http::refusals::ByReason;
 use crate::http::tunnels::{CopyTunnels, Tunnels};
 use crate::http::upload::answers_within;
 use crate::observe::metrics::ByPeer;
+use crate::observe::passage::Passage;
 use crate::observe::recall::Tracing;
 use crate::observe::trace::{ActiveSpan, SpanKind};
 use crate::request::answer::Answer;
@@ -130,11 +131,13 @@ impl Served {
 }
 
 /// Runs a service, connecting the two sides of an upgrade where the service answers with its own.
+/// What passes between them is counted by `passage`, if there is one, and the answer brings that along.
 pub(crate) async fn call_service(
     service: AppService,
     request: http::Request<Body>,
     guard: InFlight,
     tunnels: &Tunnels,
+    passage: Option<Arc<Passage>>,
 ) -> Result<Response<Body>, BoxError> {
     let client_side = request.extensions().get::<OnUpgrade>().cloned();
     let answering = {
@@ -148,10 +151,17 @@ pub(crate) async fn call_service(
         if let (Some(client_side), Some(app_side)) = (client_side, app_side) {
             let farewell = tunnels.farewell(response.headers().get(http::header::UPGRADE));
             let farewell = farewell.with_copy(guard.tunnels());
+            if let Some(passage) = &passage {
+                response.extensions_mut().insert(Arc::clone(passage));
+            }
             tunnels.open.spawn(async move {
                 let _counted = guard;
                 let (Ok(client), Ok(app)) = tokio::join!(client_side, app_side) else { return };
-                hop::join(TokioIo::new(client), TokioIo::new(app), farewell).await;
+                let (client, app) = (TokioIo::new(client), TokioIo::new(app));
+                match passage {
+                    Some(passage) => hop::join(passage.of(client), app, farewell).await,
+                    None => hop::join(client, app, farewell).await,
+                }
             });
         }
         return Ok(response);
@@ -182,7 +192,7 @@ async fn call_service_upgrading(
             match guard {
                 Some(guard) => {
                     // The holder of the other end of the in-memory connection sends the close.
-                    call_service(service, inner, guard, &Tunnels::default())
+                    call_service(service, inner, guard, &Tunnels::default(), None)
                         .await
                         .map_err(std::io::Error::other)
                 }
@@ -235,13 +245,15 @@ impl Node {
         let upload = head_timeout.and_then(|_| call.watch_upload(&mut request));
         let began = Instant::now();
         let stands_alone = call.upgrade.is_some() && call.on_upgrade.is_none();
+        let passes = || Passage::new(Arc::clone(slot.counts.traffic(&self.metrics, slot.name())));
+        let passage = call.on_upgrade.is_some().then(passes);
         let awaiting = copy.awaits();
         // Each is pinned in place: moving it would take its room twice.
         let answering = std::pin::pin!(async {
             if stands_alone {
                 Box::pin(call_service_upgrading(copy.service.clone(), request, guard)).await
             } else {
-                call_service(copy.service.clone(), request, guard, &self.tunnels)
+                call_service(copy.service.clone(), request, guard, &self.tunnels, passage)
                     .await
                     .map(|response| (response, None))
             }
