@@ -321,6 +321,10 @@ const REFUSED_OVER_TWO: &[Two] = &[
         "two hosts and no authority",
         &[(":method", "GET"), (":scheme", "http"), (":path", "/a"), ("host", "x"), ("host", "y")],
     ),
+    only(
+        "neither a host nor an authority",
+        &[(":method", "GET"), (":scheme", "http"), (":path", "/a")],
+    ),
     only("no path", &[(":method", "GET"), (":scheme", "http"), (":authority", "x")]),
     only("no method", &[(":scheme", "http"), (":authority", "x"), (":path", "/a")]),
     only(

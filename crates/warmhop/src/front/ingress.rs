@@ -106,9 +106,9 @@ impl Ingress {
         client: ClientInfo,
     ) -> Result<(For<'static>, Origin), Response<Body>> {
         // Most targets have no authority, and nothing is copied then.
-        let authority = request.uri().authority().cloned();
+        let (authority, version) = (request.uri().authority().cloned(), request.version());
         let headers = request.headers_mut();
-        let host_is_one = fields::settle_host(authority.as_ref(), headers);
+        let host_is_one = fields::settle_host(authority.as_ref(), version, headers);
         let client = self.trusted.settle(headers, client);
         // Balancers and starting pages ask several times a second, which would fill the traces and
         // the counters of requests.
@@ -138,9 +138,9 @@ impl Ingress {
         mut request: Request<Body>,
         client: ClientInfo,
     ) -> Response<Body> {
-        let authority = request.uri().authority().cloned();
+        let (authority, version) = (request.uri().authority().cloned(), request.version());
         // The result does not matter, since the app was chosen without the host.
-        let _ = fields::settle_host(authority.as_ref(), request.headers_mut());
+        let _ = fields::settle_host(authority.as_ref(), version, request.headers_mut());
         let client = self.trusted.settle(request.headers_mut(), client);
         self.identified(For::App(slot), request, client, None).await
     }

@@ -172,7 +172,7 @@ fn poll_next<IO: AsyncRead + Unpin>(
         if may_be_whole && let Some(next) = take_request(read, fields) {
             return Poll::Ready(next);
         }
-        if read.len() > HEAD_BYTES_MAX {
+        if read.len() >= HEAD_BYTES_MAX {
             return Poll::Ready(Next::Other);
         }
         *looked_at = read.len();

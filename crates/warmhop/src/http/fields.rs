@@ -320,15 +320,23 @@ pub(crate) fn request_id(headers: &HeaderMap) -> Option<RequestId> {
 
 /// Makes `Host` agree with the request's target, if that has an authority (RFC 9112 section 3.2.2,
 /// RFC 9113 section 8.3.1): the app must not see another host than the one it was chosen by.
-/// Returns false if the host is ambiguous or not valid. A target with userinfo, which servers
-/// should treat as an error (RFC 9110 section 4.2.4), is not valid either.
-pub(crate) fn settle_host(authority: Option<&Authority>, headers: &mut HeaderMap) -> bool {
+/// Returns false if the host is ambiguous or not valid, or is missing over HTTP/2, where no older
+/// client could know of none. A target with userinfo, which servers should treat as an error (RFC
+/// 9110 section 4.2.4), is not valid either.
+pub(crate) fn settle_host(
+    authority: Option<&Authority>,
+    version: Version,
+    headers: &mut HeaderMap,
+) -> bool {
     let authority = authority.map(|authority| HeaderValue::from_str(authority.as_str()));
     if let Some(Ok(host)) = authority {
         headers.insert(HOST, host);
     }
     let mut hosts = headers.get_all(HOST).iter();
-    let is_one = hosts.next().is_none_or(|host| host.to_str().is_ok_and(is_host));
+    let is_one = match hosts.next() {
+        Some(host) => host.to_str().is_ok_and(is_host),
+        None => version < Version::HTTP_2,
+    };
     is_one && hosts.next().is_none()
 }
 
@@ -523,14 +531,16 @@ mod tests {
         let settled = |uri: &str, host: &str| {
             let mut fields = headers(&[("host", host)]);
             let uri: Uri = uri.parse().unwrap();
-            settle_host(uri.authority(), &mut fields)
+            settle_host(uri.authority(), Version::HTTP_2, &mut fields)
                 .then(|| fields["host"].to_str().unwrap().to_owned())
         };
         assert_eq!(settled("http://a.example:99/x", "evil").as_deref(), Some("a.example:99"));
         assert_eq!(settled("http://u@a.example:99/x", "evil"), None);
         let mut two = headers(&[("host", "a")]);
         two.append("host", HeaderValue::from_static("b"));
-        assert!(!settle_host(None, &mut two));
+        assert!(!settle_host(None, Version::HTTP_2, &mut two));
+        assert!(!settle_host(None, Version::HTTP_2, &mut HeaderMap::new()), "there is none");
+        assert!(settle_host(None, Version::HTTP_10, &mut HeaderMap::new()), "it may be that old");
         for host in ["a.example:80", "[::1]:80", "[::1]", "a_b.example", "a:", ""] {
             assert_eq!(settled("/x", host).as_deref(), Some(host));
         }

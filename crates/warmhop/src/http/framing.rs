@@ -352,6 +352,10 @@ impl Watch {
             // hyper refuses it for its size.
             return Head::Ends { bytes: head.len() - held, then: At::Refused };
         };
+        if end > HEAD_BYTES_MAX {
+            // Its reader sees no more than it may have, without an end.
+            return Head::Ends { bytes: HEAD_BYTES_MAX - held, then: At::Refused };
+        }
         self.first = false;
         match framing(&head[..end]) {
             Ok(then) => {
@@ -610,6 +614,26 @@ mod tests {
         // Behind a request it is only garbage.
         let mut behind = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n\x16\x03\r\n\r\n".to_vec();
         assert_eq!(Watch::default().see(&mut behind), (behind.len(), None));
+    }
+
+    #[test]
+    fn a_head_that_is_too_long_is_not_whole_for_its_reader_however_it_is_cut() {
+        for length in [HEAD_BYTES_MAX, HEAD_BYTES_MAX + 1, HEAD_BYTES_MAX + READ_BYTES] {
+            let mut head = b"GET / HTTP/1.1\r\nHost: a\r\nX: ".to_vec();
+            head.resize(length - SPOILT_END.len(), b'x');
+            head.extend_from_slice(SPOILT_END);
+            for step in [1, 1000, READ_BYTES, length] {
+                let (seen, at) = feed(&head, step);
+                if length == HEAD_BYTES_MAX {
+                    assert_eq!((seen.len(), at), (length, At::Head), "in steps of {step}");
+                } else {
+                    let enough = HEAD_BYTES_MAX..length;
+                    assert!(enough.contains(&seen.len()), "its reader sees that it is too long");
+                    assert!(!seen.ends_with(SPOILT_END), "{length} in steps of {step}");
+                    assert_eq!(at, At::Refused);
+                }
+            }
+        }
     }
 
     #[test]
