@@ -21,9 +21,13 @@ pub enum Format {
     Json,
 }
 
-/// The filter if `RUST_LOG` is not set: the events of this peer and its apps' output, and from the
-/// libraries below only what needs attention.
+/// The filter if neither `RUST_LOG` nor the configuration has one: the events of this peer and its
+/// apps' output, and from the libraries below only what needs attention.
 const DEFAULT_FILTER: &str = "warn,warmhop=info,warmhop_cli=info,warmhop_core=info";
+
+/// Libraries that warn of what a client or a stranger did, each time: the peer counts that, and logs it
+/// at most once a second. A filter that names them takes precedence.
+const QUIET: &str = "h2=error,quinn_proto=error";
 
 /// The targets of this program itself, each of which may stand alone in a filter.
 const OWN_TARGETS: [&str; 3] = ["warmhop", "warmhop_cli", "warmhop_core"];
@@ -37,9 +41,14 @@ impl Level {
     /// nothing changes, and it returns false.
     #[must_use]
     pub fn set(&self, level: Option<&str>) -> bool {
-        let filter = EnvFilter::new(level.unwrap_or(DEFAULT_FILTER));
+        let filter = configured(level);
         self.0.as_ref().is_some_and(|handle| handle.reload(filter).is_ok())
     }
+}
+
+/// The filter that the configuration means by `level`.
+fn configured(level: Option<&str>) -> EnvFilter {
+    EnvFilter::new(format!("{QUIET},{}", level.unwrap_or(DEFAULT_FILTER)))
 }
 
 /// Checks that `text` is a filter in the form of `RUST_LOG`.
@@ -91,7 +100,7 @@ pub fn start(
         Some(text) => filter(text).map_err(|error| {
             format!("RUST_LOG={text:?} is not a log filter ({error}); try RUST_LOG=info")
         })?,
-        None => EnvFilter::new(level.unwrap_or(DEFAULT_FILTER)),
+        None => configured(level),
     };
     let (filter, handle) = reload::Layer::new(filter);
     let journal = Journal::default();

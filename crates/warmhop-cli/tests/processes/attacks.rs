@@ -121,7 +121,7 @@ fn bodies_over_http_2_that_nobody_reads_take_no_more_than_the_budget() {
 fn bodies(mut stream: TcpStream) -> std::io::Result<TcpStream> {
     const POST: &[u8] = b"\x83\x86\x84\x41\x01a";
     stream.set_read_timeout(Some(BOUND))?;
-    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")?;
+    stream.write_all(H2_PREFACE)?;
     stream.write_all(&frame(4, 0, 0, &[]))?;
     let allowed = Allowed::read(&mut stream)?;
     // From here on they hold.
@@ -138,6 +138,10 @@ fn bodies(mut stream: TcpStream) -> std::io::Result<TcpStream> {
     }
     Ok(stream)
 }
+
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A request's fields: `GET http://a/`.
+const GET: &[u8] = b"\x82\x86\x84\x41\x01a";
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
@@ -201,6 +205,41 @@ fn heads_that_never_end_take_no_more_than_the_budget() {
         });
         connections.collect()
     });
+}
+
+#[test]
+fn clients_that_break_the_rules_of_http_2_again_and_again_do_not_fill_the_log() {
+    let peer = peer("attack-resets", "");
+    let asks_and_resets = |id| [frame(1, 5, id, GET), frame(3, 0, id, &[0, 0, 0, 8])].concat();
+    let all: Vec<u8> = (0..100).flat_map(|at| asks_and_resets(2 * at + 1)).collect();
+    for _ in 0..5 {
+        let mut stream = TcpStream::connect(peer.front_door()).unwrap();
+        stream.set_read_timeout(Some(BOUND)).unwrap();
+        // The peer may end it in the middle.
+        let _ = stream.write_all(&[H2_PREFACE, &frame(4, 0, 0, &[]), &all].concat());
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    let before = peer.logged_before("a client broke the rules of HTTP/2");
+    let of_library: Vec<_> = before.iter().filter(|line| line.contains("h2::")).collect();
+    assert!(of_library.is_empty(), "{of_library:#?}");
+}
+
+#[test]
+fn requests_that_are_refused_again_and_again_do_not_fill_the_log() {
+    const REQUESTS: usize = 2_000;
+    let peer = peer("attack-refused", "");
+    let mut client = TcpStream::connect(peer.front_door()).unwrap();
+    client.set_read_timeout(Some(BOUND)).unwrap();
+    let mut asked = "GET / HTTP/1.1\r\nHost: a,b\r\n\r\n".repeat(REQUESTS);
+    // One of another kind, which ends the connection.
+    asked.push_str("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n");
+    client.write_all(asked.as_bytes()).unwrap();
+    let mut answers = String::new();
+    client.read_to_string(&mut answers).unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 400 ").count(), REQUESTS);
+    let before = peer.logged_before("no-connect");
+    let lines = before.iter().filter(|line| line.contains("bad-host")).count();
+    assert!(lines > 0 && lines < REQUESTS, "{lines}");
 }
 
 #[test]

@@ -149,6 +149,13 @@ impl Peer {
         early.cloned().unwrap_or_else(|| self.logged(part))
     }
 
+    /// What it logged from when it served on, up to the next line with `part` in it.
+    pub(crate) fn logged_before(&self, part: &str) -> Vec<String> {
+        let mut before = Vec::new();
+        self.logged_after(part, &mut before);
+        before
+    }
+
     fn logged_after(&self, part: &str, before: &mut Vec<String>) -> String {
         loop {
             match self.log.recv_timeout(BOUND) {

@@ -34,6 +34,7 @@ use crate::http::fields::{self, PEER_FIELD, REQUEST_ID_FIELD};
 use crate::http::framing::ends_connection;
 use crate::http::interim::Interim;
 use crate::observe::access::Accessing;
+use crate::observe::lines::Refused;
 use crate::observe::passage::Passage;
 use crate::observe::recall::{Tracing, put_line};
 use crate::observe::trace::ActiveSpan;
@@ -73,6 +74,8 @@ pub(crate) struct Ingress {
     pub(crate) node: Arc<Node>,
     pub(crate) clients: Arc<Clients>,
     pub(crate) trusted: TrustedProxies,
+    /// Bounds the lines of requests that were refused.
+    pub(crate) refused: Refused,
 }
 
 impl Ingress {

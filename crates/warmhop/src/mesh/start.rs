@@ -26,6 +26,7 @@ use crate::mesh::doors::FrontDoors;
 use crate::mesh::leaving::Leaving;
 use crate::mesh::running::{Mesh, RunningPeer};
 use crate::observe::clock::Clock;
+use crate::observe::lines::Refused;
 use crate::observe::metrics::Metrics;
 use crate::request::known_ids;
 use crate::request::node::{Node, Parts};
@@ -133,7 +134,12 @@ impl Builder {
             node.metrics.client_bytes.clone(),
         );
         let trusted = self.trusted_proxies;
-        let ingress = Arc::new(Ingress { node: Arc::clone(&node), clients, trusted });
+        let ingress = Arc::new(Ingress {
+            node: Arc::clone(&node),
+            clients,
+            trusted,
+            refused: Refused::default(),
+        });
         let background = Background::default();
         background.spawn(Arc::clone(&node.store).wake());
         background.spawn(upkeep::run(Arc::clone(&node), !self.seeds.is_empty()));

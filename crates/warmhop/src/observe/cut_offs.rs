@@ -2,8 +2,7 @@
 //! that all went well.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,26 +11,14 @@ use tracing::info;
 use warmhop_core::ids::{AppName, PeerId, RequestId};
 
 use crate::observe::labels::ByApp;
-
-/// How many of these lines are logged within [`LINES_WITHIN`]: an app that dies cuts off all that it
-/// was answering.
-const LINES_MAX: u32 = 20;
-const LINES_WITHIN: Duration = Duration::from_secs(1);
+use crate::observe::lines::Lines;
 
 /// What a peer knows of the answers that were cut off. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CutOffs {
     by_app: Family<ByApp, Counter>,
-    lines: Arc<Mutex<Lines>>,
-}
-
-/// Bounds the lines: at most [`LINES_MAX`] within [`LINES_WITHIN`].
-#[derive(Debug, Default)]
-struct Lines {
-    since: Option<Instant>,
-    logged: u32,
-    /// How many were not logged since the last line.
-    not_logged: u64,
+    /// An app that dies cuts off all that it was answering.
+    lines: Arc<Lines>,
 }
 
 /// An answer that was cut off.
@@ -73,9 +60,7 @@ impl CutOffs {
     /// Logs an answer that was cut off, unless there have just been many.
     pub(crate) fn log(&self, what: &CutOff<'_>, reason: &dyn fmt::Display) {
         let CutOff { id, app, way, peer, from, bytes } = what;
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(not_logged) = lines.next(Instant::now()) else { return };
-        drop(lines);
+        let Some(not_logged) = self.lines.due() else { return };
         info!(
             request = %id,
             %app,
@@ -87,34 +72,5 @@ impl CutOffs {
             not_logged = Some(not_logged).filter(|number| *number > 0),
             "an answer was cut off after its head"
         );
-    }
-}
-
-impl Lines {
-    /// Whether one more line may be logged; if so, returns how many were not since the last.
-    fn next(&mut self, now: Instant) -> Option<u64> {
-        if self.since.is_none_or(|since| now.duration_since(since) >= LINES_WITHIN) {
-            (self.since, self.logged) = (Some(now), 0);
-        }
-        if self.logged >= LINES_MAX {
-            self.not_logged += 1;
-            return None;
-        }
-        self.logged += 1;
-        Some(std::mem::take(&mut self.not_logged))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_many_at_once_some_are_logged_and_the_next_line_has_the_number_of_the_others() {
-        let (mut lines, now) = (Lines::default(), Instant::now());
-        let logged = (0..50).filter(|_| lines.next(now).is_some()).count();
-        assert_eq!(logged as u32, LINES_MAX);
-        assert_eq!(lines.next(now + LINES_WITHIN), Some(50 - u64::from(LINES_MAX)));
-        assert_eq!(lines.next(now + LINES_WITHIN), Some(0));
     }
 }

@@ -23,6 +23,7 @@ use crate::observe::doors::Doors;
 use crate::observe::durations::{Buckets, Durations};
 use crate::observe::history::Totals;
 pub(crate) use crate::observe::labels::ByApp;
+use crate::observe::lines::Lines;
 use crate::observe::status::RequestCounts;
 use crate::observe::traffic::{AppTraffic, Traffic};
 
@@ -98,6 +99,8 @@ pub(crate) struct Metrics {
     pub(crate) refusals: Arc<Refusals>,
     /// Connections of the doors, and handshakes that failed there.
     pub(crate) doors: Doors,
+    /// Bounds the lines of hops that were refused here.
+    pub(crate) refused_hops: Lines,
     /// Bytes that clients make this peer hold.
     pub(crate) client_bytes: Gauge,
     /// Starts of an app's copy here.
@@ -168,6 +171,7 @@ impl Metrics {
             traffic,
             refusals: Arc::default(),
             doors,
+            refused_hops: Lines::default(),
             client_bytes: Gauge::default(),
             app_starts: Family::default(),
             app_start_seconds: Family::new_with_constructor(|| {

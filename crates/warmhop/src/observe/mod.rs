@@ -8,6 +8,7 @@ pub(crate) mod durations;
 pub(crate) mod failpoint;
 pub(crate) mod history;
 pub(crate) mod labels;
+pub(crate) mod lines;
 pub(crate) mod metrics;
 pub(crate) mod passage;
 pub(crate) mod progress;

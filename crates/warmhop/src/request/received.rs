@@ -29,6 +29,7 @@ use crate::http::tunnels::Farewell;
 use crate::links::hop_body::HopBodyReader;
 use crate::observe::cut_offs::CutOff;
 use crate::observe::failpoint::{self, Point};
+use crate::observe::lines::Lines;
 use crate::observe::metrics::ByPeer;
 use crate::observe::recall::{REGISTER, Tracing, Why, put_line};
 use crate::observe::trace::{ActiveSpan, SpanKind};
@@ -70,14 +71,16 @@ struct OfHop<'a> {
 
 impl OfHop<'_> {
     /// The entry peer's log has the request as failed: so does this one's, by the same id.
-    fn log_refusal(&self, id: &RequestId, why: &HopRefusal) {
+    fn log_refusal(&self, id: &RequestId, why: &HopRefusal, lines: &Lines) {
         let (app, from) = (self.slot.name(), self.from);
         let (reason, detail) = (why.label(), why.detail());
-        if self.slot.keeps_registers || !(why.fails() || self.asked_go) {
+        let is_usual = self.slot.keeps_registers || !(why.fails() || self.asked_go);
+        let Some(not_logged) = (!is_usual).then(|| lines.due()).flatten() else {
             debug!(request = %id, %app, %from, reason, detail, "refused to another peer");
             return;
-        }
-        info!(request = %id, %app, %from, reason, detail, "refused to another peer");
+        };
+        let not_logged = Some(not_logged).filter(|not_logged| *not_logged > 0);
+        info!(request = %id, %app, %from, reason, detail, not_logged, "refused to another peer");
     }
 }
 
@@ -332,7 +335,7 @@ impl Node {
             }
             Err(why) => {
                 tracing.step("refuse", why.label());
-                of.log_refusal(&tracing.id, &why);
+                of.log_refusal(&tracing.id, &why, &self.metrics.refused_hops);
                 let _ = hop::refuse(send, why, load).await;
             }
         }

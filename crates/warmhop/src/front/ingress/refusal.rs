@@ -35,7 +35,8 @@ impl Asked {
 }
 
 impl Ingress {
-    /// The response to a request that is not served, which is logged as well.
+    /// The response to a request that is not served, which is logged as well, unless there have just
+    /// been many of its kind.
     pub(crate) fn refusal(
         &self,
         problem: &Problem,
@@ -45,13 +46,16 @@ impl Ingress {
     ) -> Response<Body> {
         let node = &self.node;
         tracing.step("problem", problem.whole());
-        tracing::info!(
-            request = %tracing.id,
-            problem = problem.kind.name(),
-            status = problem.kind.status(),
-            detail = problem.whole(),
-            "refused"
-        );
+        if let Some(not_logged) = self.refused.due(problem.kind) {
+            tracing::info!(
+                request = %tracing.id,
+                problem = problem.kind.name(),
+                status = problem.kind.status(),
+                detail = problem.whole(),
+                not_logged = Some(not_logged).filter(|not_logged| *not_logged > 0),
+                "refused"
+            );
+        }
         let mut response = problem.response(&Audience {
             accept: &asked.accept,
             is_get: asked.is_get,
