@@ -485,6 +485,11 @@ impl Account {
         charged
     }
 
+    /// Whether anything arrived that nobody has read yet.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.unread.load(Relaxed) > 0
+    }
+
     /// See [`Clients::is_crowded`].
     pub(crate) fn is_crowded(&self) -> bool {
         self.clients.is_crowded()

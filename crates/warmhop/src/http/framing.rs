@@ -12,9 +12,11 @@ use std::io::{self, BufRead as _};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use crate::http::chunks::{Chunked, Read};
 use crate::http::clients::Account;
@@ -38,6 +40,11 @@ const LENGTH_MAX: u64 = u64::MAX - 2;
 /// The first byte of a TLS connection, a handshake record (RFC 8446 section 5.1). No HTTP begins with it.
 const TLS_HANDSHAKE: u8 = 22;
 
+/// A read that would make a connection hold more is put off for so long at once, and so often, while
+/// those that were told to end hold much: their tasks may be on a thread that does not get its turn.
+const PUT_OFF_FOR: Duration = Duration::from_millis(1);
+const PUT_OFF_MAX: u32 = 100;
+
 /// What ends a spoilt head for hyper.
 const SPOILT_END: &[u8] = b"\r\n\r\n";
 /// The start of an HTTP/2 connection (RFC 9113 section 3.4).
@@ -49,15 +56,47 @@ pub(crate) struct Framed<IO> {
     watch: Watch,
     departure: Departure,
     account: Arc<Account>,
-    /// The last read was put off.
-    put_off: bool,
+    put_off: PutOff,
+}
+
+/// How often the next read was put off, and until when it is.
+#[derive(Default)]
+struct PutOff {
+    times: u32,
+    until: Option<Pin<Box<Sleep>>>,
 }
 
 impl<IO> Framed<IO> {
     pub(crate) fn new(io: IO, in_flight: ConnectionRequests) -> Self {
         let account = Arc::clone(in_flight.account());
         let departure = Departure::new(in_flight);
-        Self { io, watch: Watch::default(), departure, account, put_off: false }
+        Self { io, watch: Watch::default(), departure, account, put_off: PutOff::default() }
+    }
+
+    /// Resolves once the next read may begin.
+    fn poll_may_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let put_off = &mut self.put_off;
+        loop {
+            if let Some(until) = &mut put_off.until {
+                ready!(until.as_mut().poll(cx));
+                put_off.until = None;
+            }
+            if !self.account.is_crowded() || put_off.times == PUT_OFF_MAX {
+                break;
+            }
+            put_off.times += 1;
+            if self.account.has_unread() {
+                put_off.until = Some(Box::pin(sleep(PUT_OFF_FOR)));
+            } else if put_off.times == 1 {
+                // What a connection first sends fits into what it was charged when it came.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            } else {
+                break;
+            }
+        }
+        put_off.times = 0;
+        Poll::Ready(())
     }
 
     fn wrote(&mut self, outcome: &Poll<io::Result<usize>>) {
@@ -91,11 +130,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Framed<IO> {
         if self.departure.waits() {
             return self.departure.poll_left(cx).map(Ok);
         }
-        self.put_off = !self.put_off && self.account.is_crowded();
-        if self.put_off {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
+        ready!(self.poll_may_read(cx));
         let before = buf.filled().len();
         let outcome = Pin::new(&mut self.io).poll_read(cx, buf);
         if matches!(outcome, Poll::Ready(Ok(()))) {
@@ -464,7 +499,11 @@ pub(crate) fn ends_connection<B>(request: &http::Request<B>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::metrics::gauge::Gauge;
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
+    use crate::http::clients::{Admitted, ClientLimits, Clients};
 
     /// Feeds `text` in pieces of `step` bytes; returns what hyper would read and the end state.
     fn feed(text: &[u8], step: usize) -> (Vec<u8>, At) {
@@ -634,6 +673,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A connection that arrives, among those of `clients`.
+    fn from(clients: &Arc<Clients>, last: u8) -> (Admitted, Framed<&'static [u8]>) {
+        let admitted = clients.admit(std::net::IpAddr::from([192, 0, 2, last]), true).unwrap();
+        let in_flight = InFlight::new(Arc::clone(admitted.account()));
+        (admitted, Framed::new(&b"X: more of a head\r\n"[..], in_flight))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_grows_no_more_while_those_that_were_told_to_end_hold_much() {
+        let limits = ClientLimits::default().with(|it| it.memory = 1 << 20);
+        let clients = Clients::new(limits, Arc::default(), Gauge::default());
+        let (greedy, _) = from(&clients, 1);
+        let (growing, mut grows) = from(&clients, 2);
+        let (_new, mut comes) = from(&clients, 3);
+        growing.account().came(60_000, 0);
+        greedy.account().came(1 << 20, 0);
+        assert!(clients.is_crowded());
+        let mut read = [0; 4];
+        let soon = Duration::from_millis(50);
+        let waits = tokio::time::timeout(soon, grows.read(&mut read)).await;
+        assert!(waits.is_err(), "{waits:?}");
+        let comes = tokio::time::timeout(soon, comes.read(&mut read)).await;
+        assert!(comes.is_ok(), "what it first sends is read");
+        let bound = PUT_OFF_FOR * (2 * PUT_OFF_MAX);
+        let waits = tokio::time::timeout(bound, grows.read(&mut read)).await;
+        assert!(waits.is_ok(), "nobody waits for ever");
+        drop(greedy);
+        let reads = tokio::time::timeout(soon / 50, grows.read(&mut read)).await;
+        assert!(reads.is_ok(), "there is room again");
     }
 
     #[test]
