@@ -49,6 +49,8 @@ fn a_peer_of_another_authority_is_told_so_at_both_ends() {
     let logged = stranger.ever_logged("a seed cannot be reached");
     assert!(logged.contains("another authority"), "{logged}");
     // Which end refuses first depends on who reads whose certificate first; both say why.
+    let logged = peer.ever_logged("another authority");
+    assert!(logged.contains("WARN") && logged.contains("wants to join"), "{logged}");
     let (_, shown, _) = stranger.run(&["status"]);
     assert!(shown.contains("seeds: 0 of 1 reached"), "{shown}");
 }

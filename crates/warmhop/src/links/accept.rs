@@ -10,7 +10,6 @@ use crate::links::context::Shared;
 use crate::links::endpoint::HANDSHAKES_MAX;
 use crate::links::meet;
 use crate::links::met::MeetError;
-use crate::links::seeds;
 
 /// Above this many handshakes under way, a dialer must first prove that it receives what is sent to
 /// its address (RFC 9000 section 8.1.2): a peer does within a round trip, a host that spoofs
@@ -54,11 +53,7 @@ pub(super) async fn accept(shared: Arc<Shared>) {
                 Err(error) => {
                     shared.counters.handshake_failed(HandshakeFailure::of_quic(&error));
                     debug!(%from, %error, "a handshake failed");
-                    // Counts those that this end refused; strangers that fall silent are not worth
-                    // counting.
-                    if matches!(error, quinn::ConnectionError::TransportError(_)) {
-                        shared.seeds.refused(from, &seeds::why_closed(&error));
-                    }
+                    shared.seeds.handshake_failed(from, &error);
                 }
             }
             drop(permit);

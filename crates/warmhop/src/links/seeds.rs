@@ -330,14 +330,38 @@ impl Seeds {
 
     /// A peer at `from` was refused. Logged once a minute for each sender and reason.
     pub(crate) fn refused(&self, from: SocketAddr, why: &str) {
+        if self.is_new(from, why) {
+            warn!(%from, reason = why, "refused a peer that wants to join");
+        }
+    }
+
+    /// The handshake that a peer at `from` began failed. Logged in the same way if one of both refused
+    /// the other: which of them is the first to read the other's certificate is a matter of chance.
+    pub(crate) fn handshake_failed(&self, from: SocketAddr, error: &ConnectionError) {
+        let why = why_closed(error);
+        match error {
+            ConnectionError::TransportError(_) => self.refused(from, &why),
+            ConnectionError::ConnectionClosed(close)
+                if (alert::FIRST..=alert::LAST).contains(&u64::from(close.error_code))
+                    && self.is_new(from, &why) =>
+            {
+                warn!(%from, reason = why, "a peer that wants to join refused this one");
+            }
+            // Strangers that fall silent are not worth a line.
+            _ => {}
+        }
+    }
+
+    fn is_new(&self, from: SocketAddr, why: &str) -> bool {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         refused.retain(|_, logged_at| now.duration_since(*logged_at) < AGAIN_AFTER);
         let key = (from.ip(), why.to_owned());
-        if refused.len() < REFUSALS_MAX && !refused.contains_key(&key) {
+        let is_new = refused.len() < REFUSALS_MAX && !refused.contains_key(&key);
+        if is_new {
             refused.insert(key, now);
-            warn!(%from, reason = why, "refused a peer that wants to join");
         }
+        is_new
     }
 
     /// The outcome of each, in the order of the configuration. Seeds that lead to this peer alone
