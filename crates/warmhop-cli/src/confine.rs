@@ -25,6 +25,8 @@ pub struct Wanted {
     pub files: Option<u64>,
     /// How many processors it may run on.
     pub cpu: Option<u64>,
+    /// Whether `memory` and `cpu` hold for all of its processes together, by a control group.
+    pub cgroup: bool,
 }
 
 /// The settings that the guard gets.
@@ -35,6 +37,7 @@ pub struct Confine {
     memory: Option<u64>,
     files: Option<u64>,
     cpu: Option<u64>,
+    cgroup: bool,
     /// Further variables of its environment for the user.
     pub(crate) env: Vec<(&'static str, String)>,
 }
@@ -60,6 +63,7 @@ impl Wanted {
             memory: self.memory,
             files: self.files.or(files),
             cpu: self.cpu,
+            cgroup: self.cgroup,
             ..Confine::default()
         };
         if let Some(name) = &self.user {
@@ -109,6 +113,7 @@ impl Confine {
             part(self.memory),
             part(self.files),
             part(self.cpu),
+            part(self.cgroup.then_some(1)),
         ];
         parts.join(",").into()
     }
@@ -121,8 +126,10 @@ impl Confine {
         });
         let mut next = || parts.next().flatten();
         let (user, group, memory, files, cpu) = (next()?, next()?, next()?, next()?, next()?);
+        let cgroup = next()?.is_some();
         let id = |id: Option<u64>| id.map(u32::try_from).transpose().ok();
-        Some(Self { user: id(user)?, group: id(group)?, memory, files, cpu, env: Vec::new() })
+        let (user, group) = (id(user)?, id(group)?);
+        Some(Self { user, group, memory, files, cpu, cgroup, env: Vec::new() })
     }
 
     /// Sets, in this process, the limits that its children inherit.
@@ -137,7 +144,10 @@ impl Confine {
             let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard);
         }
         #[cfg(target_os = "linux")]
-        if let Some(wanted) = self.cpu {
+        if self.cgroup {
+            let limits = crate::cgroup::Limits { memory: self.memory, cpu: self.cpu };
+            crate::cgroup::enter(std::process::id(), limits)?;
+        } else if let Some(wanted) = self.cpu {
             run_on(wanted).map_err(|error| format!("cannot choose processors: {error}"))?;
         }
         #[cfg(target_os = "linux")]
@@ -148,9 +158,9 @@ impl Confine {
         Ok(())
     }
 
-    /// Whether its memory is limited.
+    /// Whether the memory of each of its processes is limited.
     pub(crate) fn limits_memory(&self) -> bool {
-        self.memory.is_some()
+        self.memory.is_some() && !self.cgroup
     }
 
     /// Limits the memory of this process and of what it starts or becomes. The guard itself would not
@@ -210,13 +220,15 @@ mod tests {
             memory: Some(1 << 40),
             files: Some(1024),
             cpu: Some(2),
+            cgroup: true,
             env: Vec::new(),
         };
         for confine in [Confine::default(), some] {
             let argument = confine.argument().into_string().unwrap();
             assert_eq!(Confine::from_argument(&argument), Some(confine));
         }
-        for wrong in ["", "1", "1,2,3,4", "-,-,-,-,x", "-1,-,-,-,-", "99999999999,-,-,-,-"] {
+        for wrong in ["", "1", "1,2,3,4,5", "-,-,-,-,-,x", "-1,-,-,-,-,-", "99999999999,-,-,-,-,-"]
+        {
             assert_eq!(Confine::from_argument(wrong), None, "{wrong}");
         }
     }

@@ -7,6 +7,8 @@
 pub mod access_log;
 pub mod admin;
 pub mod cert;
+#[cfg(target_os = "linux")]
+mod cgroup;
 pub mod child;
 mod clean;
 pub mod client;

@@ -58,6 +58,12 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
     let (journal, level) = log::start(format, level, stderr.clone()).map_err(Failure::usage)?;
     // Before the warnings: a missing file is an error here, and one message is enough.
     let credentials = load(&config)?;
+    #[cfg(target_os = "linux")]
+    if config.apps.iter().any(|app| app.wanted.cgroup)
+        && let Err(what) = crate::cgroup::prepare()
+    {
+        warn!("apps with limits.cgroup cannot start: {what}");
+    }
     for warning in warnings.into_iter().chain(config.exposed_keys()) {
         warn!("{warning}");
     }

@@ -256,13 +256,14 @@ fn print_confinement(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
     let limits =
         [("memory", app.wanted.memory), ("files", app.wanted.files), ("cpu", app.wanted.cpu)];
-    let limits: Vec<String> = (limits.into_iter())
+    let mut limits: Vec<String> = (limits.into_iter())
         .filter_map(|(key, limit)| Some((key, limit?)))
         .map(|(key, limit)| match key {
             "memory" => format!("memory = \"{}\"", memory::text(limit)),
             key => format!("{key} = {limit}"),
         })
         .collect();
+    limits.extend(app.wanted.cgroup.then(|| "cgroup = true".to_owned()));
     if !limits.is_empty() {
         writeln!(f, "limits = {{ {} }}", limits.join(", "))?;
     }

@@ -58,7 +58,7 @@ ready = { path = "/healthz", timeout = "90s" }
 protocol = "h2"
 user = "nobody-knows"
 group = "root"
-limits = { memory = "512MiB", files = 1024, cpu = 2 }
+limits = { memory = "512MiB", files = 1024, cpu = 2, cgroup = true }
 start = "at-boot"
 stop_when_idle = "10m"
 keep_ready = 1

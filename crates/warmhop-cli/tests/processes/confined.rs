@@ -55,6 +55,15 @@ async fn an_app_inherits_what_the_configuration_took_from_the_environment_only_b
 }
 
 #[tokio::test]
+async fn an_app_whose_control_group_cannot_be_made_does_not_start_and_says_what_to_do() {
+    let wanted = Wanted { memory: Some(64 << 20), cgroup: true, ..Wanted::default() };
+    // Nobody has divided the control group of this test.
+    let confine = wanted.here(None).unwrap();
+    let told = words(ChildApp { confine, ..sh("echo started; exit 3") }).await.concat();
+    assert!(told.contains("control group") && !told.contains("started"), "{told}");
+}
+
+#[tokio::test]
 async fn an_app_stays_within_its_limits_or_does_not_start() {
     // A user of its own beside a limit of memory needs what containers do not leave to root.
     let user = Uid::effective().is_root().then(|| "nobody".to_owned());

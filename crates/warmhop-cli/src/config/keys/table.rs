@@ -149,9 +149,10 @@ pub(super) const KEYS: &[Key] = &[
     key("app.session.by", "query", Kind::Text, "(none)", "A query parameter, such as `sid` of engine.io or `session_hash` of Gradio; it is also read from a small JSON body."),
     key("app.session.by", "cookie", Kind::Text, "(none)", "A cookie that the app sets."),
 
-    key("app.limits", "memory", Kind::Size("16MiB", "1048576GiB"), "(none)", "The most data, in bytes, that each of its processes may hold."),
+    key("app.limits", "memory", Kind::Size("16MiB", "1048576GiB"), "(none)", "The most data, in bytes, that each of its processes may hold; with `cgroup`, the most memory of all of them."),
     key("app.limits", "files", Kind::Number(1, 1 << 30), "(the peer's)", "How many files each of its processes may have open."),
-    key("app.limits", "cpu", Kind::Number(1, 1024), "(all)", "How many processors it may run on."),
+    key("app.limits", "cpu", Kind::Number(1, 1024), "(all)", "How many processors it may run on; with `cgroup`, the time of how many it may use."),
+    key("app.limits", "cgroup", Kind::Flag, "(each process for itself)", "Whether `memory` and `cpu` hold for all processes of a copy together, by a control group (cgroup v2) that the peer makes below its own. See [trust.md](trust.md)."),
 
     key("app.ready", "path", Kind::Text, "(a connection is enough)", "The path of the probe."),
     key("app.ready", "host", Kind::Text, "(that of `match`)", "The `Host` of the probe."),

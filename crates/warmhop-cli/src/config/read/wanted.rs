@@ -20,6 +20,7 @@ pub(super) fn read(table: &mut Table<'_>) -> Wanted {
             limits.set_usize(key, 1..=most, &mut number);
             *to = u64::try_from(number).ok().filter(|number| *number > 0);
         }
+        wanted.cgroup = limits.take("cgroup").and_then(|field| field.boolean()).unwrap_or(false);
         limits.finish();
     }
     if let Err(cannot) = wanted.here(None)
