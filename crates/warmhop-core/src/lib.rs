@@ -72,8 +72,9 @@
 //!
 //! * **I10** A request is never sent again to a peer that did not take it, and to two peers at
 //!   most; it never waits while a ready peer may still be tried.
-//! * **I11** A request that arrived by a hop is served where it arrived or refused at once: it
-//!   never hops and never waits, so no chain and no loop of hops exists.
+//! * **I11** A request that arrived by a hop is served where it arrived or refused: it never hops, so
+//!   no chain and no loop of hops exists. It is refused at once, or, if it has had its turn at its
+//!   entry peer, after [`TURN_WITHIN`](crate::route::TURN_WITHIN) without a place.
 //! * **I12** A request that may have reached an app runs again only if it is safe, or if its
 //!   session's register applies it once.
 //!

@@ -17,6 +17,10 @@
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 
+mod lanes;
+
+pub use self::lanes::{Lane, Lanes};
+
 /// The client and session of a request, as numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Flow {
@@ -88,6 +92,14 @@ impl FairQueue {
     #[must_use]
     pub fn called(&self) -> Option<Ticket> {
         self.called.map(|(ticket, _)| ticket)
+    }
+
+    /// How many clients wait.
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        let is_new = |client| !self.clients.by_key.contains_key(&client);
+        let called = self.called.is_some_and(|(_, flow)| is_new(flow.client));
+        self.clients.by_key.len() + usize::from(called)
     }
 
     /// Joins behind the others of its session, or, if it had its turn before and was turned away,

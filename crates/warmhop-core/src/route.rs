@@ -26,12 +26,14 @@
 use core::cmp::Ordering;
 use core::time::Duration;
 
+use self::places::{is_behind, is_full, is_full_here, is_full_there, turn_there, wait_for_place};
 use crate::config::{AppPolicy, EffectsMode, SessionMode, StartMode};
 use crate::ids::PeerId;
 use crate::version::AppVersion;
 use crate::view::AppState;
 
 mod candidates;
+mod places;
 mod refusal;
 mod versions;
 mod words;
@@ -39,6 +41,7 @@ mod words;
 pub use self::candidates::{
     COLD_MAX, Noted, NotedLoad, Viewpoint, may_go_again, others_start, still_tried,
 };
+pub use self::places::{AtDoor, TURN_WITHIN, Turn, at_door, is_held_back};
 pub use self::refusal::Refusal;
 pub use self::versions::{NEWS_WITHIN, Versions, counts_on};
 
@@ -195,6 +198,10 @@ pub struct Queued {
     pub gave_way: bool,
     /// If the queue is full, a request of another client gives way to it.
     pub displaces: bool,
+    /// It has had its turn here: another peer that has no free place lets it wait there.
+    pub has_turn: bool,
+    /// The next place at the copy here is for a request of the other [`Lane`](crate::queue::Lane).
+    pub not_here: bool,
 }
 
 /// What to do, and why.
@@ -335,6 +342,14 @@ pub enum Reason {
     },
     /// Every copy within reach serves as many requests as it may.
     BusyEverywhere,
+    /// So it is, and this request has had its turn here: it waits for a place there, among the
+    /// requests that came by other peers.
+    TurnThere {
+        /// Where.
+        peer: PeerId,
+        /// Requests in flight there, as far as is known.
+        in_flight: u32,
+    },
     /// The app is ready nowhere within reach; the last start here failed, and the next one is
     /// scheduled.
     BackingOff {
@@ -363,6 +378,7 @@ impl Reason {
             Self::NewerThere { .. } => "newer_there",
             Self::UnheardVersion { .. } => "unheard_version",
             Self::BusyEverywhere => "busy_everywhere",
+            Self::TurnThere { .. } => "turn_there",
             Self::BackingOff { .. } => "backing_off",
             Self::NobodyStarts => "nobody_starts",
             Self::Refused(refusal) => refusal.label(),
@@ -379,8 +395,7 @@ pub fn decide(q: &Question<'_>) -> Decision {
     }
 }
 
-/// The entry peer chose this peer: the request gets the copy here, or is refused at once (I11). A
-/// hop starts nothing here: its entry peer starts its own copy, or asks for this one explicitly.
+/// The entry peer chose this peer: the request gets the copy here, or is refused (I11). A hop starts nothing here: its entry peer starts its own copy, or asks for this one explicitly.
 fn by_hop(q: &Question<'_>) -> Decision {
     let reason = if q.local.state == AppState::Ready {
         if q.draining { Reason::ReadyHereDraining } else { Reason::ReadyHere }
@@ -414,6 +429,9 @@ fn at_front_door(q: &Question<'_>) -> Decision {
             Pinned::Here if is_full_here(q) || is_behind(q) => return wait_for_place(q),
             Pinned::Here => return decision(Action::Serve, Reason::PinnedHere, None),
             Pinned::There if is_behind(q) || is_full_there(q, pin.peer) => {
+                if let Some((to, reason)) = turn_there(q, |c| c.peer == pin.peer) {
+                    return decision(Action::Hop { to }, reason, None);
+                }
                 return Decision { start_here, ..wait_for_place(q) };
             }
             Pinned::There => {
@@ -456,6 +474,9 @@ fn at_front_door(q: &Question<'_>) -> Decision {
         return decision(Action::Hop { to }, reason, pin_lost);
     }
     if q.candidates.iter().any(|c| c.state == AppState::Ready && is_full(q, c)) {
+        if let Some((to, reason)) = turn_there(q, |_| true) {
+            return decision(Action::Hop { to }, reason, pin_lost);
+        }
         return Decision { pin_lost, start_here, ..wait_for_place(q) };
     }
     Decision { pin_lost, ..wait_or_refuse(q, start_here) }
@@ -503,74 +524,6 @@ fn ready_here_and_stays(q: &Question<'_>) -> Decision {
         None if is_full => wait_for_place(q),
         None => serve,
     }
-}
-
-/// Whether there is no place here for the request.
-fn is_full_here(q: &Question<'_>) -> bool {
-    q.local.shut || has_no_place_here(q)
-}
-
-fn has_no_place_here(q: &Question<'_>) -> bool {
-    q.app.concurrency.is_some_and(|places| q.local.in_flight >= places)
-}
-
-/// Whether the candidate has no place for the request.
-fn is_full(q: &Question<'_>, c: &Candidate<'_>) -> bool {
-    c.shut || has_no_place(q, c)
-}
-
-/// Whether the candidate has no free place: this peer's requests take all of them, or it had none
-/// by its latest news, a moment ago.
-fn has_no_place(q: &Question<'_>, c: &Candidate<'_>) -> bool {
-    let is_news = c.load_age.is_some_and(|age| age <= FULL_FOR);
-    q.app.concurrency.is_some_and(|places| c.ours >= places || (is_news && c.in_flight >= places))
-}
-
-fn is_full_there(q: &Question<'_>, peer: &PeerId) -> bool {
-    q.candidates.iter().any(|c| c.peer == peer && is_full(q, c))
-}
-
-/// Whether all free places are barred to the request, because its client has used its share of those
-/// copies: other clients get them.
-#[must_use]
-pub fn is_held_back(q: &Question<'_>) -> bool {
-    let pin = q.affinity.filter(|pin| q.app.session == SessionMode::Pinned && pin.lives);
-    let here = q.local.state == AppState::Ready && !q.draining && pin.is_none_or(|pin| pin.here);
-    let there = || {
-        let asked = |c: &&Candidate<'_>| pin.is_none_or(|pin| pin.peer == c.peer);
-        q.candidates.iter().filter(|c| c.state == AppState::Ready).filter(asked)
-    };
-    let shut_here = here && q.local.shut && !has_no_place_here(q);
-    let is_shut = shut_here || there().any(|c| c.shut && !has_no_place(q, c));
-    let open_there = || there().any(|c| may_try(q, c.peer) && !is_full(q, c));
-    let open_here = here && !is_full_here(q);
-    is_shut && !open_here && !open_there()
-}
-
-/// Whether a free place belongs to another request, which waits for it.
-fn is_behind(q: &Question<'_>) -> bool {
-    q.app.concurrency.is_some() && (q.queued.behind || q.queued.gave_way)
-}
-
-/// Every copy that could be asked is full.
-fn wait_for_place(q: &Question<'_>) -> Decision {
-    let places = u64::from(q.app.concurrency.unwrap_or(1).max(1));
-    let before = u64::try_from(q.local.waiting).unwrap_or(u64::MAX).saturating_add(1);
-    let us = u64::from(q.local.latency_us).saturating_mul(before).div_ceil(places);
-    let retry_after = Duration::from_micros(us);
-    let reason = if q.waited >= q.app.max_wait {
-        let (max_wait, held_back) = (q.app.max_wait, is_held_back(q));
-        Reason::Refused(Refusal::BusyTooLong { max_wait, retry_after, held_back })
-    } else if q.queued.gave_way || (q.local.waiting >= q.app.waiting_max && !q.queued.displaces) {
-        Reason::Refused(Refusal::QueueFull { waiting_max: q.app.waiting_max, retry_after })
-    } else {
-        Reason::BusyEverywhere
-    };
-    let action = match &reason {
-        Reason::Refused(refusal) => Action::Refuse(refusal.clone()),
-        _ => Action::Wait { at_most: q.app.max_wait.saturating_sub(q.waited) },
-    };
-    Decision { action, reason, start_here: false, ask_to_start: None, pin_lost: None }
 }
 
 enum Pinned {

@@ -234,6 +234,64 @@ async fn a_session_pinned_to_a_copy_without_a_place_waits_and_keeps_nobody_from_
     }
 }
 
+/// A mesh in which `one` runs the app and `two` never does.
+async fn one_serves_two_never(held: &Held, session: SessionMode, waiting_max: usize) -> Bed {
+    let mut bed = Bed::new();
+    for (name, start) in [("one", StartMode::AtBoot), ("two", StartMode::Never)] {
+        let built = held.with(name, move |policy| {
+            (policy.concurrency, policy.session) = (Some(1), session);
+            (policy.start, policy.waiting_max) = (start, waiting_max);
+        });
+        bed.add_built(name, Plan::default(), &Gate::new(true), built).await;
+    }
+    let two = bed.peers[1].clone();
+    eventually("it is believed ready", || {
+        two.status().peers.iter().any(|it| it.apps.get("held").is_some_and(|it| it == "ready"))
+    })
+    .await;
+    bed
+}
+
+#[tokio::test]
+async fn a_client_at_another_peer_has_its_turn_among_those_at_the_copys_own() {
+    for session in [SessionMode::None, SessionMode::Portable] {
+        let (held, mut comes) = Held::new();
+        let bed = one_serves_two_never(&held, session, 100).await;
+        let mut asking = vec![ask(&bed, "192.0.2.1", "/greedy", Client::default())];
+        assert_eq!(comes.recv().await.unwrap(), "one/greedy");
+        asking.extend((0..8).map(|_| ask(&bed, "192.0.2.1", "/greedy", Client::default())));
+        eventually("they wait", || waiting(&bed.peers[0]) == 8).await;
+        // Whoever leaves while it waits there waits no more.
+        let leaves = ask_at(&bed, 1, "192.0.2.3", "/leaves", Client::default());
+        eventually("it waits there", || waiting(&bed.peers[0]) == 9).await;
+        leaves.abort();
+        eventually("it has left", || waiting(&bed.peers[0]) == 8).await;
+        asking.push(ask_at(&bed, 1, "192.0.2.2", "/modest", Client::default()));
+        eventually("it waits there", || waiting(&bed.peers[0]) == 9).await;
+        assert_eq!(waiting(&bed.peers[1]), 0, "and nowhere else");
+        held.let_go.add_permits(1);
+        assert_eq!(comes.recv().await.unwrap(), "one/modest", "{session:?}");
+        all_are_served(&held, asking).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_at_another_peer_finds_room_in_a_queue_that_one_client_has_filled() {
+    let (held, mut comes) = Held::new();
+    let bed = one_serves_two_never(&held, SessionMode::None, 4).await;
+    let mut greedy = vec![ask(&bed, "192.0.2.1", "/greedy", Client::default())];
+    assert_eq!(comes.recv().await.unwrap(), "one/greedy");
+    greedy.extend((0..4).map(|_| ask(&bed, "192.0.2.1", "/greedy", Client::default())));
+    eventually("they wait", || waiting(&bed.peers[0]) == 4).await;
+    let modest = ask_at(&bed, 1, "192.0.2.2", "/modest", Client::default());
+    eventually("one gave way", || greedy.iter().any(JoinHandle::is_finished)).await;
+    assert_eq!(waiting(&bed.peers[0]), 4);
+    held.let_go.add_permits(1);
+    assert_eq!(comes.recv().await.unwrap(), "one/modest");
+    held.let_go.add_permits(COME_MAX);
+    assert_eq!(modest.await.unwrap().0.status, StatusCode::OK);
+}
+
 /// Lets all go, and expects that everybody was served.
 async fn all_are_served(
     held: &Held,

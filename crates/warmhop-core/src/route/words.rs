@@ -119,6 +119,11 @@ impl fmt::Display for Reason {
             Self::BusyEverywhere => {
                 f.write_str("every copy serves as many requests as it may; it waits for a place")
             }
+            Self::TurnThere { peer, in_flight } => write!(
+                f,
+                "every copy serves as many requests as it may, {peer} {in_flight}; it waits for a \
+                 place there, since it is next here"
+            ),
             Self::BackingOff { starts_in } => write!(
                 f,
                 "ready nowhere; the last start here failed, and the next begins in {starts_in:?}"

@@ -2,7 +2,9 @@
 //! `FairQueue` decides.
 //!
 //! Requests that any copy can serve form one queue, those that are pinned to a peer another for
-//! each: a request that could proceed must not wait for one that cannot.
+//! each: a request that could proceed must not wait for one that cannot. Requests that other peers
+//! have sent here to wait for a place are among those pinned to this peer. The core's `Lanes` decides
+//! which of the two queues that wait for the copy here gets its next place.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use warmhop_core::ids::{PeerId, SessionId};
-use warmhop_core::queue::{FairQueue, Flow, Ticket};
+use warmhop_core::queue::{FairQueue, Flow, Lane, Lanes, Ticket};
 use warmhop_core::route::{FULL_FOR, Queued};
 
 /// One queue, and how each that waits in it is woken.
@@ -20,12 +22,21 @@ use warmhop_core::route::{FULL_FOR, Queued};
 struct Line {
     queue: FairQueue,
     waiting: HashMap<Ticket, Arc<Notify>>,
+    /// The one that was called and does not take the free place here.
+    declines: Option<Ticket>,
+}
+
+/// Those in which anything waits, by the peer that their requests are pinned to.
+#[derive(Default)]
+struct Lines {
+    by_pin: BTreeMap<Option<PeerId>, Line>,
+    lanes: Lanes,
 }
 
 /// The queues of one app.
-#[derive(Default)]
 pub(crate) struct Places {
-    lines: Mutex<BTreeMap<Option<PeerId>, Line>>,
+    me: PeerId,
+    lines: Mutex<Lines>,
     /// Their number, readable without the lock.
     open: AtomicUsize,
 }
@@ -54,6 +65,8 @@ pub(crate) struct Wait {
     pub(crate) is_full: bool,
     /// Only its client's share keeps it from a place that is free.
     pub(crate) is_held_back: bool,
+    /// It does not take the place that is free here.
+    pub(crate) declines: bool,
 }
 
 /// A request's place in a queue, until it is dropped.
@@ -80,19 +93,48 @@ pub(crate) struct Waits {
     turn: Option<Turn>,
     /// It had its turn before, and was turned away.
     had_turn: bool,
+    /// The peer that it is sent to may let it wait.
+    pub(crate) may_wait_there: bool,
 }
 
 impl Places {
+    pub(crate) fn new(me: PeerId) -> Self {
+        Self { me, lines: Mutex::default(), open: AtomicUsize::new(0) }
+    }
+
     /// How many wait.
     pub(crate) fn waiting(&self) -> usize {
         if self.open.load(Ordering::SeqCst) == 0 {
             return 0;
         }
-        self.lines().values().map(|line| line.waiting.len()).sum()
+        self.lines().by_pin.values().map(|line| line.waiting.len()).sum()
     }
 
-    fn lines(&self) -> MutexGuard<'_, BTreeMap<Option<PeerId>, Line>> {
+    fn lines(&self) -> MutexGuard<'_, Lines> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lane of the requests that are pinned so, if they wait for the copy here.
+    fn lane(&self, pinned_to: Option<&PeerId>) -> Option<Lane> {
+        match pinned_to {
+            None => Some(Lane::Any),
+            Some(peer) => (*peer == self.me).then_some(Lane::Here),
+        }
+    }
+
+    /// The line of a lane, if anything waits in it.
+    fn line_of<'a>(&self, lines: &'a Lines, lane: Lane) -> Option<&'a Line> {
+        lines.by_pin.get(&match lane {
+            Lane::Any => None,
+            Lane::Here => Some(self.me.clone()),
+        })
+    }
+
+    /// Whether the next place here is for the other lane.
+    fn is_not_here(&self, lines: &Lines, pinned_to: Option<&PeerId>) -> bool {
+        let Some(lane) = self.lane(pinned_to) else { return false };
+        let looks = |lane| self.line_of(lines, lane).is_some_and(Line::looks);
+        looks(other(lane)) && !(looks(lane) && lines.lanes.next() == lane)
     }
 
     /// A place at the copy of `peer` has become free, which `client` had, where clients have shares.
@@ -102,10 +144,11 @@ impl Places {
         }
         let mut lines = self.lines();
         for pinned_to in [None, Some(peer.clone())] {
-            let Some(line) = lines.get_mut(&pinned_to) else { continue };
+            let Some(line) = lines.by_pin.get_mut(&pinned_to) else { continue };
             if let Some(client) = client {
                 line.queue.release(client);
             }
+            line.declines = None;
             line.wake(line.queue.called());
         }
     }
@@ -116,10 +159,39 @@ impl Places {
             return Queued::default();
         }
         let lines = self.lines();
-        let Some(line) = lines.get(&pinned_to.cloned()) else { return Queued::default() };
-        // A newcomer is behind all of them.
-        let displaces = line.queue.gives_way_to(flow);
-        Queued { behind: line.queue.is_before(flow), gave_way: false, displaces }
+        let line = lines.by_pin.get(&pinned_to.cloned());
+        Queued {
+            // A newcomer is behind all of them.
+            behind: line.is_some_and(|line| line.queue.is_before(flow)),
+            displaces: lines.by_pin.values().any(|line| line.queue.gives_way_to(flow)),
+            not_here: self.is_not_here(&lines, pinned_to),
+            ..Queued::default()
+        }
+    }
+}
+
+fn other(lane: Lane) -> Lane {
+    match lane {
+        Lane::Any => Lane::Here,
+        Lane::Here => Lane::Any,
+    }
+}
+
+impl Lines {
+    /// A request of another client stops waiting, in favour of this flow: of its own line, if that has
+    /// one.
+    fn give_way(&mut self, pinned_to: Option<&PeerId>, flow: Flow) {
+        let own = pinned_to.cloned();
+        let others = self.by_pin.keys().filter(|pin| **pin != own).cloned();
+        for pin in std::iter::once(own.clone()).chain(others.collect::<Vec<_>>()) {
+            let Some(line) = self.by_pin.get_mut(&pin) else { continue };
+            let Some(gone) = line.queue.give_way_to(flow) else { continue };
+            // It finds that it was removed, and is refused.
+            if let Some(gone) = line.waiting.remove(&gone) {
+                gone.notify_one();
+            }
+            return;
+        }
     }
 }
 
@@ -133,7 +205,7 @@ impl Waits {
     pub(crate) fn standing(&self, places: &Places, pinned_to: Option<&PeerId>) -> Queued {
         match self.turn.as_ref().filter(|turn| turn.pinned_to.as_ref() == pinned_to) {
             Some(turn) => turn.standing(),
-            None => places.look(pinned_to, self.flow),
+            None => Queued { has_turn: self.had_turn, ..places.look(pinned_to, self.flow) },
         }
     }
 
@@ -152,7 +224,7 @@ impl Waits {
             self.turn = Some(Turn::join(places, pinned_to, flow, had_turn, wait.is_full));
             return;
         };
-        let looks_after = match turn.settled(wait.is_held_back) {
+        let looks_after = match turn.settled(wait) {
             Settled::Behind => wait.at_most,
             Settled::Looks => wait.at_most.min(FULL_FOR),
             Settled::IsCalled | Settled::Gone => Duration::ZERO,
@@ -174,6 +246,14 @@ impl Waits {
         self.shut_at.iter().any(|(other, at)| other == peer && at.elapsed() < FULL_FOR)
     }
 
+    /// It has a place at the copy here.
+    pub(crate) fn enters(&mut self) {
+        if let Some(turn) = &self.turn {
+            turn.takes_place();
+        }
+        self.over();
+    }
+
     /// It has a place, or wants none any more.
     pub(crate) fn over(&mut self) {
         self.had_turn |= self.turn.take().is_some();
@@ -181,6 +261,11 @@ impl Waits {
 }
 
 impl Line {
+    /// Whether one of its requests looks for a place, and would take one here.
+    fn looks(&self) -> bool {
+        self.queue.called().is_some_and(|called| self.declines != Some(called))
+    }
+
     fn wake(&self, ticket: Option<Ticket>) {
         if let Some(woken) = ticket.and_then(|ticket| self.waiting.get(&ticket)) {
             woken.notify_one();
@@ -203,12 +288,19 @@ enum Settled {
 impl Turn {
     /// Where the request is by now. The first request of each client also finds out whether its client
     /// is held back.
-    fn settled(&self, is_held_back: bool) -> Settled {
+    fn settled(&self, wait: Wait) -> Settled {
+        let Wait { is_held_back, declines, .. } = wait;
         let (ticket, flow) = (self.ticket, self.flow);
         let mut lines = self.places.lines();
-        let line = lines.get_mut(&self.pinned_to).filter(|it| it.waiting.contains_key(&ticket));
-        let Some(line) = line else { return Settled::Gone };
+        let line = lines.by_pin.get_mut(&self.pinned_to);
+        let Some(line) = line.filter(|it| it.waiting.contains_key(&ticket)) else {
+            return Settled::Gone;
+        };
         if line.queue.called() == Some(ticket) {
+            if declines && line.declines.replace(ticket) != Some(ticket) {
+                self.wake_other_lane(&lines);
+            }
+            let Some(line) = lines.by_pin.get_mut(&self.pinned_to) else { return Settled::Gone };
             if is_held_back {
                 let next = line.queue.hold(ticket, flow);
                 line.wake(next);
@@ -238,44 +330,73 @@ impl Turn {
     ) -> Self {
         let woken = Arc::new(Notify::new());
         let mut lines = places.lines();
-        let line = lines.entry(pinned_to.cloned()).or_default();
-        if is_full && let Some(gone) = line.queue.give_way_to(flow) {
-            // It finds that it was removed, and is refused.
-            if let Some(gone) = line.waiting.remove(&gone) {
-                gone.notify_one();
-            }
+        if is_full {
+            lines.give_way(pinned_to, flow);
         }
+        if let (Some(lane), false) =
+            (places.lane(pinned_to), lines.by_pin.contains_key(&pinned_to.cloned()))
+        {
+            lines.lanes.begins(lane);
+        }
+        let line = lines.by_pin.entry(pinned_to.cloned()).or_default();
         let ticket = line.queue.join(flow, had_turn);
         line.waiting.insert(ticket, Arc::clone(&woken));
-        places.open.store(lines.len(), Ordering::SeqCst);
+        places.open.store(lines.by_pin.len(), Ordering::SeqCst);
         drop(lines);
         Self { places: Arc::clone(places), pinned_to: pinned_to.cloned(), flow, ticket, woken }
     }
 
     fn standing(&self) -> Queued {
         let lines = self.places.lines();
-        let line = lines.get(&self.pinned_to).filter(|it| it.waiting.contains_key(&self.ticket));
-        let Some(line) = line else {
+        let line = lines.by_pin.get(&self.pinned_to);
+        let Some(line) = line.filter(|it| it.waiting.contains_key(&self.ticket)) else {
             return Queued { gave_way: true, ..Queued::default() };
         };
-        // It is in the queue already, however many there are.
-        let behind = line.queue.called() != Some(self.ticket);
-        Queued { behind, gave_way: false, displaces: true }
+        let is_called = line.queue.called() == Some(self.ticket);
+        Queued {
+            behind: !is_called,
+            gave_way: false,
+            // It is in the queue already, however many there are.
+            displaces: true,
+            has_turn: is_called,
+            not_here: self.places.is_not_here(&lines, self.pinned_to.as_ref()),
+        }
+    }
+
+    /// It takes a place at the copy here.
+    fn takes_place(&self) {
+        let Some(lane) = self.places.lane(self.pinned_to.as_ref()) else { return };
+        let mut lines = self.places.lines();
+        let line = lines.by_pin.get(&self.pinned_to);
+        let clients = line.map_or(1, |line| line.queue.clients());
+        lines.lanes.took(lane, clients);
+    }
+
+    /// Whose turn it is in the other lane may take the next place here.
+    fn wake_other_lane(&self, lines: &Lines) {
+        let lane = self.places.lane(self.pinned_to.as_ref());
+        if let Some(line) = lane.and_then(|lane| self.places.line_of(lines, other(lane))) {
+            line.wake(line.queue.called());
+        }
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut lines = self.places.lines();
-        let Some(line) = lines.get_mut(&self.pinned_to) else { return };
+        let Some(line) = lines.by_pin.get_mut(&self.pinned_to) else { return };
         if line.waiting.remove(&self.ticket).is_some() {
             let next = line.queue.leave(self.ticket, self.flow);
             line.wake(next);
             line.wake(line.queue.first_of_held(self.flow.client));
         }
         if line.queue.is_empty() {
-            lines.remove(&self.pinned_to);
+            lines.by_pin.remove(&self.pinned_to);
         }
-        self.places.open.store(lines.len(), Ordering::SeqCst);
+        if lines.by_pin.is_empty() {
+            lines.lanes = Lanes::default();
+        }
+        self.wake_other_lane(&lines);
+        self.places.open.store(lines.by_pin.len(), Ordering::SeqCst);
     }
 }

@@ -150,6 +150,7 @@ impl Slot {
         publish: Box<dyn Fn(&Slot) + Send + Sync>,
     ) -> Arc<Self> {
         let machine = AppMachine::new(spec.policy.clone(), rand::random());
+        let places = Arc::new(Places::new(me.clone()));
         Arc::new(Self {
             name: spec.name.clone(),
             spec: ArcSwap::from_pointee(spec),
@@ -176,7 +177,7 @@ impl Slot {
             latency_us: AtomicU32::new(0),
             ticker: Notify::new(),
             loads: Arc::default(),
-            places: Arc::default(),
+            places,
             changed,
             publish,
         })

@@ -188,6 +188,7 @@ pub(super) fn call(
         failed_at: None,
         attempt: rand::random(),
         waits,
+        entered: None,
         version: None,
         counts_on: None,
         interim: None,

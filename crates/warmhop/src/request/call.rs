@@ -16,7 +16,7 @@ use warmhop_core::version::AppVersion;
 
 use crate::app::places::Waits;
 use crate::app::session::Session;
-use crate::app::slot::Slot;
+use crate::app::slot::{Copy, InFlight, Slot};
 use crate::hop::{self, HopHead, HopKind, HopRequest};
 use crate::http::body::{Body, BoxError};
 use crate::http::fields::{self, SESSION_FIELD};
@@ -62,6 +62,8 @@ pub(crate) struct Call {
     pub(crate) attempt: u64,
     /// How it has waited for a copy of the app.
     pub(crate) waits: Waits,
+    /// The copy here at which it has a place already.
+    pub(crate) entered: Option<(Arc<Copy>, InFlight)>,
     /// The newest version of the app that has served its session.
     pub(crate) version: Option<AppVersion>,
     /// If the version here is older than this, another peer has to run it.

@@ -7,6 +7,7 @@ pub(crate) mod arrivals;
 pub(crate) mod at_once;
 pub(crate) mod call;
 pub(crate) mod carried;
+mod door;
 pub(crate) mod error_page;
 pub(crate) mod failed_at;
 mod forward;

@@ -351,7 +351,8 @@ impl Node {
                 queued: waits.standing(&slot.places, pinned_to),
                 never_wakes: waits.never_wakes,
             };
-            let Considering { decision, candidates, is_held_back } =
+            let has_turn = so_far.queued.has_turn;
+            let Considering { decision, candidates, is_held_back, declines } =
                 self.consider(placing, so_far, waits);
             if changes.is_none() && matches!(decision.action, Action::Wait { .. }) {
                 // Most requests never wait. One that will checks once more, so that it misses nothing.
@@ -373,7 +374,12 @@ impl Node {
             }
             match decision.action {
                 Action::Serve => return Ok(Place::Here),
-                Action::Hop { to } => return Ok(Place::There(to)),
+                Action::Hop { to } => {
+                    // With a copy here, the next place may be one of its own.
+                    let only_there = pinned_to.is_some() || slot.state() != AppState::Ready;
+                    waits.may_wait_there = has_turn && only_there;
+                    return Ok(Place::There(to));
+                }
                 Action::Refuse(refusal) => {
                     let problem = refused(&refusal, &decision.reason.to_string());
                     return Err(self.naming(&refusal, placing.tried, problem));
@@ -387,7 +393,7 @@ impl Node {
                         // A place that becomes free elsewhere is no news: ask for one again.
                         let most = slot.spec().policy.waiting_max;
                         let is_full = slot.waiting.load(Ordering::Relaxed) > most;
-                        let wait = Wait { at_most, is_full, is_held_back };
+                        let wait = Wait { at_most, is_full, is_held_back, declines };
                         waits.for_place(&slot.places, pinned_to, wait).await;
                     } else if let Some(changes) = &mut changes {
                         let is_over =
@@ -590,8 +596,9 @@ impl Node {
         if let Some(peer) = decision.ask_to_start.clone() {
             self.ask_to_start(peer, slot.name().clone());
         }
+        let declines = !doing.is_full && !queued.not_here;
         let candidates = considered(&candidates);
-        Considering { decision, candidates, is_held_back }
+        Considering { decision, candidates, is_held_back, declines }
     }
 }
 
@@ -601,6 +608,8 @@ struct Considering {
     candidates: Vec<Considered>,
     /// It waits only because its client has used its share.
     is_held_back: bool,
+    /// If it waits for a place: it does not take one that is free here.
+    declines: bool,
 }
 
 /// How it has gone with a request until now.

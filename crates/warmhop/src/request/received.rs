@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http::uri::PathAndQuery;
@@ -18,7 +19,7 @@ use warmhop_core::version::AppVersion;
 use warmhop_core::view::AppState;
 
 use crate::app::places::Waits;
-use crate::app::slot::Slot;
+use crate::app::slot::{Copy, InFlight, Slot};
 use crate::hop::{
     self, AppIs, ArrivedHop, CutShort, Hint, HopHead, HopIncoming, HopKind, HopRefusal, Load,
     ReplySession,
@@ -34,7 +35,8 @@ use crate::observe::metrics::ByPeer;
 use crate::observe::recall::{REGISTER, Tracing, Why, put_line};
 use crate::observe::trace::{ActiveSpan, SpanKind};
 use crate::request::at_once::as_sent;
-use crate::request::call::{Call, CallBody};
+use crate::request::call::{Call, CallBody, user_agent};
+use crate::request::door::Door;
 use crate::request::local_error::LocalError;
 use crate::request::node::Node;
 use crate::request::problem::as_refusal;
@@ -57,6 +59,8 @@ struct Received {
     counts_on: Option<AppVersion>,
     /// Its client.
     whose: Flow,
+    /// It has had its turn at its entry peer, and may wait so long for a place here.
+    turn: Option<Duration>,
     incoming: HopIncoming,
     takes_interim: bool,
 }
@@ -67,6 +71,16 @@ struct OfHop<'a> {
     slot: &'a Slot,
     /// Its body came once only, and this peer has it.
     asked_go: bool,
+}
+
+impl Received {
+    fn door(&self, at_most: Duration) -> Door<'_> {
+        let Self { slot, whose, counts_on, .. } = self;
+        let wakes = &slot.spec().policy.wake;
+        let is_use =
+            wakes.is_for_all() || wakes.wakes(user_agent(&self.fields), self.target.path());
+        Door { slot, flow: *whose, counts_on: counts_on.as_ref(), is_use, at_most }
+    }
 }
 
 impl OfHop<'_> {
@@ -151,7 +165,7 @@ impl Node {
     ) -> Result<Box<Received>, (HopRefusal, Load)> {
         let ArrivedHop { head, method, mut fields, incoming, takes_interim } = arrived;
         debug!(request = %head.request_id, app = %head.app, %from, kind = head.kind.label(), "a hop arrived");
-        let whose = take_client(&mut fields);
+        let (whose, turn) = take_client(&mut fields);
         let HopHead { kind, app, request_id, target, upgrade, asks_go, counts_on, .. } = head;
         let form = (RequestId::new(&request_id), PathAndQuery::try_from(target), self.slot(&app));
         let (Ok(id), Ok(target), Some(slot)) = form else {
@@ -175,7 +189,8 @@ impl Node {
             return Err((HopRefusal::NotReady, load));
         }
         let doing = slot.doing(&slot.spec().policy, whose);
-        if (doing.is_full || doing.is_shut) && !may_run_there {
+        let turn = turn.filter(|_| !may_run_there);
+        if (doing.is_full || doing.is_shut) && !may_run_there && turn.is_none() {
             return Err((HopRefusal::Busy, load));
         }
         if let HopKind::Forward(forward) = &kind
@@ -186,8 +201,6 @@ impl Node {
         if is_too_old(&slot, counts_on.as_ref()) {
             return Err((self.refusal_of_older(&slot), load));
         }
-        // A streamed body comes only once, and must not be lost.
-        let counts_on = counts_on.filter(|_| !asks_go);
         let from = from.clone();
         Ok(Box::new(Received {
             from,
@@ -201,6 +214,7 @@ impl Node {
             asks_go,
             counts_on,
             whose,
+            turn,
             incoming,
             takes_interim,
         }))
@@ -226,6 +240,16 @@ impl Node {
     async fn answer_received(&self, mut received: Box<Received>, mut send: quinn::SendStream) {
         let mut tracing = self.trace_of_received(&received);
         let mut span = self.span_of_received(&mut received);
+        let door = received.turn.map(|at_most| received.door(at_most));
+        let entered = match self.place_for(door, &mut send, &mut tracing).await {
+            Some(Ok(entered)) => entered,
+            Some(Err(why)) => {
+                tracing.step("refuse", why.label());
+                let _ = hop::refuse(send, why, Node::local_load(&received.slot)).await;
+                return;
+            }
+            None => return tracing.step("cancelled", "the client left"),
+        };
         // Boxed, as what else is rare: this future is moved with each hop.
         if received.asks_go && Box::pin(hop::go(&mut send)).await.is_err() {
             return;
@@ -254,11 +278,13 @@ impl Node {
             failed_at: None,
             attempt: rand::random(),
             waits: Waits::of(received.whose),
+            entered,
             version: match &received.kind {
                 HopKind::Forward(forward) => forward.version.clone(),
                 _ => None,
             },
-            counts_on: received.counts_on,
+            // A streamed body comes only once, and must not be lost.
+            counts_on: received.counts_on.filter(|_| !received.asks_go),
             interim: interims.as_ref().map(Queue::begin),
         };
         let (slot, kind) = (&received.slot, received.kind);
@@ -280,6 +306,20 @@ impl Node {
             Some(outcome) => self.send_answer(send, &of, outcome, tunnel, &mut tracing).await,
             None => tracing.step("cancelled", "the client left"),
         }
+    }
+
+    /// A place for a hop that may wait for one. `None` if the client leaves.
+    async fn place_for(
+        &self,
+        door: Option<Door<'_>>,
+        send: &mut quinn::SendStream,
+        tracing: &mut Tracing,
+    ) -> Option<Result<Option<(Arc<Copy>, InFlight)>, HopRefusal>> {
+        let Some(door) = door else { return Some(Ok(None)) };
+        // Boxed: most do not wait.
+        let mut waiting = Box::pin(self.wait_at_door(&door, tracing));
+        let outcome = while_it_is_wanted(send, None, None, waiting.as_mut()).await?;
+        Some(outcome.map(Some))
     }
 
     fn trace_of_received(&self, received: &Received) -> Tracing {
@@ -458,12 +498,12 @@ async fn body_of(
 /// Waits for the answer; until then, requests the body once the app has asked for it, and sends the
 /// app's interim responses. `None` if the client leaves: that cancels here at once, before there is a
 /// response to write.
-async fn while_it_is_wanted(
+async fn while_it_is_wanted<A>(
     send: &mut quinn::SendStream,
     mut wanted: Option<oneshot::Receiver<()>>,
     interims: Option<&Queue>,
-    mut answering: Pin<&mut impl Future<Output = Answered>>,
-) -> Option<Answered> {
+    mut answering: Pin<&mut impl Future<Output = A>>,
+) -> Option<A> {
     let stopped = send.stopped();
     tokio::pin!(stopped);
     let outcome = loop {

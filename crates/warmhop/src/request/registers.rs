@@ -539,6 +539,7 @@ impl Registers {
             failed_at: None,
             attempt: rand::random(),
             waits: Waits::default(),
+            entered: None,
             version: None,
             counts_on: None,
             interim: None,

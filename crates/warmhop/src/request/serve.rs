@@ -368,6 +368,7 @@ impl Node {
         let served_there =
             runs_there.then(|| ServedThere::new(&slot.loads, &slot.places, to, sharer));
         call.waits.over();
+        let turn = self.turn_there(slot, call).filter(|_| runs_there);
         let counts_on = if runs_there { self.counts_on(slot, to, call) } else { None };
         let Some(mut request) = call.make_hop(slot.name(), kind, counts_on) else {
             return Err(HopError::Broken("the request's body was sent before".into()));
@@ -380,12 +381,15 @@ impl Node {
             span.set("warmhop.peer.to", to.as_str());
             span.set("warmhop.hop", label);
         }
-        name_client(flow, slot, &mut request);
+        name_client(flow, slot, turn, &mut request);
         self.metrics.hops_sent.get_or_create(&ByPeer { peer: to.clone() }).inc();
         tracing.sent_to(to);
         // A request that may not run twice is sent to a peer that has not been heard lately only
-        // after that peer has answered that it is there.
-        let careful = !fields::is_safe(&call.method) && !self.heard_lately(slot, to);
+        // after that peer has answered that it is there, and one that may wait there after it has a
+        // place: until then it can go elsewhere.
+        let careful =
+            turn.is_some() || !fields::is_safe(&call.method) && !self.heard_lately(slot, to);
+        let began = Instant::now();
         let outcome = hop::ask(&self.net, to, request, careful).await;
         if let Some(span) = span {
             end_span(span, &outcome);
@@ -413,6 +417,9 @@ impl Node {
                 tracing.step("refused", format!("{to} said no: {}", why.label()));
                 self.learns_version(slot, to, &why);
                 note_refusal(&mut call.waits, slot, to, &why, load);
+                if turn.is_some() && matches!(why, HopRefusal::Busy) {
+                    call.waits.waited += began.elapsed();
+                }
                 if matches!(why, HopRefusal::AppFailed { .. } | HopRefusal::TooSlow { .. }) {
                     call.may_have_run = true;
                     call.failed_at = Some(FailedAt::There(to.clone()));

@@ -25,6 +25,9 @@ pub(super) fn is_too_old(slot: &Slot, counted_on: Option<&AppVersion>) -> bool {
 impl Call {
     /// Begins at the copy here, if that takes it.
     pub(super) fn enters(&mut self, slot: &Arc<Slot>) -> Result<(Arc<Copy>, InFlight), LocalError> {
+        if let Some(entered) = self.entered.take() {
+            return Ok(entered);
+        }
         let is_use = self.wakes(&slot.spec().policy.wake);
         let (copy, guard) = slot.enter(is_use, self.waits.flow).map_err(|why| match why {
             NoEntry::Full => LocalError::Busy,
@@ -34,7 +37,7 @@ impl Call {
         if self.counts_on.as_ref().is_some_and(is_older) {
             return Err(LocalError::Older);
         }
-        self.waits.over();
+        self.waits.enters();
         Ok((copy, guard))
     }
 }

@@ -2,6 +2,8 @@
 //! where the request goes, and how the peer that it is sent to learns who the client is. The copy there
 //! counts the client's requests, whichever peers they came by.
 
+use std::time::Duration;
+
 use http::HeaderMap;
 use http::header::HeaderName;
 use warmhop_core::ids::PeerId;
@@ -13,8 +15,11 @@ use crate::app::shares::is_known;
 use crate::app::slot::Slot;
 use crate::hop::{HopRefusal, HopRequest, Load};
 
-/// Names the client of a hop. No client can send it, and no app sees it.
+/// Names the client of a hop. If there is a second one, it says that the hop has had its turn at its
+/// entry peer, and how many milliseconds it may wait for a place. No client can send it, no app sees
+/// it, and peers that expect one take the first.
 const CLIENT: HeaderName = HeaderName::from_static("warmhop-client");
+const TURN: &str = "turn=";
 
 /// The client of a request, if clients have shares of the app's places and this one is known.
 pub(super) fn sharer(flow: Flow, slot: &Slot) -> Option<u64> {
@@ -22,12 +27,22 @@ pub(super) fn sharer(flow: Flow, slot: &Slot) -> Option<u64> {
     is_shared.then_some(flow.client)
 }
 
-/// Adds to a hop which client its request is from.
-pub(super) fn name_client(flow: Flow, slot: &Slot, request: &mut HopRequest) {
-    if is_known(flow) && slot.spec().policy.concurrency.is_some() {
+/// Adds to a hop which client its request is from, and that it has had its turn here.
+pub(super) fn name_client(
+    flow: Flow,
+    slot: &Slot,
+    turn: Option<Duration>,
+    request: &mut HopRequest,
+) {
+    if (is_known(flow) || turn.is_some()) && slot.spec().policy.concurrency.is_some() {
         let client = format!("{:x}", flow.client);
-        let fields = std::mem::take(&mut request.head.fields);
-        request.head.fields = fields.with(CLIENT.as_str(), client.as_bytes());
+        let mut fields = std::mem::take(&mut request.head.fields);
+        fields = fields.with(CLIENT.as_str(), client.as_bytes());
+        if let Some(turn) = turn {
+            let turn = format!("{TURN}{}", turn.as_millis());
+            fields = fields.with(CLIENT.as_str(), turn.as_bytes());
+        }
+        request.head.fields = fields;
     }
 }
 
@@ -46,12 +61,15 @@ pub(super) fn note_refusal(
     }
 }
 
-/// Removes the client from the fields of a hop, and returns it.
-pub(super) fn take_client(fields: &mut HeaderMap) -> Flow {
-    let named = fields.remove(CLIENT);
-    let client =
-        named.as_ref().and_then(|named| u64::from_str_radix(named.to_str().ok()?, 16).ok());
-    Flow { client: client.unwrap_or(0), session: 0 }
+/// Removes the client from the fields of a hop, and returns it, and how long it may wait for a place.
+pub(super) fn take_client(fields: &mut HeaderMap) -> (Flow, Option<Duration>) {
+    let mut named = fields.get_all(CLIENT).iter().map(|value| value.to_str().ok());
+    let client = named.next().flatten();
+    let client = client.and_then(|named| u64::from_str_radix(named, 16).ok());
+    let turn = named.next().flatten();
+    let turn = turn.and_then(|turn| turn.strip_prefix(TURN)?.parse().ok());
+    fields.remove(CLIENT);
+    (Flow { client: client.unwrap_or(0), session: 0 }, turn.map(Duration::from_millis))
 }
 
 /// What this peer has noted of others, as far as it matters to a request that waits like this one.
@@ -76,9 +94,24 @@ mod tests {
         for (value, client) in [("1c0000201", 0x1_c000_0201), ("", 0), ("x", 0), ("-1", 0)] {
             let mut fields = HeaderMap::new();
             fields.insert(CLIENT, HeaderValue::from_static(value));
-            assert_eq!(take_client(&mut fields).client, client, "{value}");
+            let (flow, turn) = take_client(&mut fields);
+            assert_eq!((flow.client, turn), (client, None), "{value}");
             assert!(fields.is_empty());
         }
-        assert_eq!(take_client(&mut HeaderMap::new()), Flow::default());
+        assert_eq!(take_client(&mut HeaderMap::new()), (Flow::default(), None));
+    }
+
+    #[test]
+    fn a_hop_that_has_had_its_turn_says_so_beside_its_client() {
+        let second = |value| (value, Duration::from_millis(1_000));
+        for (value, turn) in [second("turn=1000"), second("turn=x"), second("1000")] {
+            let mut fields = HeaderMap::new();
+            fields.append(CLIENT, HeaderValue::from_static("1c0000201"));
+            fields.append(CLIENT, HeaderValue::from_static(value));
+            let expected = (value == "turn=1000").then_some(turn);
+            let (flow, turn) = take_client(&mut fields);
+            assert_eq!((flow.client, turn), (0x1_c000_0201, expected), "{value}");
+            assert!(fields.is_empty());
+        }
     }
 }
