@@ -537,6 +537,13 @@ impl MoveCounter {
         }
     }
 
+    /// Whether this peer, which owns the session and does not run its app, may give it to one that
+    /// does: not if it moved here within the interval (I17).
+    #[must_use]
+    pub fn may_give(&self, now: Now, policy: &SessionPolicy) -> bool {
+        self.moved_at.is_none_or(|at| now.since(at) >= policy.move_interval)
+    }
+
     /// Notes that a response left through this peer, with `n` in its token.
     pub fn answered(&mut self, n: u64) {
         self.n_given = self.n_given.max(Some(n));

@@ -339,6 +339,17 @@ fn requests(counter: &mut MoveCounter, n: &mut u64, times: u32, now: Now) -> Vec
 }
 
 #[test]
+fn a_cold_owner_gives_a_session_away_once_in_an_interval() {
+    let policy = SessionPolicy::default();
+    let mut counter = MoveCounter::new();
+    assert!(counter.may_give(Now(5), &policy), "it began here");
+    counter.moved(Now(5));
+    let interval = u64::try_from(policy.move_interval.as_millis()).unwrap();
+    assert!(!counter.may_give(Now(4 + interval), &policy));
+    assert!(counter.may_give(Now(5 + interval), &policy));
+}
+
+#[test]
 fn a_session_moves_with_the_third_consecutive_request_and_not_again_within_the_interval() {
     let policy = SessionPolicy::default();
     let (mut counter, mut n) = (MoveCounter::new(), 7);

@@ -11,6 +11,7 @@ use axum::Router;
 use axum::routing::get;
 use http::StatusCode;
 use tokio::sync::watch;
+use warmhop::config::StartMode;
 use warmhop::error::ControlError;
 use warmhop::ids::AppName;
 use warmhop::{App, AppChanges, AppSpec, AppVersion, Match, app_fn};
@@ -219,6 +220,26 @@ async fn a_paused_app_starts_for_nobody_and_is_served_by_others() {
     assert_eq!(one.status().apps[0].state, "paused");
     one.pause_app(&app(), false).unwrap();
     eventually("it is kept ready again", || one.status().apps[0].state == "ready").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_that_is_paused_where_it_could_run_is_refused_at_once_at_every_peer() {
+    let mut bed = Bed::new();
+    let one = bed.add("one", Plan::default(), &Gate::new(true)).await;
+    for name in ["two", "three"] {
+        let never = Plan { start: StartMode::Never, ..Plan::default() };
+        bed.add(name, never, &Gate::new(true)).await;
+    }
+    one.pause_app(&app(), true).unwrap();
+    for other in &bed.peers[1..] {
+        bed.believes(other, "one", "paused").await;
+    }
+    for (at, who) in bed.peers.iter().enumerate() {
+        // Far sooner than the time that a request may wait, after which the problem is another.
+        let answer = Client::default().get(who, "/who").await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{at}");
+        assert!(answer.text.contains("paused"), "{at}: {}", answer.text);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -32,6 +32,28 @@ fn owned(mesh: &Mesh) -> u64 {
     mesh.status().sessions.owned
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_does_not_run_the_app_gives_the_session_to_who_serves_it() {
+    let bed = three(&Gate::new(false)).await;
+    let (owner, third) = (&bed.peers[1], &bed.peers[2]);
+    let mut client = Client::default();
+    let first = client.post(owner, "/add", "book").await;
+    assert_eq!((first.text.as_str(), first.field("warmhop-peer")), ("book ", "one"));
+    // A known client at a cold peer, where the owner is cold as well.
+    for _ in 0..2 {
+        let answer = client.get(third, "/").await;
+        assert_eq!((answer.text.as_str(), answer.field("warmhop-peer")), ("book ", "one"));
+        let hop = answer.field("proxy-status");
+        assert!(hop.contains("next-hop=one"), "one hop: {hop}");
+    }
+    let answer = client.post(third, "/add", "pen").await;
+    assert_eq!(answer.text, "book pen ");
+    // It does not bounce: it moved a moment ago.
+    for who in [owner, third] {
+        assert_eq!(client.get(who, "/").await.text, "book pen ");
+    }
+}
+
 #[tokio::test]
 async fn a_session_is_born_at_the_entry_peer_and_goes_on_across_the_cut_over() {
     let cold = Gate::new(false);

@@ -4,8 +4,9 @@ use alloc::vec::Vec;
 
 use super::Candidate;
 use crate::config::{AppPolicy, StartMode};
-use crate::ids::{AppName, Now, PeerId};
+use crate::ids::{AppName, Incarnation, Now, PeerId};
 use crate::rank;
+use crate::version::AppVersion;
 use crate::view::{AppBelief, AppState, Liveness, PeerBelief, View};
 
 /// How many peers where the app is cold are named at most: the first that can start it is asked.
@@ -102,6 +103,27 @@ impl<'a> Viewpoint<'a> {
         found.collect()
     }
 
+    /// Which peer gets a session whose owner does not run its app: the one that asked for it if that
+    /// runs the app, else the least busy that does. `too_old` excludes versions.
+    #[must_use]
+    pub fn heir(
+        &self,
+        app: &AppName,
+        asks: &PeerId,
+        too_old: impl Fn(Option<&AppVersion>) -> bool,
+    ) -> Option<Incarnation> {
+        let serves = |belief: &PeerBelief, copy: &AppBelief| {
+            let stays = belief.alive == Liveness::Alive && !belief.news.draining;
+            stays && copy.news.state == AppState::Ready && !too_old(copy.news.version.as_ref())
+        };
+        let warm = self.view.warm_peers(app);
+        let serving = warm.filter(|(_, belief, copy)| serves(belief, copy));
+        let key = |(peer, _, copy): &(&PeerId, &PeerBelief, &AppBelief)| {
+            (*peer != asks, copy.news.in_flight)
+        };
+        serving.min_by_key(key).map(|(_, belief, _)| belief.news.incarnation)
+    }
+
     fn candidate(
         &self,
         peer: &'a PeerId,
@@ -136,7 +158,6 @@ mod tests {
     use core::time::Duration;
 
     use super::*;
-    use crate::ids::Incarnation;
     use crate::view::{AppNews, News, PeerNews, Source};
 
     fn at(ms: u64) -> Now {
@@ -189,6 +210,19 @@ mod tests {
         let view = view(AppState::Cold);
         assert_eq!(named(&view, false, Noted::default()), []);
         assert_eq!(named(&view, true, Noted::default()).len(), 1);
+    }
+
+    #[test]
+    fn a_session_of_a_cold_owner_goes_to_a_peer_that_serves() {
+        let asks = PeerId::new("other").expect("a name");
+        let heir = |state, too_old: bool| {
+            let view = view(state);
+            let from = Viewpoint { view: &view, zone: None, now: at(3_000) };
+            from.heir(&app(), &asks, |_| too_old)
+        };
+        assert_eq!(heir(AppState::Ready, false), Some(Incarnation([1; 16])));
+        assert_eq!(heir(AppState::Ready, true), None);
+        assert_eq!(heir(AppState::Starting, false), None);
     }
 
     #[test]

@@ -7,13 +7,12 @@
 use core::time::Duration;
 
 use super::{
-    Action, Candidate, Decision, Question, Queued, Reason, Refusal, Standing, may_try, standing_of,
+    Action, Candidate, Decision, FULL_FOR, Question, Queued, Reason, Refusal, Standing, may_try,
+    standing_of,
 };
 use crate::config::{AppPolicy, SessionMode};
 use crate::ids::PeerId;
 use crate::view::AppState;
-
-use super::FULL_FOR;
 
 /// How long a hop that has had its turn waits for a place at the copy where it arrived. Its entry peer
 /// then looks for one anew: its own copy may be ready by then, or another less busy.

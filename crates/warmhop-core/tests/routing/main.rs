@@ -303,6 +303,43 @@ fn eight_slow_requests_at_once_to_a_peer_with_two_others_ready_use_all_three() {
 }
 
 #[test]
+fn a_request_that_has_had_its_turn_waits_at_the_least_busy_of_the_full_copies() {
+    let app = AppPolicy::default().with(|made| made.concurrency = Some(2));
+    let p = peers(2);
+    let full =
+        |peer, in_flight| Candidate { in_flight, load_age: Some(Duration::ZERO), ..ready(peer) };
+    let others = [full(&p[0], 3), full(&p[1], 2)];
+    let at =
+        |queued, others: &[Candidate<'_>]| decide(&Question { queued, ..question(&app, others) });
+    let turn = Queued { has_turn: true, ..Queued::default() };
+    assert_eq!(at(Queued::default(), &others).reason, Reason::BusyEverywhere);
+    let decision = at(turn, &others);
+    assert_eq!(hop_target(&decision), &p[1]);
+    assert!(decision.start_here && matches!(decision.reason, Reason::TurnThere { .. }));
+    // A place that is free is better than a turn.
+    let free = [others[1], Candidate { in_flight: 0, ..others[0] }];
+    assert!(matches!(at(turn, &free).reason, Reason::ReadyThere { .. }));
+    for barred in [
+        Candidate { ours: 2, ..others[1] },
+        Candidate { shut: true, ..others[1] },
+        Candidate { suspect: true, ..others[1] },
+        Candidate { draining: true, ..others[1] },
+    ] {
+        assert_eq!(at(turn, &[barred]).reason, Reason::BusyEverywhere, "{barred:?}");
+    }
+    let behind = Queued { behind: true, ..turn };
+    assert_eq!(at(behind, &others).reason, Reason::BusyEverywhere);
+    // With a copy here, the request waits for that as well; the next place may be another's.
+    let here = |queued| {
+        let local = LocalApp { in_flight: 1, ..local(AppState::Ready) };
+        decide(&Question { local, queued, ..question(&app, &others) })
+    };
+    assert_eq!(here(turn).action, Action::Serve);
+    let not_here = Queued { not_here: true, ..turn };
+    assert_eq!(here(not_here).reason, Reason::BusyEverywhere);
+}
+
+#[test]
 fn a_probe_that_is_not_to_wake_an_app_is_served_where_it_is_ready_and_starts_it_nowhere() {
     let p = peers(2);
     for start in [StartMode::OnRequest, StartMode::Never] {

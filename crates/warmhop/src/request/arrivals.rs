@@ -36,6 +36,7 @@ impl NetHandler for Node {
             let (key, cfg) = (frame.key.clone(), cfg.clone());
             if !self.is_draining() && frame.to == self.incarnation {
                 let peers = self.whom_to_ask(&key);
+                self.store.given(&key);
                 self.store.with(&key, true, |machine, ctx, out| {
                     machine.on_invite(ctx, from, cfg, &peers, out);
                 });

@@ -6,12 +6,13 @@ use std::time::Duration;
 use warmhop_core::app::WantedBy;
 use warmhop_core::config::WithoutMajority;
 use warmhop_core::ids::{AppName, Incarnation, PeerId, SessionKey};
-use warmhop_core::route::Arrived;
+use warmhop_core::route::{Arrived, Viewpoint};
 use warmhop_core::session::entry::{
     ByKey, End, Enter, Errand, Forwarded, Look, Named, Relayed, answer_forward, is_cut_off,
     is_for_entry, is_void, tries_alone, way_on,
 };
 use warmhop_core::session::{Failure, Session};
+use warmhop_core::version::AppVersion;
 use warmhop_core::view::AppState;
 
 use crate::app::slot::Slot;
@@ -22,6 +23,14 @@ use crate::request::node::Node;
 use crate::request::portable::{LineEnd, Portable};
 use crate::request::problem::{as_refusal, from_refusal};
 use crate::request::serve::{Served, ServedBy, Upgrade};
+
+/// The peer that forwarded a request to this one.
+#[derive(Clone, Copy)]
+pub(crate) struct Sender<'a> {
+    pub(crate) peer: &'a PeerId,
+    /// It can send the request to another peer.
+    pub(crate) keeps_body: bool,
+}
 
 impl Node {
     /// Sends the request to the session's owner.
@@ -172,6 +181,7 @@ impl Node {
         slot: &Arc<Slot>,
         call: &mut Call,
         forward: &Forward,
+        sender: Sender<'_>,
         tracing: &mut Tracing,
     ) -> Result<Served, HopRefusal> {
         let key = SessionKey { app: slot.name().clone(), sid: forward.sid };
@@ -209,11 +219,41 @@ impl Node {
         };
         call.attempt = forward.attempt;
         let portable = Portable::forwarded(slot, forward);
-        let end = self.at_owner(&portable, call, &key, enter, None, tracing).await;
-        if let Some(to) = forward.hand_over {
+        let give = |to| {
             self.store.with(&key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
+        };
+        let heir = self.heir_where_cold(slot, &key, forward, sender.peer);
+        if let Some(to) = heir.filter(|_| sender.keeps_body) {
+            // The request waits for that, and its entry peer sends it there.
+            tracing.step("owner", "the app runs elsewhere: its session moves there");
+            give(to);
+        }
+        let end = self.at_owner(&portable, call, &key, enter, None, tracing).await;
+        if let Some(to) = forward.hand_over.or(heir.filter(|_| !sender.keeps_body)) {
+            give(to);
         }
         self.reply_of(&portable, call, forward, end)
+    }
+
+    /// The peer that this one, the session's owner, gives the session to since it does not run the
+    /// app: requests of its client arrive elsewhere, and would take two hops.
+    fn heir_where_cold(
+        &self,
+        slot: &Slot,
+        key: &SessionKey,
+        forward: &Forward,
+        asks: &PeerId,
+    ) -> Option<Incarnation> {
+        let is_cold = !slot.keeps_registers && slot.state() != AppState::Ready;
+        if !is_cold || forward.hand_over.is_some() || !self.store.may_give(key) {
+            return None;
+        }
+        let (view, zone, now) = (self.view(), self.zone.as_deref(), self.clock.now());
+        let served = forward.version.as_ref();
+        let too_old = |it: Option<&AppVersion>| {
+            served.zip(it).is_some_and(|(served, it)| served.is_newer_than(it))
+        };
+        Viewpoint { view: &view, zone, now }.heir(slot.name(), asks, too_old)
     }
 
     /// The owner of the session of a request that was forwarded by way of this peer, if this peer

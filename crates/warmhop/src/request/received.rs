@@ -37,6 +37,7 @@ use crate::observe::trace::{ActiveSpan, SpanKind};
 use crate::request::at_once::as_sent;
 use crate::request::call::{Call, CallBody, user_agent};
 use crate::request::door::Door;
+use crate::request::forward::Sender;
 use crate::request::local_error::LocalError;
 use crate::request::node::Node;
 use crate::request::problem::as_refusal;
@@ -68,7 +69,7 @@ struct Received {
 /// Which hop an outcome is of.
 struct OfHop<'a> {
     from: &'a PeerId,
-    slot: &'a Slot,
+    slot: &'a Arc<Slot>,
     /// Its body came once only, and this peer has it.
     asked_go: bool,
 }
@@ -291,7 +292,7 @@ impl Node {
         let of = OfHop { from: &received.from, slot, asked_go: received.asks_go };
         let outcome = {
             // Pinned in place: moving it would take its room twice.
-            let answering = std::pin::pin!(self.answer(slot, kind, &mut call, &mut tracing));
+            let answering = std::pin::pin!(self.answer(&of, kind, &mut call, &mut tracing));
             while_it_is_wanted(&mut send, wanted, interims.as_deref(), answering).await
         };
         if let Some(span) = &mut span {
@@ -383,11 +384,12 @@ impl Node {
 
     async fn answer(
         &self,
-        slot: &Arc<Slot>,
+        of: &OfHop<'_>,
         kind: HopKind,
         call: &mut Call,
         tracing: &mut Tracing,
     ) -> Answered {
+        let slot = of.slot;
         let local = |error| match error {
             LocalError::NotReady | LocalError::BodyGone => HopRefusal::NotReady,
             LocalError::Busy => HopRefusal::Busy,
@@ -419,8 +421,9 @@ impl Node {
                 Ok((served, ReplySession::None))
             }
             HopKind::Forward(forward) => {
-                let serving = Box::pin(self.serve_forwarded(slot, call, &forward, tracing));
-                let served = serving.await?;
+                let sender = Sender { peer: of.from, keeps_body: !of.asked_go };
+                let serving = self.serve_forwarded(slot, call, &forward, sender, tracing);
+                let served = Box::pin(serving).await?;
                 let hint = served.entry.as_ref().and_then(hint_of);
                 let session = match hint {
                     Some(hint) => ReplySession::Committed { hint, replayed: served.replayed },

@@ -608,6 +608,20 @@ impl Store {
         moves
     }
 
+    /// Whether this peer, which owns `key` and does not run its app, may give it to one that does.
+    pub(crate) fn may_give(&self, key: &SessionKey) -> bool {
+        let now = self.clock.now();
+        let mut stripe = self.stripe(key);
+        stripe.moves.get(key).is_none_or(|counter| counter.may_give(now, &self.policy()))
+    }
+
+    /// Another peer gives `key` to this one.
+    pub(crate) fn given(&self, key: &SessionKey) {
+        let now = self.clock.now();
+        let mut stripe = self.stripe(key);
+        stripe.moves.get_or_insert_mut(key.clone(), MoveCounter::new).moved(now);
+    }
+
     /// A response of `key` left through this peer with `n` in its token.
     pub(crate) fn gave(&self, key: &SessionKey, n: u64) {
         if let Some(counter) = self.stripe(key).moves.get_mut(key) {
