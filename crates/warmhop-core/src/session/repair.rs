@@ -509,15 +509,37 @@ pub fn by_rank(
         .collect()
 }
 
+/// How long a peer may have been silent for one that leaves to wait for it.
+const SILENT_FOR_A_WHILE: Duration = Duration::from_secs(60);
+
+/// The peers that are silent, and may be heard again: one that stood still, or was cut off.
+#[must_use]
+pub fn silent_for_a_while(view: &View, now: Now) -> BTreeSet<Incarnation> {
+    let silent = |belief: &PeerBelief| {
+        belief.alive == Liveness::Suspect
+            && !belief.news.draining
+            && now.since(belief.heard) < SILENT_FOR_A_WHILE
+    };
+    let all = view.live_peers().filter(|(_, belief)| silent(belief));
+    all.map(|(_, belief)| belief.news.incarnation).collect()
+}
+
 /// Whether a session with these members needs the copy of `me` although one of `able`, from
 /// [`countable`], could hold it, or could strike it off: a peer that leaves waits until none does. If
-/// most of the members are gone nobody can change them, and there is nothing to wait for.
+/// most of the members are gone nobody can change them, and there is nothing to wait for; if some of them
+/// are only `silent`, from [`silent_for_a_while`], their return lets the others do it.
 #[must_use]
-pub fn counts_on(members: &[Incarnation], me: Incarnation, able: &BTreeSet<Incarnation>) -> bool {
+pub fn counts_on(
+    members: &[Incarnation],
+    me: Incarnation,
+    able: &BTreeSet<Incarnation>,
+    silent: &BTreeSet<Incarnation>,
+) -> bool {
     let living = members.iter().filter(|peer| **peer == me || able.contains(peer)).count();
+    let may_live = living + members.iter().filter(|peer| silent.contains(peer)).count();
     let is_replaced = || able.iter().any(|peer| !members.contains(peer));
-    let is_struck_off = || living > 1;
-    members.contains(&me) && 2 * living > members.len() && (is_replaced() || is_struck_off())
+    let is_struck_off = || may_live > 1;
+    members.contains(&me) && 2 * may_live > members.len() && (is_replaced() || is_struck_off())
 }
 
 /// Whether a session of which this peer knows a record needs repair: for its owner, if too few

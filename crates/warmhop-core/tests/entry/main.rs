@@ -6,12 +6,14 @@ mod keys;
 mod machines;
 mod relays;
 
+use std::collections::BTreeSet;
+
 use warmhop_core::ids::{AppName, Ballot, Incarnation, Now, PeerId, SessionId, WallTime};
 use warmhop_core::rank;
 use warmhop_core::session::Failure;
 use warmhop_core::session::entry::*;
 use warmhop_core::session::message::{Config, Members};
-use warmhop_core::session::repair::{countable, counts_on, heir};
+use warmhop_core::session::repair::{countable, counts_on, heir, silent_for_a_while};
 use warmhop_core::view::{AppNews, AppState, News, PeerNews, Source, View};
 
 const ME: Incarnation = Incarnation([1; 16]);
@@ -623,6 +625,9 @@ fn an_heir_is_ready_if_any_peer_is_and_neither_late_nor_leaving() {
 fn a_copy_is_counted_on_as_long_as_somebody_else_could_hold_it() {
     let view = view();
     let able = countable(&view, ME);
+    let counts_on = |members: &[Incarnation], me, able: &BTreeSet<Incarnation>| {
+        counts_on(members, me, able, &BTreeSet::new())
+    };
     assert_eq!(able.len(), 5);
     assert!(counts_on(&[ME, inc(2), inc(3)], ME, &able));
     assert!(!counts_on(&[inc(2), inc(3), inc(4)], ME, &able));
@@ -633,4 +638,20 @@ fn a_copy_is_counted_on_as_long_as_somebody_else_could_hold_it() {
     let two = [ME, inc(2)].into();
     assert!(counts_on(&[ME, inc(2)], ME, &two) && counts_on(&[ME, inc(2), inc(90)], ME, &two));
     assert!(counts_on(&[ME, inc(2), inc(3)], ME, &[ME, inc(2), inc(3)].into()), "two stay");
+}
+
+#[test]
+fn a_peer_that_leaves_waits_for_members_that_may_be_heard_again() {
+    let mut view = view();
+    assert!(silent_for_a_while(&view, Now(9)).is_empty());
+    view.suspect(&name(2), Now(9));
+    view.suspect(&name(3), Now(9));
+    let (able, silent) = (countable(&view, ME), silent_for_a_while(&view, Now(1_000)));
+    assert_eq!(silent, [inc(2), inc(3)].into());
+    for members in [&[ME, inc(2), inc(3)][..], &[ME, inc(2), inc(90)], &[ME, inc(2)]] {
+        assert!(counts_on(members, ME, &able, &silent), "{members:?}");
+        assert!(!counts_on(members, ME, &[ME].into(), &BTreeSet::new()), "{members:?}");
+    }
+    assert!(!counts_on(&[ME, inc(90), inc(91)], ME, &able, &silent), "they are gone");
+    assert!(silent_for_a_while(&view, Now(70_000)).is_empty(), "nobody waits that long");
 }

@@ -16,6 +16,7 @@ use warmhop_core::session::census::Census;
 use warmhop_core::session::entry::Stillness;
 use warmhop_core::session::repair::{
     Around, Held, Mend, Scope, Watch, by_rank, countable, counts_on, heir, may_count_on,
+    silent_for_a_while,
 };
 use warmhop_core::view::{AppNews, AppState, Liveness, News, PeerNews, Source, View};
 
@@ -34,8 +35,8 @@ const SWEEP_MS: u64 = 1_000;
 const FORGET_DEAD_AFTER: Duration = Duration::from_secs(600);
 const INVITE_AGAIN_MS: u64 = 250;
 const HAND_OVER_WITHIN_MS: u64 = 10_000;
-const REPLACED_WITHIN_MS: u64 = 5_000;
-const REPLACED_WITHIN_MS_MAX: u64 = 15_000;
+const REPLACED_WITHIN_MS: u64 = 10_000;
+const REPLACED_WITHIN_MS_MAX: u64 = 60_000;
 
 /// The apps of every peer: one with portable sessions, one without any.
 pub(crate) const SHOP: usize = 0;
@@ -551,9 +552,10 @@ impl Peer {
     /// How many sessions count on this peer's copy although another peer could hold it.
     fn copies_to_replace(&self) -> usize {
         let able = countable(&self.view.borrow(), self.inc);
+        let silent = silent_for_a_while(&self.view.borrow(), self.now());
         let store = self.store.borrow();
         let machines = store.entries.values().map(|entry| &entry.machine);
-        let counts = |members: &[Incarnation]| counts_on(members, self.inc, &able);
+        let counts = |members: &[Incarnation]| counts_on(members, self.inc, &able, &silent);
         machines.filter(|it| it.holds_copy() && counts(it.members())).count()
     }
 }
@@ -713,7 +715,7 @@ pub(crate) async fn drain(peer: Rc<Peer>) {
         }
         peer.sleep(INVITE_AGAIN_MS).await;
         let still = alive();
-        if still < living || left < least {
+        if still != living || left < least {
             end = peer.now().after(Duration::from_millis(REPLACED_WITHIN_MS)).min(latest);
         }
         (living, least) = (still, left.min(least));

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use warmhop_core::ids::{Incarnation, SessionKey};
 use warmhop_core::session::repair::{
-    Around, Held, Mend, Scope, Watch, by_rank, countable, counts_on, is_short,
+    Around, Held, Mend, Scope, Watch, by_rank, countable, counts_on, is_short, silent_for_a_while,
 };
 use warmhop_core::view::{Liveness, View};
 
@@ -198,8 +198,14 @@ impl Repair {
 impl Node {
     /// How many sessions count on this peer's copy although another peer could hold it.
     pub(crate) fn copies_to_replace(&self) -> usize {
-        let able = countable(&self.view(), self.incarnation);
-        self.store.held(|members| counts_on(members, self.incarnation, &able)).len()
+        self.counting_on_this_peer().len()
+    }
+
+    fn counting_on_this_peer(&self) -> Vec<SessionKey> {
+        let view = self.view();
+        let able = countable(&view, self.incarnation);
+        let silent = silent_for_a_while(&view, self.clock.now());
+        self.store.held(|members| counts_on(members, self.incarnation, &able, &silent))
     }
 
     /// How many sessions and keys this peer knows to need repair.
@@ -221,8 +227,7 @@ impl Node {
     /// this peer may have been replaced while it was cut off, and would count itself as a member
     /// until it hears of that.
     pub(crate) fn ask_for_members(&self, most: usize) {
-        let able = countable(&self.view(), self.incarnation);
-        let held = self.store.held(|members| counts_on(members, self.incarnation, &able));
+        let held = self.counting_on_this_peer();
         // The start is random, since there are sessions of which no peer knows more.
         let first = rand::random_range(0..held.len().max(1));
         let mut left = most;
