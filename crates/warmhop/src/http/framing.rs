@@ -678,7 +678,7 @@ mod tests {
     /// A connection that arrives, among those of `clients`.
     fn from(clients: &Arc<Clients>, last: u8) -> (Admitted, Framed<&'static [u8]>) {
         let admitted = clients.admit(std::net::IpAddr::from([192, 0, 2, last]), true).unwrap();
-        let in_flight = InFlight::new(Arc::clone(admitted.account()));
+        let in_flight = ConnectionRequests::new(Arc::clone(admitted.account()));
         (admitted, Framed::new(&b"X: more of a head\r\n"[..], in_flight))
     }
 

@@ -426,7 +426,6 @@ impl Node {
                 }
                 if let Some(body) = body {
                     call.put_back(body);
-                    return Err(HopError::Refused(why, load, None));
                 }
                 Err(HopError::Refused(why, load, None))
             }
