@@ -153,13 +153,24 @@ pub struct View {
     /// Lives that are over: the peer runs as another incarnation, or was dead for long. And since
     /// when.
     former: Arc<BTreeMap<Incarnation, Now>>,
-    /// Lives that replaced one that did not leave cleanly, and since when.
+    /// Lives that replaced one that did not leave in good order, and since when.
     reborn: Arc<BTreeMap<Incarnation, Now>>,
+    /// Lives that replaced one that did, and since when.
+    returned: Arc<BTreeMap<Incarnation, Now>>,
     /// Where an app is ready or starting: the index for requests.
     warm: Arc<BTreeMap<AppName, Arc<BTreeSet<PeerId>>>>,
     /// Which peers reported lately that they hear one that is suspect here.
     ways: Arc<BTreeMap<Incarnation, Vec<PeerId>>>,
     refused: BTreeMap<RefusedNews, u64>,
+}
+
+/// How the process ended that another one replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FormerLife {
+    /// In good order: others hold what it held.
+    Left,
+    /// In any other way.
+    Ended,
 }
 
 impl View {
@@ -173,6 +184,7 @@ impl View {
             lives: Arc::default(),
             former: Arc::default(),
             reborn: Arc::default(),
+            returned: Arc::default(),
             warm: Arc::default(),
             ways: Arc::default(),
             refused: BTreeMap::new(),
@@ -250,10 +262,14 @@ impl View {
             }
             Arc::make_mut(&mut self.former).remove(&life.incarnation);
         }
-        // Whether the former life left in good order or not: what it held is elsewhere then, but
-        // perhaps at one peer alone, and this life knows nothing of it.
         if known {
-            self.note_reborn(life.incarnation, life.heard);
+            let left = |former: &Arc<PeerBelief>| former.left && !former.cut_short;
+            let former = if self.peers.get(peer).is_some_and(left) {
+                FormerLife::Left
+            } else {
+                FormerLife::Ended
+            };
+            self.note_former(life.incarnation, former, life.heard);
         }
         self.end_life(peer, life.heard);
         Arc::make_mut(&mut self.lives).insert(life.incarnation, peer.clone());
@@ -536,10 +552,14 @@ impl View {
 
     /// Notes that a life replaced another. If it is this very peer's life, this peer has forgotten what
     /// others count on, or what they hold.
-    pub fn note_reborn(&mut self, incarnation: Incarnation, now: Now) {
-        let reborn = Arc::make_mut(&mut self.reborn);
-        if reborn.len() < FORMER_LIVES_MAX {
-            reborn.entry(incarnation).or_insert(now);
+    pub fn note_former(&mut self, incarnation: Incarnation, former: FormerLife, now: Now) {
+        let noted = match former {
+            FormerLife::Left if self.reborn.contains_key(&incarnation) => return,
+            FormerLife::Left => &mut self.returned,
+            FormerLife::Ended => &mut self.reborn,
+        };
+        if noted.len() < FORMER_LIVES_MAX {
+            Arc::make_mut(noted).entry(incarnation).or_insert(now);
         }
     }
 
@@ -553,10 +573,44 @@ impl View {
         self.reborn.iter().filter(move |(_, since)| lately(**since)).map(|(life, _)| *life)
     }
 
+    /// The lives that left in good order less than `within` ago, and those that replaced one that had, for
+    /// as long as [`View::reborn`] says. A peer that has been silent for `patience` delays nothing any more.
+    pub fn returned(
+        &self,
+        now: Now,
+        within: Duration,
+        patience: Duration,
+    ) -> impl Iterator<Item = Incarnation> + '_ {
+        let lately = move |since: Now| {
+            now.since(since) < within || self.is_delayed_for(since, within, patience, now)
+        };
+        let left = move |belief: &&Arc<PeerBelief>| {
+            belief.left && !belief.cut_short && now.since(belief.silent_since()) < within
+        };
+        let away = self.peers.values().filter(left).map(|belief| belief.news.incarnation);
+        let back = self.returned.iter().filter(move |(_, since)| lately(**since));
+        back.map(|(life, _)| *life).chain(away)
+    }
+
     /// Whether a process that began at `since` waits for a silent peer to give it what it should know: see
     /// [`View::reborn`].
-    pub(crate) fn is_delayed(&self, since: Now, within: Duration, now: Now) -> bool {
+    fn is_delayed(&self, since: Now, within: Duration, now: Now) -> bool {
         self.peers.values().any(|belief| belief.delays_repair(since, within, now))
+    }
+
+    /// The same, of peers that have not been silent for `patience` yet.
+    pub(crate) fn is_delayed_for(
+        &self,
+        since: Now,
+        within: Duration,
+        patience: Duration,
+        now: Now,
+    ) -> bool {
+        self.peers.values().any(|belief| {
+            let is_heard = belief.alive == Liveness::Alive;
+            let may_return = is_heard || now.since(belief.silent_since()) < patience;
+            may_return && belief.delays_repair(since, within, now)
+        })
     }
 
     fn set_alive(&mut self, peer: &PeerId, to: Liveness, from: fn(Liveness) -> bool) -> bool {
@@ -596,6 +650,9 @@ impl View {
         let all_are_heard = self.peers.values().all(|p| p.left || p.alive == Liveness::Alive);
         if all_are_heard && self.reborn.values().any(|since| over(*since)) {
             Arc::make_mut(&mut self.reborn).retain(|_, since| !over(*since));
+        }
+        if self.returned.values().any(|since| over(*since)) {
+            Arc::make_mut(&mut self.returned).retain(|_, since| !over(*since));
         }
         if self.former.values().any(|ended| over(*ended)) {
             Arc::make_mut(&mut self.former).retain(|_, ended| !over(*ended));

@@ -58,8 +58,10 @@ fn one_that_ended_before_others_had_what_it_held_counts_as_missed_unless_all_oth
 }
 
 #[test]
-fn one_that_ended_before_others_had_what_it_held_is_missed_and_its_next_life_is_reborn_anyhow() {
-    for (in_good_order, others) in [(true, vec![]), (false, incs(&[2]))] {
+fn one_that_ended_before_others_had_what_it_held_is_reborn_as_after_a_crash() {
+    for (in_good_order, others, reborn, returned) in
+        [(true, vec![], vec![], incs(&[102])), (false, incs(&[2]), incs(&[102]), vec![])]
+    {
         let mut view = View::new(name(1));
         hello(&mut view, 2, 0, Now(1), Source::FirstHand);
         let ended = if in_good_order { View::left } else { View::cut_short };
@@ -67,7 +69,8 @@ fn one_that_ended_before_others_had_what_it_held_is_missed_and_its_next_life_is_
         assert_eq!(Census::of(&view, Now(5)).others, others);
         hello(&mut view, 2, 1, Now(9), Source::FirstHand);
         let census = Census::of(&view, Now(10));
-        assert_eq!((census.others, census.reborn), (incs(&[102]), incs(&[102])));
+        assert_eq!((census.others, census.reborn), (incs(&[102]), reborn));
+        assert_eq!(census.returned, returned);
     }
 }
 
@@ -342,8 +345,9 @@ fn a_census_counts_everyone_but_those_that_left_in_good_order() {
     assert_eq!(census.reborn, []);
     hello(&mut view, 4, 1, later, Source::FirstHand);
     hello(&mut view, 2, 1, later, Source::FirstHand);
-    let reborn = Census::of(&view, later).reborn;
-    assert_eq!(reborn, incs(&[102, 104]), "one of them had left in good order");
+    let census = Census::of(&view, later);
+    assert_eq!(census.reborn, incs(&[104]), "the other had left in good order");
+    assert_eq!(census.returned, incs(&[102]));
     assert_eq!(Census::of(&view, later.after(REBORN_FOR)).reborn, []);
 }
 
@@ -406,4 +410,38 @@ fn the_smaller_side_of_a_partition_never_forgets_the_other() {
     };
     assert_eq!(lose(&[2]), 1);
     assert_eq!(lose(&[2, 3]), 0, "half is not the larger side");
+}
+
+#[test]
+fn one_that_returned_in_good_order_is_a_witness_unless_others_left_as_well() {
+    let told = |returned: &[u8], silent: &[u8]| Census {
+        returned: incs(returned),
+        ..census(&[2, 3], silent)
+    };
+    // Peer 1 asks, peer 3 is silent, and peer 2 has returned.
+    for (returned, verdict) in [(&[2][..], Verdict::Enough), (&[2, 1], Verdict::TooFew)] {
+        let mut roll = Roll::new(inc(1), &told(returned, &[3]));
+        roll.answer(inc(2), Some(&Census { returned: incs(returned), ..census(&[1, 3], &[3]) }));
+        assert_eq!(roll.verdict(true), verdict, "{returned:?}");
+    }
+    let mut roll = Roll::new(inc(1), &told(&[2, 1], &[]));
+    roll.answer(inc(2), Some(&census(&[1, 3], &[])));
+    roll.answer(inc(3), Some(&census(&[1, 2], &[])));
+    assert_eq!(roll.verdict(true), Verdict::Enough, "everyone has answered");
+}
+
+#[test]
+fn a_peer_that_is_silent_for_long_delays_those_that_returned_no_more() {
+    let mut view = View::new(name(1));
+    for peer in [2, 3] {
+        hello(&mut view, peer, 0, Now(1), Source::FirstHand);
+    }
+    view.left(&name(2), &inc(2), Now(5_000));
+    assert_eq!(Census::of(&view, Now(5_001)).returned, incs(&[2]), "it may have left others alone");
+    hello(&mut view, 2, 1, Now(6_000), Source::FirstHand);
+    view.suspect(&name(3), Now(7_000));
+    let returned = |now: u64| Census::of(&view, Now(now)).returned;
+    assert_eq!(returned(6_500), incs(&[102]));
+    assert_eq!(returned(29_000), incs(&[102]), "the silent peer has given it nothing");
+    assert_eq!(returned(60_000), [], "and is not waited for any longer");
 }

@@ -12,11 +12,14 @@
 //!   known has answered: it cannot answer any more.
 //! * One *silent* peer may be missed. A second may be missed only if a majority of everyone known
 //!   has met it and has not heard it for long (`absent`).
-//! * A peer that was *reborn* a moment ago has forgotten what it witnessed, and counts as missed,
-//!   even if its former life left in good order: who leaves is struck off where nobody can take its
-//!   place, so that one peer may hold a session alone, and that may be the silent one. Once everyone known has answered, nobody is left who could know more, and nothing is missed.
+//! * A peer that was *reborn* a moment ago has forgotten what it witnessed, and counts as missed.
+//!   Once everyone known has answered, nobody is left who could know more, and nothing is missed.
 //!   Other peers give it back what it held: while one of them is silent, time proves nothing
 //!   ([`View::reborn`]).
+//! * A peer that *returned* after its former life left in good order counts as missed as well if another
+//!   one left or returned a moment ago, or if there are only two. Who leaves is struck off where nobody can
+//!   take its place: of three holders two may have left, so that the silent peer holds a session alone. That
+//!   is waited for until the silent one may be [`absent`](Census::absent).
 //! * A *young* peer may be reborn, and the peers that know may not have been heard yet. It counts
 //!   as missed until a settled peer vouches for it: that peer knows it, and knows of no former
 //!   life. If no peer is settled the mesh has just begun, and all of them count that did not begin
@@ -61,6 +64,9 @@ pub struct Census {
     pub absent: Vec<Incarnation>,
     /// Those that replaced a former process less than [`REBORN_FOR`] ago.
     pub reborn: Vec<Incarnation>,
+    /// Those that left in good order less than [`REBORN_FOR`] ago, and those that replaced such a process
+    /// then.
+    pub returned: Vec<Incarnation>,
     /// Those of the silent that left before others had copied all that they held. This is not sent to
     /// others: each knows by itself who left.
     #[serde(skip)]
@@ -112,6 +118,7 @@ impl Census {
         }
         census.others.sort_unstable();
         census.reborn = view.reborn(now, REBORN_FOR).collect();
+        census.returned = view.returned(now, REBORN_FOR, ABSENT_AFTER).collect();
         census
     }
 
@@ -133,12 +140,12 @@ impl Census {
     }
 
     /// The same, by the `view` of a peer whose process has this age: it stays young while a peer is
-    /// silent that has had no time to give it what was there before.
+    /// silent, but not absent yet, that has had no time to give it what was there before.
     #[must_use]
     pub fn with_silences(mut self, view: &View, now: Now, age: Duration) -> Self {
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         let since = Now(now.0.saturating_sub(age));
-        self.is_young |= view.is_delayed(since, REBORN_FOR, now);
+        self.is_young |= view.is_delayed_for(since, REBORN_FOR, ABSENT_AFTER, now);
         self
     }
 
@@ -164,7 +171,8 @@ impl Census {
     /// The answer to a peer that asked with `digest`: `None` if it knows the same.
     pub(super) fn news(self: &Arc<Self>, me: Incarnation, digest: u64) -> Option<Arc<Self>> {
         let same = self.digest(me) == digest;
-        let plain = self.absent.is_empty() && self.reborn.is_empty() && !self.is_young;
+        let all_stayed = self.reborn.is_empty() && self.returned.is_empty();
+        let plain = self.absent.is_empty() && all_stayed && !self.is_young;
         (!same || !plain).then(|| Arc::clone(self))
     }
 }
@@ -194,6 +202,8 @@ pub struct Roll {
     answered: BTreeSet<Incarnation>,
     silent: BTreeSet<Incarnation>,
     reborn: BTreeSet<Incarnation>,
+    /// Those that left in good order a moment ago, or replaced one that did.
+    returned: BTreeSet<Incarnation>,
     /// Those that left before others had copied all that they held.
     cut_short: BTreeSet<Incarnation>,
     /// Those that are young by their own answer.
@@ -220,6 +230,7 @@ impl Roll {
             answered: BTreeSet::new(),
             silent: census.silent.iter().copied().collect(),
             reborn: BTreeSet::new(),
+            returned: BTreeSet::new(),
             cut_short: census.cut_short.iter().copied().collect(),
             young: census.young.iter().copied().collect(),
             vouched: BTreeSet::new(),
@@ -247,6 +258,7 @@ impl Roll {
         let Some(census) = told else { return Vec::new() };
         self.pair &= census.pair;
         self.reborn.extend(census.reborn.iter().copied());
+        self.returned.extend(census.returned.iter().copied());
         for absent in &census.absent {
             self.absent.entry(*absent).or_default().insert(peer);
         }
@@ -297,6 +309,7 @@ impl Roll {
         self.silent = census.silent.iter().copied().collect();
         self.cut_short.extend(census.cut_short.iter().copied());
         self.reborn.extend(census.reborn.iter().copied());
+        self.returned.extend(census.returned.iter().copied());
     }
 
     /// Whether the answers suffice; `waited`: all that are alive have had the time to answer.
@@ -316,6 +329,13 @@ impl Roll {
     /// that one.
     fn is_reborn(&self, peer: Incarnation) -> bool {
         self.reborn.contains(&peer) || self.everyone.iter().any(|other| other.is_before(&peer))
+    }
+
+    /// Whether `peer` may have forgotten what only a missed one knows.
+    fn forgot(&self, peer: Incarnation) -> bool {
+        let enough = if self.everyone.len() + self.unmet > PAIR { 2 } else { 1 };
+        let several_left = self.returned.len() >= enough;
+        self.is_reborn(peer) || several_left && self.returned.contains(&peer)
     }
 
     /// Whether the answers would suffice if the peers that `will` answer had done so.
@@ -340,7 +360,7 @@ impl Roll {
         };
         let counts = |peer: &Incarnation| {
             (self.answered.contains(peer) || will(peer))
-                && (!self.is_reborn(*peer) || mutant::on(Mutant::RebornWitness))
+                && (!self.forgot(*peer) || mutant::on(Mutant::RebornWitness))
                 && !(heeds_age(peer) && is_no_witness(peer))
         };
         let missed: Vec<Incarnation> =
@@ -369,7 +389,7 @@ impl Roll {
             ([_, _], 0) | ([_], 1) => {
                 let said = |peer| self.absent.get(peer).into_iter().flatten();
                 let absent = |peer| is_majority(said(peer).filter(|by| counts(by)).count());
-                let is_reborn = missed.iter().any(|peer| self.is_reborn(*peer));
+                let is_reborn = missed.iter().any(|peer| self.forgot(*peer));
                 majority && !is_reborn && missed.iter().any(absent)
             }
             _ => false,

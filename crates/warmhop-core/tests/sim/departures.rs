@@ -302,3 +302,25 @@ fn depart(world: &Rc<World>, node: usize, again_after_ms: u64) {
     }
     crate::faults::restart_after(world, node, again_after_ms);
 }
+
+/// One peer is restarted in good order, and another one crashes right after: fresh registers are served
+/// wherever anybody is left, since those that stayed hold all that there is.
+pub(crate) fn one_restarts_and_one_crashes(seed: u64, listening: bool, peers: usize) -> Report {
+    let world = healthy(seed, listening, peers, 3);
+    depart(&world, 1, 200);
+    world.run_until(world.now() + 200 + world.between(500, 4_000));
+    crate::faults::end(&world, 0);
+    world.run_until(world.now() + 8_000);
+    let newest = world.now() / 5_000;
+    for node in 1..peers {
+        let sid = registers::sid_of(newest - node as u64 + 1);
+        let of = Rc::clone(&world);
+        finish(&world, async move {
+            match registers::ask(&of, 90, node, sid, Does::Append).await {
+                Ok(_) => of.count("registers begun"),
+                Err(what) => of.violated(Some(sid), format!("{}: {what}", crate::name(node))),
+            }
+        });
+    }
+    report(&world)
+}

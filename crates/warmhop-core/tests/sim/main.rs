@@ -438,6 +438,18 @@ fn whoever_stays_serves_alone_if_one_peer_crashes_just_before_another_leaves_in_
 }
 
 #[test]
+fn fresh_keys_are_served_after_one_restart_in_good_order_and_one_crash() {
+    for (seed, peers) in (1..=20).flat_map(|seed| [3, 5].map(|peers| (seed, peers))) {
+        let report = departures::one_restarts_and_one_crashes(seed, false, peers);
+        if let Some(what) = report.violation {
+            let report = departures::one_restarts_and_one_crashes(seed, true, peers);
+            panic!("seed {seed}, {peers} peers: {what}\n{}", report.story);
+        }
+        assert_eq!(report.counts["registers begun"], peers as u64 - 1, "{:?}", report.counts);
+    }
+}
+
+#[test]
 fn nothing_is_lost_as_two_of_five_stand_still_and_two_leave_in_good_order() {
     let (first, count) = asked_for().unwrap_or((500, 20));
     let seeds: Vec<u64> = (first..first + count).collect();

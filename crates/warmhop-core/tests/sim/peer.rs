@@ -18,7 +18,7 @@ use warmhop_core::session::repair::{
     Around, Held, Mend, Scope, Watch, by_rank, countable, counts_on, heir, may_count_on,
     silent_for_a_while,
 };
-use warmhop_core::view::{AppNews, AppState, Liveness, News, PeerNews, Source, View};
+use warmhop_core::view::{AppNews, AppState, FormerLife, Liveness, News, PeerNews, Source, View};
 
 use crate::store::Store;
 use crate::world::{Life, Mailbox, To, World, sleep};
@@ -226,8 +226,11 @@ impl Peer {
         let peer = news.peer().clone();
         if peer == self.me {
             // Others remember a former life.
-            if matches!(&news, News::Peer(it) if it.incarnation != self.inc) {
-                self.view.borrow_mut().note_reborn(self.inc, self.now());
+            if let News::Peer(it) = &news
+                && it.incarnation != self.inc
+            {
+                let former = if it.draining { FormerLife::Left } else { FormerLife::Ended };
+                self.view.borrow_mut().note_former(self.inc, former, self.now());
             }
             return;
         }

@@ -28,7 +28,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, error};
-use warmhop_core::view::{AppNews, News, PeerNews};
+use warmhop_core::view::{AppNews, FormerLife, News, PeerNews};
 
 use crate::links::context::Shared;
 use crate::links::gossip::handle::{Command, GossipIn, Inbound, OwnNode};
@@ -295,7 +295,8 @@ fn hear(shared: &Arc<Shared>, before: Option<Seen>, node: Changed) -> Seen {
     if peer.peer == shared.me {
         if peer.incarnation != shared.incarnation {
             // Even while it counts as live: others have not noticed its end yet.
-            shared.handler.on_former_life();
+            let former = if peer.draining { FormerLife::Left } else { FormerLife::Ended };
+            shared.handler.on_former_life(former);
             if node.live {
                 shared.probe_namesake(peer.mesh);
             } else {

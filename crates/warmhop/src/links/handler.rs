@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use quinn::{RecvStream, SendStream};
 use warmhop_core::ids::{Incarnation, PeerId};
-use warmhop_core::view::News;
+use warmhop_core::view::{FormerLife, News};
 
 use crate::links::wire::SessionFrame;
 
@@ -48,7 +48,7 @@ pub(crate) trait NetHandler: Send + Sync + 'static {
     fn on_news(&self, news: News, first_hand: bool);
 
     /// Others remember a former life of this peer.
-    fn on_former_life(&self);
+    fn on_former_life(&self, former: FormerLife);
 
     /// The state of a peer, as the network layer knows it, has changed.
     fn on_liveness(&self, peer: &PeerId, incarnation: Incarnation, heard: Heard);

@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use tracing::{debug, info, warn};
 use warmhop_core::ids::{Incarnation, PeerId};
 use warmhop_core::session::message::Message;
-use warmhop_core::view::News;
+use warmhop_core::view::{FormerLife, News};
 
 use crate::links::handler::{Heard, NetHandler};
 use crate::links::wire::SessionFrame;
@@ -50,8 +50,8 @@ impl NetHandler for Node {
         self.apply(news, first_hand);
     }
 
-    fn on_former_life(&self) {
-        self.edit_view(|view, now| view.note_reborn(self.incarnation, now));
+    fn on_former_life(&self, former: FormerLife) {
+        self.edit_view(|view, now| view.note_former(self.incarnation, former, now));
     }
 
     fn on_liveness(&self, peer: &PeerId, incarnation: Incarnation, heard: Heard) {

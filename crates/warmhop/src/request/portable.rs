@@ -368,6 +368,8 @@ impl Node {
     /// that has heard of everyone.
     pub(crate) fn newborn_for(&self) -> Duration {
         let woke = if self.seeds > 0 { self.runs() } else { Duration::ZERO };
+        // A peer that never met another has nobody to hear.
+        let woke = if self.view().live_peers().next().is_some() { woke } else { Duration::ZERO };
         let is_new = self.seeds > 0 && !self.store.has_met_all();
         let span = if is_new { NEWBORN_FOR } else { Duration::ZERO };
         span.saturating_sub(self.started.elapsed()).max(woke)

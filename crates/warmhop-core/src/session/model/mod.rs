@@ -23,7 +23,8 @@
 //!   names, and counts seeds that were never met as missed.
 //! * **Rebirths** are known to everyone who takes part before it is asked, or to nobody: in truth within
 //!   a gossip round, by the first answer, or from the peer that remembers the former life
-//!   (`View::note_reborn`). It makes no difference whether the former life left in good order.
+//!   (`View::note_former`). Former lives that left in good order are taken for others: of these one may
+//!   be a witness, as of three holders two had to leave before one holds anything alone.
 //! * **Whoever stands still** acts late on what it was sent, which is one of the orders. That it may
 //!   believe what it saw before in the meantime is not modelled: it counts as newborn until it has
 //!   heard somebody (`Stillness`).
