@@ -23,7 +23,7 @@ use crate::request::node::Node;
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
 /// How long the owners of other sessions may take to replace this peer's copies. The time starts over
 /// while they make progress, and when another peer falls silent or is heard again.
-const REPLACED_WITHIN: Duration = Duration::from_secs(10);
+const REPLACED_WITHIN: Duration = Duration::from_secs(15);
 /// How long both may take in all.
 const SESSIONS_WITHIN: Duration = Duration::from_secs(120);
 /// How long the hand-over of later sessions may take, after the last request.
@@ -111,13 +111,17 @@ struct HandedOver {
 }
 
 /// Invites an heir for each session until none of the first ones is left: clients still arrive
-/// here, and begin new ones. Ends at `latest`, or once none has been taken over for a while.
+/// here, and begin new ones. Ends at `latest`, or once none has been taken over for a while, or if there is
+/// nobody to take them: whether to wait for others is decided by the copies that they hold.
 async fn hand_over(node: &Node, latest: Instant) -> HandedOver {
     let mut first: HashSet<SessionKey> = node.store.owned().into_iter().collect();
     let count = first.len();
     let (mut end, mut offers) = (Instant::now() + HAND_OVER_WITHIN, Offers::new());
     loop {
-        let owned: HashSet<SessionKey> = give_away(node, &mut offers).into_iter().collect();
+        let Some(owned) = give_away(node, &mut offers) else {
+            return HandedOver { count: count - first.len(), left: 0 };
+        };
+        let owned: HashSet<SessionKey> = owned.into_iter().collect();
         let before = first.len();
         first.retain(|key| owned.contains(key));
         if first.len() < before {
@@ -155,12 +159,12 @@ impl Offers {
     }
 }
 
-/// Invites an heir for each session that is owned here, as many as are taken in time, and returns those
-/// that have one.
-fn give_away(node: &Node, offers: &mut Offers) -> Vec<SessionKey> {
+/// Invites an heir for each session that is owned here, as many as are taken in time, and returns all of
+/// these; `None` if no peer is heard that could take any.
+fn give_away(node: &Node, offers: &mut Offers) -> Option<Vec<SessionKey>> {
     let view = node.view();
     if !view.live_peers().any(|(_, belief)| may_count_on(belief)) {
-        return Vec::new();
+        return None;
     }
     let owned = node.store.owned();
     for key in offers.next(&owned) {
@@ -168,7 +172,7 @@ fn give_away(node: &Node, offers: &mut Offers) -> Vec<SessionKey> {
             node.store.with(key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
         }
     }
-    owned
+    Some(owned)
 }
 
 /// Gives away the sessions that came here until the front doors closed, and waits for their new owners to
@@ -176,7 +180,8 @@ fn give_away(node: &Node, offers: &mut Offers) -> Vec<SessionKey> {
 pub(crate) async fn give_away_the_rest(node: &Node) {
     let end = Instant::now() + REST_WITHIN;
     let mut offers = Offers::new();
-    while (!give_away(node, &mut offers).is_empty() || node.copies_to_replace() > 0)
+    let gives = |it: Option<Vec<SessionKey>>| it.is_some_and(|owned| !owned.is_empty());
+    while (gives(give_away(node, &mut offers)) || node.copies_to_replace() > 0)
         && Instant::now() < end
     {
         tokio::time::sleep(INVITE_AGAIN_AFTER).await;

@@ -157,7 +157,7 @@ impl NetHandler for Recorder {
         })
     }
 
-    fn on_former_life(&self, _: FormerLife) {}
+    fn on_former_life(&self, _: warmhop_core::view::FormerLife) {}
 
     fn on_session_frame(&self, from: Incarnation, frame: SessionFrame) {
         self.record(Event::Session(from, frame));
