@@ -6,6 +6,7 @@
 //! ([`Watch`]), and who succeeds an owner that leaves cleanly ([`heir`]). Refuses to know how
 //! members change (`owner.rs`) and how ownership does (`takeover.rs`).
 
+mod leaving;
 mod struck;
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,7 @@ use crate::ids::{AppName, Ballot, Incarnation, Now, PeerId, SessionId};
 use crate::rank;
 use crate::view::{AppState, Liveness, PeerBelief, View};
 
+pub use leaving::{counts_on, silent_for_a_while};
 pub use struck::STRUCK_AFTER;
 
 /// How long a member is silent before it is replaced, and an owner before it is succeeded.
@@ -218,6 +220,9 @@ pub struct Around<'a> {
     pub alive: &'a BTreeSet<Incarnation>,
     /// The tunables.
     pub policy: &'a SessionPolicy,
+    /// It is about to leave: it hands over what it owns, and repairs nothing of that. What has no owner it
+    /// takes over all the same, after all others had the time to, since they may lack a record.
+    pub leaves: bool,
 }
 
 impl Around<'_> {
@@ -308,7 +313,9 @@ impl Watch {
         for peer in named.filter(|peer| !around.alive.contains(peer)) {
             self.missing_since.entry(peer).or_insert(around.now);
         }
-        if held.owns {
+        if held.owns && around.leaves {
+            Mend::Nothing
+        } else if held.owns {
             self.look_as_owner(sid, held, around, scope, is_dead)
         } else {
             self.look_as_member(sid, held, around, scope, is_dead)
@@ -357,6 +364,7 @@ impl Watch {
         let has_majority = majority(members, &held.voteless)
             && (held.before.is_empty() || majority(&held.before, &held.voteless_before));
         let rank = members.iter().filter(lives).position(|peer| *peer == me);
+        let rank = rank.map(|rank| if around.leaves { rank + members.len() } else { rank });
         let owner = held.claim.map(|claim| claim.proposer);
         // A peer without a record has nothing to continue from, and leaves it to those that have
         // one.
@@ -507,39 +515,6 @@ pub fn by_rank(
         .iter()
         .filter_map(|peer| view.peer(peer).map(|belief| belief.news.incarnation))
         .collect()
-}
-
-/// How long a peer may have been silent for one that leaves to wait for it.
-const SILENT_FOR_A_WHILE: Duration = Duration::from_secs(60);
-
-/// The peers that are silent, and may be heard again: one that stood still, or was cut off.
-#[must_use]
-pub fn silent_for_a_while(view: &View, now: Now) -> BTreeSet<Incarnation> {
-    let silent = |belief: &PeerBelief| {
-        belief.alive == Liveness::Suspect
-            && !belief.news.draining
-            && now.since(belief.heard) < SILENT_FOR_A_WHILE
-    };
-    let all = view.live_peers().filter(|(_, belief)| silent(belief));
-    all.map(|(_, belief)| belief.news.incarnation).collect()
-}
-
-/// Whether a session with these members needs the copy of `me` although one of `able`, from
-/// [`countable`], could hold it, or could strike it off: a peer that leaves waits until none does. If
-/// most of the members are gone nobody can change them, and there is nothing to wait for; if some of them
-/// are only `silent`, from [`silent_for_a_while`], their return lets the others do it.
-#[must_use]
-pub fn counts_on(
-    members: &[Incarnation],
-    me: Incarnation,
-    able: &BTreeSet<Incarnation>,
-    silent: &BTreeSet<Incarnation>,
-) -> bool {
-    let living = members.iter().filter(|peer| **peer == me || able.contains(peer)).count();
-    let may_live = living + members.iter().filter(|peer| silent.contains(peer)).count();
-    let is_replaced = || able.iter().any(|peer| !members.contains(peer));
-    let is_struck_off = || may_live > 1;
-    members.contains(&me) && 2 * may_live > members.len() && (is_replaced() || is_struck_off())
 }
 
 /// Whether a session of which this peer knows a record needs repair: for its owner, if too few
@@ -734,7 +709,8 @@ mod tests {
             ..owned(others)
         };
         let (policy, now) = (SessionPolicy::default(), Now(60_000));
-        let around = Around { me: peer(1), now, view: &view, alive: &alive, policy: &policy };
+        let around =
+            Around { me: peer(1), now, view: &view, alive: &alive, policy: &policy, leaves: false };
         let look = |held: &Held| {
             Watch::default().look(SessionId([7; 16]), held, &around, Scope::Noted, |it| {
                 it == peer(5) || it == peer(6)
@@ -764,7 +740,14 @@ mod tests {
         let mut look = |held: &Held, at: u64| {
             let policy = SessionPolicy::default();
             let now = Now(at);
-            let around = Around { me: peer(1), now, view: &view, alive: &alive, policy: &policy };
+            let around = Around {
+                me: peer(1),
+                now,
+                view: &view,
+                alive: &alive,
+                policy: &policy,
+                leaves: false,
+            };
             if watch.begin(&alive, 0) == Scope::All {
                 assert_eq!(at, 60_000);
             }

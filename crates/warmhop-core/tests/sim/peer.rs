@@ -464,9 +464,6 @@ impl Peer {
     /// Looks through the sessions here once, or only through those that came here since, where
     /// nobody came or went. Returns whether there is more to do soon.
     fn sweep(self: &Rc<Self>) -> bool {
-        if self.draining.get() {
-            return false;
-        }
         let alive = countable(&self.view.borrow(), self.inc);
         let noted = self.take_to_look_at();
         let mut under_way = std::mem::take(&mut *self.under_way.borrow_mut());
@@ -489,7 +486,9 @@ impl Peer {
                 return false;
             };
             let policy = &self.world.knobs.policy;
-            let around = Around { me: self.inc, now: self.now(), view: &view, alive, policy };
+            let leaves = self.draining.get();
+            let around =
+                Around { me: self.inc, now: self.now(), view: &view, alive, policy, leaves };
             self.watch.borrow_mut().look(sid, &held, &around, scope, |peer| self.is_dead(peer))
         };
         match decided {

@@ -71,9 +71,6 @@ impl Repair {
     /// Looks through a part of the sessions here after a peer has joined or left, and at those
     /// noted since as in need of a look. Returns whether there is more to do soon.
     pub(crate) fn sweep(&mut self, node: &Node) -> bool {
-        if node.is_draining() {
-            return false;
-        }
         let view = node.view();
         let alive = countable(&view, node.incarnation);
         let (noted, missed) = node.store.take_to_look_at();
@@ -141,8 +138,8 @@ impl Repair {
         let held = node.store.read(key, |machine| Held::of(machine, view));
         let Some(held) = held else { return false };
         let now = node.clock.now();
-        let around =
-            Around { me: node.incarnation, now, view, alive, policy: &node.store.policy() };
+        let (me, policy, leaves) = (node.incarnation, &node.store.policy(), node.is_draining());
+        let around = Around { me, now, view, alive, policy, leaves };
         let is_dead = |peer| node.store.is_dead(&peer);
         let decided = self.watch.look(key.sid, &held, &around, scope, is_dead);
         if !matches!(decided, Mend::Nothing | Mend::Later | Mend::Rest) {

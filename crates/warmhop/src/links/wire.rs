@@ -615,7 +615,7 @@ mod tests {
                 part: Part::None,
             }),
             &format!(
-                "{FRAME} 07 09 01 {at} 00 00 00 01 {INC_1} 00 00 01 01 {INC_1} 00 00 00 01 00"
+                "{FRAME} 07 09 01 {at} 00 00 00 01 {INC_1} 00 00 01 01 {INC_1} 00 00 00 00 01 00"
             ),
         );
         golden(

@@ -105,7 +105,8 @@ mod tests {
         watch.begin(&alive, 0);
         let look = |at: &u64| {
             let now = Now(at * 1000);
-            let around = Around { me: peer(1), now, view, alive: &alive, policy: &policy };
+            let around =
+                Around { me: peer(1), now, view, alive: &alive, policy: &policy, leaves: false };
             let is_dead = |it: Incarnation| dead.iter().any(|number| it == peer(*number));
             watch.look(SessionId([7; 16]), held, &around, Scope::Noted, is_dead)
         };
