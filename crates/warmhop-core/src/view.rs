@@ -762,6 +762,11 @@ impl PeerBelief {
         self.silent.unwrap_or(self.heard)
     }
 
+    /// Whether it is heard again after a silence that ended less than `within` ago.
+    pub(crate) fn was_silent_within(&self, now: Now, within: Duration) -> bool {
+        self.was_silent.is_some_and(|(_, until)| now.since(until) < within)
+    }
+
     /// Whether this peer was silent while it should have given others back what they lost at `since`,
     /// and has not been heard for `within` since then.
     fn delays_repair(&self, since: Now, within: Duration, now: Now) -> bool {

@@ -47,6 +47,9 @@ pub const ABSENT_AFTER: Duration = Duration::from_secs(30);
 /// young: until a former one would have been suspected (2.5 s) and replaced (3 s, and 1 s for each
 /// rank), its sessions copied to others, and a margin.
 pub const REBORN_FOR: Duration = Duration::from_secs(12);
+/// How long after a silence a peer may not have been sent again what it missed: an owner sends about once a
+/// second, and one that is gone is replaced first.
+pub const TOLD_WITHIN: Duration = Duration::from_secs(10);
 /// How far apart the processes of a mesh that has just begun may begin, clocks included. What one of them
 /// did alone before the others began, those do not know.
 const BEGUN_TOGETHER: Duration = Duration::from_secs(1);
@@ -62,6 +65,10 @@ pub struct Census {
     pub silent: Vec<Incarnation>,
     /// Those of the silent that this peer has met, but not heard for [`ABSENT_AFTER`].
     pub absent: Vec<Incarnation>,
+    /// Another was silent until less than [`TOLD_WITHIN`] ago: what this peer missed may not have been
+    /// sent again yet. This is not sent to others.
+    #[serde(skip)]
+    pub is_behind: bool,
     /// Those that replaced a former process less than [`REBORN_FOR`] ago.
     pub reborn: Vec<Incarnation>,
     /// Those that left in good order less than [`REBORN_FOR`] ago, and those that replaced such a process
@@ -109,6 +116,7 @@ impl Census {
                 census.young.push(peer);
             }
             if belief.alive == Liveness::Alive {
+                census.is_behind |= belief.was_silent_within(now, TOLD_WITHIN);
                 continue;
             }
             census.silent.push(peer);

@@ -279,6 +279,10 @@ impl Session {
             if self.heard.cfg.as_ref().is_some_and(|told| Some(told.step()) <= held) {
                 self.heard.cfg = None;
             }
+            let at = self.copy.accepted.as_ref().map(|record| record.p);
+            if self.heard.doubt.as_ref().is_some_and(|doubt| Some(doubt.about()) != at) {
+                self.heard.doubt = None;
+            }
             if self.heard.owner <= self.copy.promised() {
                 self.heard.owner = None;
             }
@@ -289,16 +293,18 @@ impl Session {
     /// When to call [`Session::on_timer`] next.
     #[must_use]
     pub fn next_wake(&self, now: Now, wall: WallTime) -> Option<Now> {
-        // If no grace is known yet this is a little early, and is computed again then.
-        let forget =
-            [self.forget_at(Duration::from_secs(1)), self.ends_at()].into_iter().flatten().min();
-        let forget = forget.map(|at| {
-            // The wall clock may jump: it is read again within the hour.
-            const LOOK_AGAIN: u64 = 3_600_000;
+        // The wall clock may jump: it is read again within the hour.
+        const LOOK_AGAIN: u64 = 3_600_000;
+        let at = |at: WallTime| {
             now.after(Duration::from_millis(at.0.saturating_sub(wall.0).clamp(1, LOOK_AGAIN)))
-        });
+        };
+        // If no grace is known yet this is a little early, and is computed again then.
+        let forget = self.forget_at(Duration::from_secs(1)).map(at);
+        let doubt = self.heard.doubt.as_ref().map(super::Doubt::wake);
+        let forget = forget.map(|at| doubt.map_or(at, |doubt| doubt.max(at)));
+        let end = self.ends_at().map(at);
         let outvoted = self.copy.promised() > self.ballot() && self.ballot().is_some();
-        [forget, self.wake_preparing(), self.wake_owner(), outvoted.then_some(now)]
+        [forget, end, self.wake_preparing(), self.wake_owner(), outvoted.then_some(now)]
             .into_iter()
             .flatten()
             .min()

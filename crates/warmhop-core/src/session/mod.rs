@@ -45,6 +45,7 @@ pub mod begun;
 pub mod census;
 pub mod claim;
 mod copy;
+mod doubt;
 pub mod entry;
 mod joining;
 mod look;
@@ -69,6 +70,7 @@ use core::time::Duration;
 use crate::ids::{Ballot, Incarnation, Now, Position, SessionId, WallTime};
 use claim::Question;
 use copy::{LONGER_THAN_OWNER, Replica, Shut, Vote};
+use doubt::Doubt;
 use message::{
     Body, BodyRef, Config, Ended, Exec, ExecDone, Message, NackReason, Part, Record, Stored,
 };
@@ -131,6 +133,8 @@ struct Heard {
     went_on: Option<(SessionId, Incarnation)>,
     /// The question to the peer that claims the session.
     question: Option<Question>,
+    /// Whether the copy, whose time is over, is all there was.
+    doubt: Option<Doubt>,
     /// The stamp of the newest configuration that the last search found lost.
     lost: u64,
     /// The stamp up to which this peer told everyone to forget the session: what others report of
@@ -146,6 +150,7 @@ impl Empty for Heard {
         absent: None,
         went_on: None,
         question: None,
+        doubt: None,
         lost: 0,
         over: 0,
     };
@@ -323,6 +328,7 @@ impl Session {
                 self.on_part(from, part, ctx.now);
                 self.hear_word(from, promised.map(|b| Word::of(from, b, &births, p, part)));
                 self.asked_answered(ctx, from, nonce, out);
+                self.doubt_answered(ctx, from, nonce, p.zip(cfg.as_ref()));
                 let record = p.and(cfg.clone());
                 self.on_located(ctx, from, nonce, record, births, census.as_deref(), out);
                 let cfg = cfg.map(Arc::unwrap_or_clone);
@@ -482,6 +488,7 @@ impl Session {
         if self.forget_at(ctx.policy.forget_grace).is_some_and(|at| at <= ctx.wall)
             && self.line.queue.is_empty()
             && self.line.flights.is_empty()
+            && self.is_all_there_was(ctx, out)
         {
             self.dismiss_witnesses(ctx, out);
             self.forget(ctx);

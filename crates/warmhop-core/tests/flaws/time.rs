@@ -419,6 +419,9 @@ fn what_was_forgotten_is_over_and_hides_nothing_that_was_begun_since() {
     s.passes(3 * SECOND);
     s.settles();
     s.passes(MINUTE + 10 * SECOND);
+    s.tell("They do not hear A, so they ask each other whether that is all there was.");
+    s.settles();
+    s.passes(SECOND);
     assert!(s.machine("B").is_none() && s.machine("C").is_none(), "they forget it");
     s.lasts_for(30 * MINUTE);
     s.asks_by_key("C", "change jam", "A B C");
@@ -433,4 +436,115 @@ fn what_was_forgotten_is_over_and_hides_nothing_that_was_begun_since() {
     s.looks_by_key("A", "read list");
     s.settles();
     s.answered("list", "jam/C");
+}
+
+/// C owns tea, which lasts for a moment, and is cut off. A takes over, and writes jam, which lasts for longer.
+fn cut_off_while_others_wrote(title: &str) -> Stage {
+    let mut s = Stage::new(title, "A B C");
+    s.knows("A", "B C", "");
+    s.knows("B", "A C", "");
+    s.knows("C", "A B", "");
+    s.lasts_for(SECOND);
+    s.asks_by_key("C", "change tea", "A B C");
+    s.settles();
+    s.answered("tea", "tea/C");
+    s.parts("C", "A B");
+    s.knows("A", "B C", "C");
+    s.knows("B", "A C", "C");
+    s.knows("C", "A B", "A B");
+    s.takes_over("A");
+    s.settles();
+    s.serves("A");
+    s.lasts_for(30 * MINUTE);
+    s.asks("A", "change jam", "A");
+    s.settles();
+    s.answered("jam", "tea/C jam/A");
+    s
+}
+
+/// The danger: by what it holds, the session of C is over, and C forgets it. If A dies then, its holders are B
+/// alone: C votes no more where it has forgotten, and jam is lost although one of its two holders lives.
+/// The rule: who does not hear everyone forgets only what a majority has nothing newer than. C keeps what
+/// it holds, and with it its vote.
+#[test]
+fn a_member_that_was_cut_off_does_not_forget_by_what_it_holds() {
+    let mut s = cut_off_while_others_wrote("a member that was cut off does not forget");
+    s.passes(3 * SECOND);
+    s.passes(MINUTE + 10 * SECOND);
+    s.settles();
+    s.passes(SECOND);
+    assert!(s.machine("C").is_some_and(Session::holds_copy), "the others may hold more");
+    s.crashes("A");
+    s.restarts("A");
+    s.knows("A", "B C", "");
+    s.knows("B", "A C", "");
+    s.knows("C", "A B", "");
+    s.heals();
+    s.takes_over("B");
+    s.settles();
+    s.asks("B", "read list", "B");
+    s.settles();
+    s.answered("list", "tea/C jam/A");
+}
+
+/// The danger: as above, but somebody asks C, the owner as far as it knows, for what is past its time, and it
+/// leaves that behind.
+/// The rule: it steps down, and keeps its copy.
+#[test]
+fn an_owner_that_was_cut_off_leaves_no_copy_behind() {
+    let mut s = cut_off_while_others_wrote("an owner that was cut off leaves no copy behind");
+    s.pauses("C");
+    s.passes(MINUTE + 10 * SECOND);
+    s.resumes("C");
+    s.asks("C", "read list", "C");
+    s.settles();
+    s.sent_on("list", None);
+    assert!(s.machine("C").is_some_and(Session::holds_copy), "the others may hold more");
+    s.crashes("A");
+    s.restarts("A");
+    s.heals();
+    s.knows("C", "A B", "");
+    s.takes_over("C");
+    s.settles();
+    s.asks("C", "read list", "C");
+    s.settles();
+    s.answered("list", "tea/C jam/A");
+}
+
+/// The danger: C is back, and its time is over before it is sent what it missed.
+/// The rule: C asks, and A tells that it holds something newer. C waits for that, and asks again. Once that
+/// is over as well, C forgets it.
+#[test]
+fn a_member_that_hears_of_something_newer_waits_for_it() {
+    let mut s = cut_off_while_others_wrote("a member that hears of something newer");
+    s.passes(3 * SECOND);
+    s.passes(MINUTE + 10 * SECOND);
+    s.settles();
+    s.heals();
+    s.knows("C", "A B", "");
+    for _ in 0..3 {
+        s.passes(MINUTE + 10 * SECOND);
+        s.is_sent("Locate C>A");
+        s.loses("Accept A>C");
+        s.arrives("Locate C>A");
+        s.arrives("Located A>C");
+        s.loses("Locate C>B");
+        assert!(s.machine("C").is_some_and(Session::holds_copy), "A holds more");
+    }
+}
+
+/// The danger: B is gone, and nobody can tell whether it comes back. What is over is kept for as long.
+/// The rule: a majority is enough. A and C ask each other, and forget it.
+#[test]
+fn what_is_over_is_forgotten_while_a_member_is_silent() {
+    let mut s = over_at_three("what is over is forgotten while a member is silent");
+    s.crashes("B");
+    s.knows("A", "B C", "B");
+    s.knows("C", "A B", "B");
+    for _ in 0..2 {
+        s.passes(MINUTE + 10 * SECOND);
+        s.settles();
+    }
+    s.passes(SECOND);
+    assert!(s.machine("A").is_none() && s.machine("C").is_none(), "nothing is kept");
 }

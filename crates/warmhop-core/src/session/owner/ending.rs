@@ -63,6 +63,10 @@ impl Session {
     pub(super) fn leave_behind(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         if self.line.flights.is_empty() {
             self.redirect_all(None, out);
+            if self.may_know_less(ctx) {
+                self.role = Role::None;
+                return;
+            }
             self.dismiss_witnesses(ctx, out);
             self.forget(ctx);
         }

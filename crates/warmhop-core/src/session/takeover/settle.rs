@@ -93,6 +93,7 @@ impl Session {
     ) {
         let Role::Preparing(takeover) = &self.role else { return };
         let b = takeover.b;
+        self.heard.doubt = None;
         if let Some(AcceptedInfo { p, cfg, body: Some(body) }) = found {
             let record = Record { p, cfg, body };
             self.role = Role::Owner(Box::new(Owner::succeeding(b, &record)));
