@@ -9,8 +9,8 @@ use warmhop_core::ids::{Incarnation, SessionId, WallTime};
 use warmhop_core::problem::{Applied, ProblemKind};
 
 use crate::calls::{Asked, Does, Reply};
+use crate::cookie_key::Key;
 use crate::peer::{PAGE, SHOP, app_name};
-use crate::serve::Key;
 use crate::world::{CloseOnDrop, Mailbox, To, World, sleep};
 
 /// How long a client waits for an answer.

@@ -19,6 +19,7 @@
 
 mod calls;
 mod client;
+mod cookie_key;
 mod dead_holders;
 mod departures;
 mod faults;

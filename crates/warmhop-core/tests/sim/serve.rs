@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use warmhop_core::affinity::{self, Arrival, Authenticator, Entry, Kind, Token};
+use warmhop_core::affinity::{self, Arrival, Entry, Kind, Token};
 use warmhop_core::config::{EffectsMode, StartMode, WithoutMajority};
 use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId};
 use warmhop_core::problem::ProblemKind;
@@ -22,34 +22,12 @@ use crate::calls::{
     Asked, Call, Forward, Hint, HopError, HopKind, HopRefusal, HopReply, LineEnd, LocalError,
     Place, Portable, Reply, ReplySession, Served,
 };
+use crate::cookie_key::Key;
 use crate::peer::{Peer, SHOP, app_name};
 use crate::registers::refusal;
 use crate::store::{InLine, Told};
 
 const ROUNDS_MAX: u32 = 8;
-
-/// The cluster's key for cookies: not secret here, but sensitive to every byte.
-pub(crate) struct Key;
-
-impl Authenticator for Key {
-    fn tag(&self, bytes: &[u8]) -> [u8; 16] {
-        let mut state = [0xCBF2_9CE4_8422_2325_u64, 0x9E37_79B9_7F4A_7C15];
-        for byte in bytes {
-            for half in &mut state {
-                *half =
-                    (*half ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3).rotate_left(7);
-            }
-        }
-        let mut tag = [0; 16];
-        tag[..8].copy_from_slice(&state[0].to_be_bytes());
-        tag[8..].copy_from_slice(&state[1].to_be_bytes());
-        tag
-    }
-
-    fn verify(&self, bytes: &[u8], tag: &[u8; 16]) -> bool {
-        self.tag(bytes) == *tag
-    }
-}
 
 // The ingress.
 
