@@ -370,7 +370,7 @@ impl Session {
     ) {
         match reason {
             NackReason::Higher => {
-                if let Some(by) = promised {
+                if let Some(by) = promised.filter(|by| !self.holds_out(from, *by)) {
                     self.outvoted_by(ctx, by, out);
                 }
             }

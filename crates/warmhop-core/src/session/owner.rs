@@ -9,6 +9,7 @@ mod confirm;
 mod ending;
 mod full;
 mod held;
+mod outvoted;
 mod settle;
 mod turns;
 
@@ -19,6 +20,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use self::full::Full;
+use self::outvoted::Outvoted;
 use super::joining::Joining;
 use super::message::{
     AcceptedInfo, BodyRef, Config, MEMBERS_MAX, Members, Message, NackReason, Record,
@@ -124,6 +126,7 @@ pub(super) struct Work {
     yielding: Option<Yielding>,
     dismissed: Option<Dismissed>,
     pub(super) joining: Option<Joining>,
+    outvoted: Option<Outvoted>,
     /// Too few of the members are heard, and requests are held back: when to check again.
     listening: Option<Now>,
     /// The members that had no room for a copy.
@@ -138,6 +141,7 @@ impl Empty for Work {
         yielding: None,
         dismissed: None,
         joining: None,
+        outvoted: None,
         listening: None,
         full: Full::NONE,
     };

@@ -193,3 +193,49 @@ fn what_is_short_of_members_or_of_an_owner_is_told_until_it_is_repaired() {
     s.crashes("D");
     assert!(!is_short_at(&s, "B"), "no majority is left: it is lost");
 }
+
+/// The danger: D began the session at C alone, at a higher ballot than that of A, and died. A begins it with B,
+/// and hears of that while its first change is on its way: it steps down, and its client is told that the
+/// outcome is unknown, although B accepts the change.
+/// The rule: a majority promised A its ballot just now. A waits for the others before it steps down.
+#[test]
+fn a_claim_of_somebody_who_is_gone_does_not_depose_whoever_begins() {
+    let mut s = late_refusal("a claim of somebody who is gone");
+    s.arrives("Accept A>B");
+    s.arrives("Accepted B>A");
+    s.answered("jam", "jam/A");
+}
+
+/// The danger: as above, but the others accept nothing either, and A waits for ever.
+/// The rule: it waits until it would send again.
+#[test]
+fn whoever_begins_waits_for_the_others_for_a_moment_only() {
+    let mut s = late_refusal("whoever begins waits for a moment only");
+    s.loses("Accept A>B");
+    s.passes(Duration::from_secs(1));
+    s.does_not_serve("A");
+    s.deposed("jam", "D");
+}
+
+fn late_refusal(title: &str) -> Stage {
+    let mut s = Stage::new(title, "A B C D");
+    s.knows("A", "B C", "C");
+    s.knows("B", "A C", "");
+    s.knows("C", "A B D", "");
+    s.knows("D", "A B C", "");
+    s.asks_by_key("D", "change tea", "B C D");
+    s.arrives("Begin D>C");
+    s.loses("Free C>D");
+    s.loses("Begin D>A");
+    s.loses("Begin D>B");
+    s.crashes("D");
+    s.asks_by_key("A", "change jam", "A B C");
+    s.arrives("Begin A>C");
+    s.arrives("Begin A>B");
+    s.arrives("Free B>A");
+    s.serves("A");
+    s.ends("jam");
+    s.arrives("Nack C>A Higher");
+    s.waits("jam");
+    s
+}

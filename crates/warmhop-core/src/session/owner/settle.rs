@@ -134,6 +134,7 @@ impl Session {
             let ticket = self.line.flights.remove(at).ticket();
             out.push(Effect::Release { ticket, hint: owner.hint() });
         }
+        self.give_in(ctx, out);
     }
 
     /// Too many of the members are gone for good, as far as this owner knows them: another peer may
@@ -287,7 +288,9 @@ impl Session {
 
     fn propose_again(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
-        if owner.work.proposal.as_mut().is_some_and(|it| it.resend.due(ctx)) {
+        if owner.work.proposal.as_mut().is_some_and(|it| it.resend.due(ctx))
+            && !self.give_in(ctx, out)
+        {
             self.vote_myself(ctx);
             self.send_accepts(ctx, out);
         }
