@@ -21,6 +21,7 @@
 //! (`heard_by_others`).
 
 mod former;
+mod met;
 mod news;
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -164,6 +165,8 @@ pub struct View {
     /// Which peers reported lately that they hear one that is suspect here.
     ways: Arc<BTreeMap<Incarnation, Vec<PeerId>>>,
     refused: BTreeMap<RefusedNews, u64>,
+    /// When it met the first of them.
+    met_since: Option<Now>,
 }
 
 impl View {
@@ -181,6 +184,7 @@ impl View {
             warm: Arc::default(),
             ways: Arc::default(),
             refused: BTreeMap::new(),
+            met_since: None,
         }
     }
 
@@ -192,6 +196,7 @@ impl View {
             let count = self.refused.entry(why).or_insert(0);
             *count = count.saturating_add(1);
         }
+        self.note_met(now);
         applied
     }
 
@@ -690,11 +695,6 @@ impl PeerBelief {
     #[must_use]
     pub fn silent_since(&self) -> Now {
         self.silent.unwrap_or(self.heard)
-    }
-
-    /// Whether it is heard again after a silence that ended less than `within` ago.
-    pub(crate) fn was_silent_within(&self, now: Now, within: Duration) -> bool {
-        self.was_silent.is_some_and(|(_, until)| now.since(until) < within)
     }
 
     fn is_unheard(&self, now: Now) -> bool {

@@ -445,3 +445,21 @@ fn a_peer_that_is_silent_for_long_delays_those_that_returned_no_more() {
     assert_eq!(returned(29_000), incs(&[102]), "the silent peer has given it nothing");
     assert_eq!(returned(60_000), [], "and is not waited for any longer");
 }
+
+#[test]
+fn one_that_met_nobody_before_a_moment_ago_vouches_for_nobody() {
+    let mut view = View::new(name(1));
+    let age = REBORN_FOR * 2;
+    let began = Now(1);
+    let young = |view: &View, now: Now| {
+        let since = Duration::from_millis(now.0 - began.0);
+        Census::of(view, now).with_age(since).with_silences(view, now, since).is_young
+    };
+    let met = began.after(age);
+    assert!(!young(&view, met), "it may be the only one");
+    hello(&mut view, 2, 0, met, Source::Hearsay);
+    hello(&mut view, 3, 1, met, Source::FirstHand);
+    assert!(young(&view, met), "it was cut off until now, and cannot know whom 3 replaced");
+    hello(&mut view, 2, 1, met.after(REBORN_FOR / 2), Source::FirstHand);
+    assert!(!young(&view, met.after(REBORN_FOR)), "the first of them counts");
+}

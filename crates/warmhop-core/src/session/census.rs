@@ -24,7 +24,8 @@
 //!   as missed until a settled peer vouches for it: that peer knows it, and knows of no former
 //!   life. If no peer is settled the mesh has just begun, and all of them count that did not begin
 //!   after one that is missed. While a silent peer has had no time to give it what was there before,
-//!   a peer stays young.
+//!   a peer stays young, and so does one that met nobody before a moment ago: it cannot know of former
+//!   lives.
 //! * A seed that was never met may be a witness, and counts as missed: a peer that starts while it
 //!   is cut off knows nobody, and must not take that for a mesh of one. If no peer is settled, or
 //!   if several seeds were never met, they may be missed only by a peer that has waited for them as
@@ -148,12 +149,15 @@ impl Census {
     }
 
     /// The same, by the `view` of a peer whose process has this age: it stays young while a peer is
-    /// silent, but not absent yet, that has had no time to give it what was there before.
+    /// silent, but not absent yet, that has had no time to give it what was there before, and until it has
+    /// met others for so long.
     #[must_use]
     pub fn with_silences(mut self, view: &View, now: Now, age: Duration) -> Self {
         let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         let since = Now(now.0.saturating_sub(age));
         self.is_young |= view.is_delayed_for(since, REBORN_FOR, ABSENT_AFTER, now);
+        // Until it met somebody, it was given nothing, and heard of no former life.
+        self.is_young |= view.has_just_met(now, REBORN_FOR);
         self
     }
 
