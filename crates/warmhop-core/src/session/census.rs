@@ -64,6 +64,9 @@ pub struct Census {
     pub others: Vec<Incarnation>,
     /// Those of them that are not heard: they are asked, but not waited for.
     pub silent: Vec<Incarnation>,
+    /// Since when the last of them has been silent. This is not sent to others.
+    #[serde(skip)]
+    pub silent_since: Option<Now>,
     /// Those of the silent that this peer has met, but not heard for [`ABSENT_AFTER`].
     pub absent: Vec<Incarnation>,
     /// Another was silent until less than [`TOLD_WITHIN`] ago: what this peer missed may not have been
@@ -121,6 +124,7 @@ impl Census {
                 continue;
             }
             census.silent.push(peer);
+            census.silent_since = census.silent_since.max(Some(belief.silent_since()));
             if belief.met && now.since(belief.silent_since()) >= ABSENT_AFTER {
                 census.absent.push(peer);
             }
@@ -129,6 +133,12 @@ impl Census {
         census.reborn = view.reborn(now, REBORN_FOR).collect();
         census.returned = view.returned(now, REBORN_FOR, ABSENT_AFTER).collect();
         census
+    }
+
+    /// For how long all that are silent have been so.
+    #[must_use]
+    pub(super) fn silence(&self, now: Now) -> Duration {
+        self.silent_since.map_or(Duration::ZERO, |since| now.since(since))
     }
 
     /// The same, for a peer with so many seeds that it never met.

@@ -15,8 +15,8 @@ use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 
 use super::message::{Config, Members, Message};
+use super::reach::may_go_on_alone;
 use super::{Ctx, Effect, Effects, LONGER_THAN_OWNER, Resend, Session};
-use crate::config::WithoutMajority;
 use crate::ids::{Incarnation, Now, Position, WallTime};
 
 /// A question to the other members about a record whose time is over.
@@ -89,8 +89,7 @@ impl Session {
     /// a moment ago. It does not matter to one that may go on alone.
     fn has_missed_others(&self, ctx: &Ctx<'_>) -> bool {
         let census = &ctx.process.census;
-        let alone = ctx.policy.without_majority == WithoutMajority::Serve || census.pair;
-        !alone
+        !may_go_on_alone(ctx)
             && self.copy.seldom.fenced.is_none()
             && (!census.silent.is_empty() || census.is_behind)
     }
@@ -98,7 +97,8 @@ impl Session {
     /// Whether the owner, whose session is past its time, may know less of it than the other members.
     pub(super) fn may_know_less(&self, ctx: &Ctx<'_>) -> bool {
         let Some(record) = &self.copy.accepted else { return false };
-        self.heard.doubt.is_some() || self.is_unheard(ctx, &record.cfg)
+        let is_cut_off = !may_go_on_alone(ctx) && self.is_unheard(ctx, &record.cfg);
+        self.heard.doubt.is_some() || is_cut_off
     }
 
     /// Takes the answer of a member, which holds a `record`.

@@ -26,6 +26,7 @@
 //! [`ROUNDS_MAX`] attempts, none of which repeats a run that may have happened and may not be
 //! repeated (I12).
 
+mod anew;
 mod at_owner;
 mod members;
 mod relayed;
@@ -645,6 +646,10 @@ impl Errand {
     ) -> After {
         let failure = self.unless_survived(failure, into.is_some(), cfg, here);
         match into {
+            Some(sid) if self.is_named_by_key(sid) => {
+                self.led_anew();
+                again(Because::Forked(sid), Duration::ZERO, sendable)
+            }
             Some(sid) => self.go_on_as(sid, here.me, here, sendable),
             None if self.ask_survivor.is_some() => {
                 again(Because::OwnedElsewhere, Duration::ZERO, sendable)
@@ -674,11 +679,7 @@ impl Errand {
         let first = || Config { now: Members::first(here.wall.0, [owner]), prev: None };
         let cfg = former.filter(|_| owner == here.me).map_or_else(first, |named| named.cfg);
         self.named = Some(Named { sid, cfg, owner, n });
-        // Earlier claims were about the former session.
-        self.told = None;
-        self.stays = None;
-        self.disclaimed.clear();
-        self.led_on = false;
+        self.led_anew();
         again(because, Duration::ZERO, sendable)
     }
 

@@ -41,6 +41,7 @@
 //! * **I9** A position is used for one attempt: an abandoned number is spent, and a proposal
 //!   that left this peer is never abandoned.
 
+mod anew;
 pub mod begun;
 pub mod census;
 pub mod claim;

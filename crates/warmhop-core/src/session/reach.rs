@@ -14,20 +14,16 @@ use crate::config::WithoutMajority;
 /// is just forming.
 pub(super) const UNHEARD_WITHIN: Duration = Duration::from_secs(1);
 /// How often the members that are heard are asked within about that time.
-pub(super) const UNHEARD_TRIES: u32 = 3;
+const UNHEARD_TRIES: u32 = 3;
 /// How often a peer that holds requests back checks whether a majority is heard again.
 pub(super) const LISTEN_EVERY: Duration = Duration::from_millis(100);
 
 impl Session {
     /// Whether too few of the members in `cfg` are heard for a majority, although one is still
-    /// possible.
-    ///
-    /// It is false if a peer may go on without a majority, which must not happen for lack of a
-    /// moment's patience; and for a young process, which has yet to hear of others.
+    /// possible. It is false for a young process, which has yet to hear of others.
     pub(super) fn is_unheard(&self, ctx: &Ctx<'_>, cfg: &Config) -> bool {
         let census = &ctx.process.census;
-        let alone = ctx.policy.without_majority == WithoutMajority::Serve || census.pair;
-        if alone || census.is_new || census.silent.is_empty() {
+        if census.is_new || census.silent.is_empty() {
             return false;
         }
         let heard = |peer| peer == ctx.me || !census.silent.contains(&peer);
@@ -40,8 +36,37 @@ impl Session {
     }
 
     /// How long a request for the session waits for a majority of the members in `cfg`.
+    ///
+    /// A peer that may go on without a majority must not do so for lack of a moment's patience. It waits
+    /// until the members have been silent for as long as any request waits, and from then on it makes no
+    /// other request wait for them.
     pub(super) fn patience(&self, ctx: &Ctx<'_>, cfg: &Config) -> Duration {
         let patience = ctx.policy.majority_timeout;
-        if self.is_unheard(ctx, cfg) { patience.min(UNHEARD_WITHIN) } else { patience }
+        if !self.is_unheard(ctx, cfg) {
+            patience
+        } else if !may_go_on_alone(ctx) {
+            patience.min(UNHEARD_WITHIN)
+        } else if ctx.process.census.silence(ctx.now) < patience {
+            patience
+        } else {
+            Duration::ZERO
+        }
     }
+
+    /// Whether nobody has to wait any longer for a majority of the members in `cfg`, of which too few are
+    /// heard.
+    pub(super) fn is_given_up(&self, ctx: &Ctx<'_>, cfg: &Config) -> bool {
+        self.is_unheard(ctx, cfg) && self.patience(ctx, cfg) < ctx.policy.majority_timeout
+    }
+}
+
+/// Whether this peer may serve a session from its own copy without a majority.
+pub(super) fn may_go_on_alone(ctx: &Ctx<'_>) -> bool {
+    ctx.policy.without_majority == WithoutMajority::Serve || ctx.process.census.pair
+}
+
+/// How often those that are heard are asked before a takeover ends for lack of a majority. One that may go
+/// on alone has waited for the others before.
+pub(super) fn unheard_tries(ctx: &Ctx<'_>) -> u32 {
+    if may_go_on_alone(ctx) { 1 } else { UNHEARD_TRIES }
 }

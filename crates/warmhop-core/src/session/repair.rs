@@ -179,6 +179,8 @@ pub struct Held {
     /// have forgotten that it was a member, and can be added again.
     voteless: Vec<Incarnation>,
     voteless_before: Vec<Incarnation>,
+    /// It continues under another id, to which this copy leads.
+    is_fenced: bool,
 }
 
 impl Held {
@@ -203,6 +205,7 @@ impl Held {
             silenced: lives.filter(|peer| machine.is_gone_for_good(*peer)).collect(),
             voteless: voteless(machine.config().map(|cfg| &cfg.now)),
             voteless_before: voteless(before),
+            is_fenced: machine.fenced().is_some(),
         }
     }
 }
@@ -307,6 +310,9 @@ impl Watch {
         if held.taking_over {
             // It is looked at again once that has ended.
             return Mend::Later;
+        }
+        if held.is_fenced {
+            return Mend::Nothing;
         }
         let owner = held.claim.map(|claim| claim.proposer);
         let named = held.members.iter().copied().chain(owner);

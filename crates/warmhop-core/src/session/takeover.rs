@@ -20,7 +20,7 @@ use super::census::{Census, Roll};
 use super::message::{AcceptedInfo, Birth, Config, Members, Message, NackReason, Part};
 use super::mutant::{self, Mutant};
 use super::owner::{DRAWN_ROUND, Owner};
-use super::reach::UNHEARD_TRIES;
+use super::reach::unheard_tries;
 use super::{Ctx, Effect, Effects, FENCED, Failure, Resend, Role, Session};
 use crate::ids::{Ballot, Incarnation, Now, WallTime};
 
@@ -513,10 +513,10 @@ impl Session {
         let search = &takeover.search;
         let Some(roll) = &takeover.roll else {
             let silent = &ctx.process.census.silent;
-            return takeover.resend.tries >= UNHEARD_TRIES
+            return takeover.resend.tries >= unheard_tries(ctx)
                 && search.open.iter().all(|peer| silent.contains(peer))
                 && !takeover.asked.is_empty()
-                && takeover.asked_in().all(|cfg| self.is_unheard(ctx, cfg));
+                && takeover.asked_in().all(|cfg| self.is_given_up(ctx, cfg));
         };
         let asked = search.asked == search.peers.len();
         let heard = |peer: &Incarnation| !roll.is_silent(*peer);

@@ -120,14 +120,15 @@ fn alone_policy() -> SessionPolicy {
 
 #[test]
 fn a_peer_goes_on_alone_where_the_policy_says_so_or_its_copy_must_hold_everything() {
-    let held_in = |pair: bool, policy: SessionPolicy, who: &[Incarnation]| {
+    let may = |pair: bool, by_key: bool, policy: SessionPolicy, who: &[Incarnation]| {
         let mut solo = Solo::new(policy.clone());
         let mut machine = solo.mint(SID, &[ME]);
         solo.keyed(&mut machine, 1, None);
         if who.len() > 1 {
             // The same record under other members.
             let mut other = Session::new(SID, &solo.process);
-            let Alone::From(mut record) = alone(&machine, ME, &alone_policy(), false, WALL) else {
+            let Alone::From(mut record) = alone(&machine, ME, &alone_policy(), false, false, WALL)
+            else {
                 panic!()
             };
             record.cfg =
@@ -141,8 +142,9 @@ fn a_peer_goes_on_alone_where_the_policy_says_so_or_its_copy_must_hold_everythin
             solo.on(&mut other, |it, ctx, out| it.on_message(ctx, inc(2), message, out));
             machine = other;
         }
-        alone(&machine, ME, &policy, pair, WALL)
+        alone(&machine, ME, &policy, pair, by_key, WALL)
     };
+    let held_in = |pair, policy, who: &[Incarnation]| may(pair, false, policy, who);
     let held = |policy, who: &[Incarnation]| held_in(false, policy, who);
     let refuse = SessionPolicy::default();
     let two = [ME, inc(2)];
@@ -150,8 +152,13 @@ fn a_peer_goes_on_alone_where_the_policy_says_so_or_its_copy_must_hold_everythin
     assert_eq!(held(refuse.clone(), &two), Alone::No, "where more live, the other may go on");
     assert_eq!(held(refuse.clone(), &[ME, inc(2), inc(3)]), Alone::No);
     assert!(matches!(held(alone_policy(), &[ME, inc(2), inc(3)]), Alone::From(_)));
+    let by_key = |pair, policy, who: &[Incarnation]| may(pair, true, policy, who);
+    assert!(matches!(by_key(true, refuse.clone(), &two), Alone::Anew(_)), "under its own id");
+    assert_eq!(by_key(false, refuse.clone(), &two), Alone::No);
+    let beside_a_majority = by_key(false, alone_policy(), &[ME, inc(2), inc(3)]);
+    assert!(matches!(beside_a_majority, Alone::From(_)), "the majority may have kept its id");
     let nothing = Session::new(SID, &Process::default());
-    assert_eq!(alone(&nothing, ME, &alone_policy(), false, WALL), Alone::No);
+    assert_eq!(alone(&nothing, ME, &alone_policy(), false, false, WALL), Alone::No);
 }
 
 #[test]
@@ -160,7 +167,7 @@ fn what_has_ended_goes_on_for_as_long_as_it_is_remembered() {
     let mut machine = solo.mint(SID, &[ME]);
     solo.keyed(&mut machine, 1, None);
     let ends = WALL.after(solo.policy.ttl);
-    let at = |wall| alone(&machine, ME, &solo.policy, false, wall);
+    let at = |wall| alone(&machine, ME, &solo.policy, false, false, wall);
     assert!(matches!(at(WallTime(ends.0 - 1)), Alone::From(_)));
     let forgotten = ends.after(solo.policy.forget_grace);
     assert!(matches!(at(ends), Alone::From(_)), "its key can be set again");
@@ -173,7 +180,9 @@ fn a_copy_is_fenced_only_at_the_record_that_the_other_session_was_minted_from() 
     let mut solo = Solo::new(alone_policy());
     let mut machine = solo.mint(SID, &[ME]);
     solo.keyed(&mut machine, 1, None);
-    let Alone::From(before) = alone(&machine, ME, &solo.policy, false, WALL) else { panic!() };
+    let Alone::From(before) = alone(&machine, ME, &solo.policy, false, false, WALL) else {
+        panic!()
+    };
     solo.keyed(&mut machine, 2, None);
     let (into, other) = (SessionId([8; 16]), SessionId([9; 16]));
     let fence = |solo: &mut Solo, machine: &mut Session, p, into| {
@@ -181,10 +190,10 @@ fn a_copy_is_fenced_only_at_the_record_that_the_other_session_was_minted_from() 
     };
     assert_eq!(fence(&mut solo, &mut machine, before.p, into), None, "it went on since");
     assert_eq!(machine.fenced(), None);
-    let Alone::From(now) = alone(&machine, ME, &solo.policy, false, WALL) else { panic!() };
+    let Alone::From(now) = alone(&machine, ME, &solo.policy, false, false, WALL) else { panic!() };
     assert_eq!(fence(&mut solo, &mut machine, now.p, into), Some(into));
     assert_eq!(fence(&mut solo, &mut machine, now.p, other), Some(into), "once");
-    assert_eq!(alone(&machine, ME, &solo.policy, false, WALL), Alone::Already(into));
+    assert_eq!(alone(&machine, ME, &solo.policy, false, false, WALL), Alone::Already(into));
     assert!(!machine.is_owner());
 }
 
@@ -195,7 +204,9 @@ fn a_fork_goes_on_with_the_numbers_of_the_session_that_it_came_from() {
     for rid in 1..=6 {
         solo.keyed(&mut machine, rid, None);
     }
-    let Alone::From(record) = alone(&machine, ME, &solo.policy, false, WALL) else { panic!() };
+    let Alone::From(record) = alone(&machine, ME, &solo.policy, false, false, WALL) else {
+        panic!()
+    };
     assert!(record.body.floor_keyed > 2, "some requests are forgotten: {:?}", record.body);
     let cfg = Config { now: Members::first(WALL.0, [ME]), prev: None };
     let mut fork = Session::new(SessionId([8; 16]), &solo.process);
@@ -232,7 +243,7 @@ fn a_begin_is_taken_back_by_the_attempt_that_committed_it_and_leaves_no_trace() 
     assert!(matches!(&end, Effect::Replay { stored, .. } if *stored == begin), "{end:?}");
     take_back(&mut solo, &mut machine, 3, 7);
     let remembered = |machine: &Session| {
-        let Alone::From(record) = alone(machine, ME, &alone_policy(), false, WALL) else {
+        let Alone::From(record) = alone(machine, ME, &alone_policy(), false, false, WALL) else {
             panic!()
         };
         (record.body.recent.len(), record.body.floor_keyed)

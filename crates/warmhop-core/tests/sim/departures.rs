@@ -18,12 +18,13 @@ use crate::world::World;
 /// How long a peer is away before anything else happens.
 const AWAY_MS: u64 = 30_000;
 
-type Begun = Vec<(Rc<Client>, List)>;
+/// A client, and what its session held when it was answered last.
+pub(crate) type Begun = (Rc<Client>, List);
 
 /// Clients whose sessions hold something, begun at `node`.
-fn sessions(world: &Rc<World>, node: usize) -> Begun {
+pub(crate) fn sessions(world: &Rc<World>, node: usize) -> Vec<Begun> {
     let clients = (0..CLIENTS).map(|name| (Client::new(world, name), List::default()));
-    let clients: Begun = clients.collect();
+    let clients: Vec<Begun> = clients.collect();
     for (client, list) in &clients {
         finish(world, begin(Rc::clone(world), Rc::clone(client), node, Rc::clone(list)));
     }
@@ -41,7 +42,7 @@ fn leave(world: &Rc<World>, node: usize) {
 }
 
 /// Every session is served at `node`, holds what was answered last, and takes changes.
-fn look(world: &Rc<World>, node: usize, clients: &Begun) {
+pub(crate) fn look(world: &Rc<World>, node: usize, clients: &[Begun]) {
     for (client, list) in clients {
         let (of, client, list) = (Rc::clone(world), Rc::clone(client), Rc::clone(list));
         let sid = client.sid();
@@ -114,10 +115,10 @@ pub(crate) struct Degraded {
 }
 
 /// How many registers are kept.
-const REGISTERS: u64 = 4;
+pub(crate) const REGISTERS: u64 = 4;
 
 /// What each register showed last.
-type Lists = Rc<RefCell<BTreeMap<u64, Vec<u16>>>>;
+pub(crate) type Lists = Rc<RefCell<BTreeMap<u64, Vec<u16>>>>;
 
 /// The third of three peers is silent, and one of the other two restarts in good order: the one that stays
 /// serves what both held, alone, and the next process of the other takes it in again.
@@ -215,7 +216,7 @@ pub(crate) fn one_crashes_as_another_leaves(seed: u64, listening: bool, scene: C
 }
 
 /// Each register takes a change at `node` and shows all of those before.
-fn look_at_registers(world: &Rc<World>, node: usize, lists: &Lists) {
+pub(crate) fn look_at_registers(world: &Rc<World>, node: usize, lists: &Lists) {
     look_at_registers_of(world, node, 0, lists);
 }
 
@@ -252,7 +253,7 @@ pub(crate) fn two_stand_still_and_two_leave(seed: u64, listening: bool) -> Repor
     // If not, then long enough for all the registers to have their ids.
     let ran_for = if is_young { 2_000 } else { 110_000 };
     let world = crate::one_link::healthy_for(seed, listening, 5, ran_for);
-    let all: Vec<(Begun, Lists)> = (0..5)
+    let all: Vec<(Vec<Begun>, Lists)> = (0..5)
         .map(|node| {
             let (clients, lists) = (sessions(&world, node), Lists::default());
             if !is_young {
@@ -292,7 +293,7 @@ pub(crate) fn two_stand_still_and_two_leave(seed: u64, listening: bool) -> Repor
 }
 
 /// Leaves in good order, and is started again so many milliseconds later.
-fn depart(world: &Rc<World>, node: usize, again_after_ms: u64) {
+pub(crate) fn depart(world: &Rc<World>, node: usize, again_after_ms: u64) {
     let Some(peer) = world.peer(node) else { return };
     peer.draining.set(true);
     world.spawn(Some(peer.life), drain(peer));

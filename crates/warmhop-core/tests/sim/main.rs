@@ -29,6 +29,7 @@ mod hops;
 mod narrate;
 mod network;
 mod one_link;
+mod pair;
 mod peer;
 mod place;
 #[path = "../prng/mod.rs"]
@@ -54,6 +55,7 @@ use warmhop_core::ids::PeerId;
 use calls::Does;
 use dead_holders::Scene;
 use departures::{Crash, Degraded, Silent};
+use pair::Gone;
 use run::{Planted, Report, run};
 
 /// How many seeds every run of the tests goes through, from 1 on.
@@ -447,6 +449,29 @@ fn fresh_keys_are_served_after_one_restart_in_good_order_and_one_crash() {
             panic!("seed {seed}, {peers} peers: {what}\n{}", report.story);
         }
         assert_eq!(report.counts["registers begun"], peers as u64 - 1, "{:?}", report.counts);
+    }
+}
+
+#[test]
+fn one_of_two_serves_alone_while_the_other_is_gone_and_gives_it_everything_afterwards() {
+    let (first, count) = asked_for().unwrap_or((1, 12));
+    for seed in first..first + count {
+        for (gone, begun_at) in
+            [(Gone::Crashed, 0), (Gone::Crashed, 1), (Gone::Stopped, 0), (Gone::Stopped, 1)]
+        {
+            let report = pair::run(seed, false, gone, begun_at);
+            if let Some(what) = report.violation {
+                let story = pair::run(seed, true, gone, begun_at).story;
+                panic!("seed {seed}, {gone:?}, begun at {begun_at}: {what}\n{story}");
+            }
+            assert_eq!(
+                report.counts.get("lost"),
+                None,
+                "seed {seed}, {gone:?}: {:?}",
+                report.counts
+            );
+            assert_eq!(report.counts["registers looked at"], 4 * 9, "{:?}", report.counts);
+        }
     }
 }
 

@@ -224,7 +224,7 @@ impl Peer {
             };
             let mut after = errand.ended(end, call.has_body, &self.here(&self.view.borrow()));
             if let (After::TryAlone(failure), Some(sid)) = (after, errand.sid()) {
-                let (into, cfg) = self.tried_alone(sid);
+                let (into, cfg) = self.tried_alone(sid, errand.is_by_key());
                 let view = self.view.borrow();
                 let here = self.here(&view);
                 after = errand.tried_alone(failure, into, cfg.as_ref(), call.has_body, &here);
@@ -350,15 +350,22 @@ impl Peer {
     }
 
     /// Without a majority, goes on from this peer's own copy where that is allowed.
-    pub(crate) fn fork(self: &Rc<Self>, sid: SessionId) -> Option<SessionId> {
+    pub(crate) fn fork(self: &Rc<Self>, sid: SessionId, by_key: bool) -> Option<SessionId> {
         let policy = &self.world.knobs.policy;
-        let pair = self.census().pair;
-        let record =
-            match self.look(sid, |machine| alone(machine, self.inc, policy, pair, self.wall()))? {
-                Alone::No => return None,
-                Alone::Already(into) => return Some(into),
-                Alone::From(record) => record,
-            };
+        let (pair, wall) = (self.census().pair, self.wall());
+        let may = self.look(sid, |it| alone(it, self.inc, policy, pair, by_key, wall))?;
+        let record = match may {
+            Alone::No => return None,
+            Alone::Already(into) => return Some(into),
+            Alone::From(record) => record,
+            Alone::Anew(record) => {
+                let is_begun = self
+                    .with(sid, false, |machine, ctx, out| machine.begin_anew(ctx, record.p, out))?;
+                self.world.count("begun anew alone");
+                self.world.note(Some(sid), || format!("{} begins it anew, alone", self.me));
+                return is_begun.then_some(sid);
+            }
+        };
         let new = SessionId(self.world.bytes());
         let cfg = first_members(new, None, policy.copies, &self.here(&self.view.borrow()));
         self.with(new, true, |machine, ctx, out| machine.mint_from(ctx, cfg, &record, out))?;
@@ -370,8 +377,12 @@ impl Peer {
         Some(into)
     }
 
-    fn tried_alone(self: &Rc<Self>, sid: SessionId) -> (Option<SessionId>, Option<Config>) {
-        let into = self.fork(sid);
+    fn tried_alone(
+        self: &Rc<Self>,
+        sid: SessionId,
+        by_key: bool,
+    ) -> (Option<SessionId>, Option<Config>) {
+        let into = self.fork(sid, by_key);
         (into, self.look(sid, |machine| machine.config().cloned()).flatten())
     }
 
@@ -646,7 +657,7 @@ impl Peer {
             let mut after =
                 errand.relayed_ended(ended, call.has_body, &self.here(&self.view.borrow()));
             if let Relayed::TryAlone(failure) = after {
-                let (into, cfg) = self.tried_alone(forward.sid);
+                let (into, cfg) = self.tried_alone(forward.sid, errand.is_by_key());
                 let view = self.view.borrow();
                 let here = self.here(&view);
                 after = errand.relayed_alone(failure, into, cfg.as_ref(), call.has_body, &here);
@@ -730,7 +741,7 @@ impl Peer {
         let end = match end {
             LineEnd::Failed(failure) if tries_alone(&failure) => {
                 let went_on = |into| Failure::WentOn { into, by: self.inc };
-                LineEnd::Failed(self.fork(sid).map_or(failure, went_on))
+                LineEnd::Failed(self.fork(sid, forward.cfg.is_none()).map_or(failure, went_on))
             }
             end => end,
         };

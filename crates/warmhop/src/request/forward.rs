@@ -154,7 +154,7 @@ impl Node {
             let mut after = errand.relayed_ended(ended, sendable, &self.here(&view));
             if let Relayed::TryAlone(failure) = after {
                 let key = SessionKey { app: portable.slot.name().clone(), sid: forward.sid };
-                let (into, cfg) = self.tried_alone(&key);
+                let (into, cfg) = self.tried_alone(&key, errand.is_by_key());
                 let here = self.here(&view);
                 after = errand.relayed_alone(failure, into, cfg.as_ref(), sendable, &here);
             }
@@ -336,7 +336,7 @@ impl Node {
         let end = match end {
             LineEnd::Failed(failure) if tries_alone(&failure) => {
                 let went_on = |into| Failure::WentOn { into, by: self.incarnation };
-                LineEnd::Failed(self.fork(&key).map_or(failure, went_on))
+                LineEnd::Failed(self.fork(&key, forward.cfg.is_none()).map_or(failure, went_on))
             }
             end => end,
         };

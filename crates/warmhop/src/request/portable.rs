@@ -221,7 +221,7 @@ impl Node {
             let mut after = errand.ended(end, call.is_sendable(), &self.here(&self.view()));
             if let (After::TryAlone(failure), Some(sid)) = (after, errand.sid()) {
                 let key = SessionKey { app: portable.slot.name().clone(), sid };
-                let ((into, cfg), view) = (self.tried_alone(&key), self.view());
+                let ((into, cfg), view) = (self.tried_alone(&key, errand.is_by_key()), self.view());
                 let (sendable, here) = (call.is_sendable(), self.here(&view));
                 after = errand.tried_alone(failure, into, cfg.as_ref(), sendable, &here);
             }
@@ -386,17 +386,28 @@ impl Node {
         stillness.newborn_for(now)
     }
 
-    /// Without a majority, continues from this peer's own copy under a new session, if the core
-    /// allows it; returns the session that replaces it, from now or since before.
-    pub(crate) fn fork(&self, key: &SessionKey) -> Option<SessionId> {
+    /// Without a majority, continues from this peer's own copy, if the core allows it: under a new
+    /// session, or as the same one where a key names it. Returns the session that it continues as, from now
+    /// or since before.
+    pub(crate) fn fork(&self, key: &SessionKey, by_key: bool) -> Option<SessionId> {
         let policy = self.store.policy();
         let may = self.store.with(key, false, |machine, ctx, _| {
-            alone(machine, ctx.me, &policy, ctx.process.census.pair, ctx.wall)
+            alone(machine, ctx.me, &policy, ctx.process.census.pair, by_key, ctx.wall)
         })?;
         let record = match may {
             Alone::No => return None,
             Alone::Already(into) => return Some(into),
             Alone::From(record) => record,
+            Alone::Anew(record) => {
+                let is_begun = self
+                    .store
+                    .with(key, false, |machine, ctx, out| machine.begin_anew(ctx, record.p, out))?;
+                if is_begun {
+                    self.metrics.sessions_forked.inc();
+                    tracing::warn!(session = %key, "the session goes on from this peer's copy alone: no majority of the peers that hold it is left");
+                }
+                return is_begun.then_some(key.sid);
+            }
         };
         let new = SessionKey { app: key.app.clone(), sid: SessionId(rand::random()) };
         let cfg = first_members(new.sid, None, policy.copies, &self.here(&self.view()));
@@ -414,8 +425,12 @@ impl Node {
     }
 
     /// As [`Node::fork`], with the members that are known by now.
-    pub(crate) fn tried_alone(&self, key: &SessionKey) -> (Option<SessionId>, Option<Config>) {
-        let into = self.fork(key);
+    pub(crate) fn tried_alone(
+        &self,
+        key: &SessionKey,
+        by_key: bool,
+    ) -> (Option<SessionId>, Option<Config>) {
+        let into = self.fork(key, by_key);
         (into, self.store.read(key, |machine| machine.config().cloned()).flatten())
     }
 

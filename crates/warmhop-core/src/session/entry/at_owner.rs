@@ -120,6 +120,8 @@ pub enum Alone {
     /// Continue from this record: mint another session from it with [`Session::mint_from`], and
     /// only then withdraw this copy's vote with [`fence_at`].
     From(Record),
+    /// Continue from this record under the same id: see [`Session::begin_anew`].
+    Anew(Record),
 }
 
 /// Whether this peer may continue from its own copy of a session that has no majority: if the
@@ -127,12 +129,16 @@ pub enum Alone {
 /// change. The other of two may do the same, so it has to be gone for good, unless there are two
 /// peers at most, a `pair`, in which either serves without the other. A session that
 /// ended so long ago, by `wall`, that everyone would forget it at once does not continue.
+///
+/// One that a key names, `by_key`, keeps its id if no majority can do without this peer. Where the policy
+/// alone allows it to continue, a majority may be there, whose id that is.
 #[must_use]
 pub fn alone(
     machine: &Session,
     me: Incarnation,
     policy: &SessionPolicy,
     pair: bool,
+    by_key: bool,
     wall: WallTime,
 ) -> Alone {
     if let Some(into) = machine.fenced() {
@@ -140,10 +146,11 @@ pub fn alone(
     }
     let mut others = machine.who_decides().iter().filter(|peer| **peer != me);
     let safe = pair || others.all(|peer| machine.is_gone_for_good(*peer));
-    let may =
-        policy.without_majority == WithoutMajority::Serve || safe && machine.holds_everything(me);
+    let is_needed = safe && machine.holds_everything(me);
+    let may = is_needed || policy.without_majority == WithoutMajority::Serve;
     let lasts = |record: &&Record| record.body.expiry.after(policy.forget_grace) > wall;
     match machine.copy.accepted.as_ref().filter(|_| may).filter(lasts) {
+        Some(record) if by_key && is_needed => Alone::Anew(record.clone()),
         Some(record) => Alone::From(record.clone()),
         None => Alone::No,
     }

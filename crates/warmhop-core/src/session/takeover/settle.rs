@@ -197,8 +197,13 @@ impl Session {
     /// The session is lost, in configurations up to `stamp`.
     pub(in crate::session) fn is_lost(&mut self, stamp: u64, out: &mut Effects) {
         self.role = Role::None;
-        self.heard.lost = stamp;
-        out.push(Effect::Lost);
+        if self.fenced().is_some() {
+            // It went on from here under another id, to which this copy still leads.
+            out.push(Effect::GaveUp);
+        } else {
+            self.heard.lost = stamp;
+            out.push(Effect::Lost);
+        }
         self.fail_all(Failure::Lost { ran: false }, out);
     }
 

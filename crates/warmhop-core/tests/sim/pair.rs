@@ -1,0 +1,76 @@
+//! A mesh of two of which one peer is gone for a while. The other goes on alone as soon as the first was
+//! silent for as long as any request waits. From then on no request waits, and none fails. Once the first is
+//! back it is given everything, whichever of the two is gone next.
+
+use std::rc::Rc;
+
+use crate::departures::{Begun, Lists, REGISTERS, depart, look, look_at_registers, sessions};
+use crate::run::{Report, report};
+use crate::world::World;
+
+/// The peer that is gone, and the one that stays.
+const GONE: usize = 1;
+const STAYS: usize = 0;
+/// How long the peer is gone, and how long it has afterwards to be given everything.
+const AWAY_MS: u64 = 30_000;
+/// By then its silence has been noticed.
+const NOTICED_MS: u64 = 4_000;
+
+/// How long it is waited for from its last word on, at most, and how long a request then takes.
+const PATIENCE_MS: u64 = 6_000;
+const ALONE_WITHIN_MS: u64 = 1_500;
+
+/// Why a peer of two is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gone {
+    /// It crashed, and another process replaces it.
+    Crashed,
+    /// It stood still, and comes back with what it held.
+    Stopped,
+}
+
+/// `begun_at`: where sessions and registers are begun.
+pub(crate) fn run(seed: u64, listening: bool, gone: Gone, begun_at: usize) -> Report {
+    let world = crate::one_link::healthy(seed, listening, 2, 3);
+    let (clients, lists) = (sessions(&world, begun_at), Lists::default());
+    look_at_registers(&world, begun_at, &lists);
+    world.run_until(world.now() + world.between(0, 3_000));
+    let back_at = world.now() + AWAY_MS;
+    match gone {
+        Gone::Crashed => crate::faults::end(&world, GONE),
+        Gone::Stopped => world.pause(GONE, AWAY_MS, false),
+    }
+    let silent_for = NOTICED_MS + world.between(0, 9_000);
+    let began = world.now() + silent_for;
+    world.run_until(began);
+    // What is not used meanwhile is there afterwards as well.
+    let (used, idle) = clients.split_at(clients.len() / 2);
+    look_at(&world, STAYS, used, &lists);
+    let (took, each) = (world.now() - began, used.len() as u64 + REGISTERS);
+    let patience = PATIENCE_MS.saturating_sub(silent_for);
+    if took > patience + each * ALONE_WITHIN_MS {
+        world.violated(None, format!("{each} requests took {took} ms"));
+    }
+    world.run_until(back_at.max(world.now()));
+    if gone == Gone::Crashed {
+        crate::faults::restart_after(&world, GONE, 10);
+    }
+    world.run_until(world.now() + AWAY_MS);
+    for clients in [used, idle] {
+        look_at(&world, GONE, clients, &lists);
+        look_at(&world, STAYS, clients, &lists);
+    }
+    depart(&world, STAYS, 200);
+    look_at(&world, GONE, &clients, &lists);
+    world.run_until(world.now() + AWAY_MS);
+    look_at(&world, STAYS, &clients, &lists);
+    crate::faults::end(&world, GONE);
+    world.run_until(world.now() + NOTICED_MS);
+    look_at(&world, STAYS, &clients, &lists);
+    report(&world)
+}
+
+fn look_at(world: &Rc<World>, node: usize, clients: &[Begun], lists: &Lists) {
+    look(world, node, clients);
+    look_at_registers(world, node, lists);
+}
