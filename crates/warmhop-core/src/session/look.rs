@@ -193,6 +193,20 @@ impl Session {
         Some((body.state.as_deref()?, body.expiry))
     }
 
+    /// Whether so many members have forgotten the session that the others are no majority.
+    pub(super) fn is_forgotten(&self) -> bool {
+        self.config().is_some_and(|cfg| self.is_forgotten_in(cfg))
+    }
+
+    /// Whether so many of the members in `cfg` have forgotten it that the others are no majority. They
+    /// forget a session once it is over by what they hold, and vote there never again.
+    pub(super) fn is_forgotten_in(&self, cfg: &Config) -> bool {
+        let forgot = |peer, set: &Members| {
+            self.heard.gone.get(&peer).is_some_and(|stamp| (set.stamp..FENCED).contains(stamp))
+        };
+        cfg.sets().any(|set| !set.majority(|peer| !forgot(peer, set)))
+    }
+
     /// The session that this copy continued as.
     #[must_use]
     pub fn fenced(&self) -> Option<SessionId> {

@@ -7,6 +7,7 @@
 //! members change (`owner.rs`) and how ownership does (`takeover.rs`).
 
 mod leaving;
+mod search;
 mod struck;
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -32,10 +33,6 @@ pub const WAIT_A_RANK: Duration = Duration::from_secs(1);
 
 /// How long a peer may take to answer before it is asked again.
 pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
-/// How often everyone is asked about one session between two arrivals or departures of peers.
-const EVERYONE_ASKED_MAX: u32 = 2;
-/// For how many sessions everyone may be asked at the same time.
-const SEARCHES_MAX: usize = 16 * 1024;
 
 /// The facts about one session that this peer owns, and about its holders.
 #[derive(Debug, Clone, Copy)]
@@ -181,6 +178,8 @@ pub struct Held {
     voteless_before: Vec<Incarnation>,
     /// It continues under another id, to which this copy leads.
     is_fenced: bool,
+    /// So many members have forgotten it that the others are no majority.
+    is_forgotten: bool,
 }
 
 impl Held {
@@ -206,6 +205,7 @@ impl Held {
             voteless: voteless(machine.config().map(|cfg| &cfg.now)),
             voteless_before: voteless(before),
             is_fenced: machine.fenced().is_some(),
+            is_forgotten: machine.is_forgotten(),
         }
     }
 }
@@ -278,23 +278,6 @@ impl Watch {
     /// room.
     pub fn begin_anew(&mut self) {
         self.looked_for = None;
-    }
-
-    /// Asks everyone a few times. The session is looked at again when a peer comes back.
-    fn search(&mut self, sid: SessionId, now: Now) -> Mend {
-        if self.searches.len() >= SEARCHES_MAX {
-            self.searches.clear();
-        }
-        let (times, asked) = self.searches.get(&sid).copied().unwrap_or_default();
-        if times > 0 && now.since(asked) < ASK_AGAIN_AFTER {
-            return Mend::Later;
-        }
-        if times >= EVERYONE_ASKED_MAX {
-            self.searches.remove(&sid);
-            return Mend::Nothing;
-        }
-        self.searches.insert(sid, (times + 1, now));
-        Mend::AskEveryone
     }
 
     /// Decides what to repair about the session `sid`. `is_dead` says which processes are known to
@@ -380,7 +363,8 @@ impl Watch {
         // Without a majority a takeover would fail, and leave a claim for which others step down. A
         // peer that missed a change of members considers the former ones all that there are.
         if !has_majority {
-            return if alive.len() > 1 { self.search(sid, now) } else { Mend::Nothing };
+            let is_alone = alive.len() <= 1;
+            return if is_alone { Mend::Nothing } else { self.search(sid, held.is_forgotten, now) };
         }
         self.searches.remove(&sid);
         let silent = self.silence(owner, held, around, &is_dead);
@@ -703,6 +687,8 @@ mod tests {
             silenced: Vec::new(),
             voteless: Vec::new(),
             voteless_before: Vec::new(),
+            is_fenced: false,
+            is_forgotten: false,
         }
     }
 

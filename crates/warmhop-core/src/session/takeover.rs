@@ -293,11 +293,14 @@ impl Session {
     }
 
     /// The configuration to begin in: one that was tried before with the same members, if there is
-    /// any, so that a session does not begin in ever more configurations.
+    /// any that these have not forgotten, so that a session does not begin in ever more configurations.
     fn birth_in(&self, ctx: &Ctx<'_>, cfg: &Config) -> Arc<Config> {
         let births = self.copy.births(None);
         let same = births.into_iter().map(|birth| birth.cfg).find(|known| {
-            known.is_open() && known.now.who == cfg.now.who && known.now.stamp > self.copy.low
+            known.is_open()
+                && known.now.who == cfg.now.who
+                && known.now.stamp > self.copy.low
+                && !self.is_forgotten_in(known)
         });
         same.unwrap_or_else(|| {
             let mut cfg = cfg.clone();

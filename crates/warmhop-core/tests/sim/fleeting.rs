@@ -219,6 +219,57 @@ pub(crate) fn in_a_pair(seed: u64, listening: bool, is_deleted: bool) -> Report 
     report(&world)
 }
 
+/// Registers are deleted while a peer that holds some of them is away, for longer than the others remember
+/// them. Once it is back nobody holds them any more, so that nobody lists them, though nobody asks for them.
+pub(crate) fn deleted_while_away(
+    seed: u64,
+    listening: bool,
+    peers: usize,
+    stands_still: bool,
+) -> Report {
+    const AWAY_MS: u64 = 85_000;
+    let world = crate::one_link::healthy(seed, listening, peers, 3);
+    let each = |does: Does, lasts_ms: u64, nodes: Vec<usize>| {
+        let of = Rc::clone(&world);
+        finish(&world, async move {
+            for number in 0..KEYS {
+                let node = nodes[of.below(nodes.len() as u64) as usize];
+                if let Err(what) = ask(&of, 0, node, number, does, lasts_ms).await {
+                    of.violated(Some(sid_of(number)), format!("{does:?} was refused: {what}"));
+                }
+            }
+        });
+    };
+    each(Does::Append, 1_700_000, (0..peers).collect());
+    world.run_until(world.now() + 3_000);
+    let back = world.now() + AWAY_MS;
+    if stands_still {
+        world.pause(0, AWAY_MS, false);
+    } else {
+        let mut net = world.net.borrow_mut();
+        (1..peers).for_each(|other| net.cut(0, other, back));
+        (1..peers).for_each(|other| net.cut(other, 0, back));
+    }
+    world.run_until(world.now() + 6_000);
+    each(Does::Delete, 0, (1..peers).collect());
+    world.run_until(back + 30_000);
+    for (number, peer) in
+        (0..KEYS).flat_map(|it| world.live_peers().into_iter().map(move |peer| (it, peer)))
+    {
+        let held =
+            peer.look(sid_of(number), |machine| machine.state().and_then(|it| read_list(&it.0).0));
+        if let Some(list) = held.flatten() {
+            world.violated(Some(sid_of(number)), format!("{} still holds list {list}", peer.me));
+        }
+    }
+    let now = world.now();
+    each(Does::Begin, 1_000, (0..peers).collect());
+    if world.now() - now > KEYS * 1_000 {
+        world.violated(None, format!("{KEYS} requests took {} ms", world.now() - now));
+    }
+    report(&world)
+}
+
 /// What is known of one register.
 #[derive(Default)]
 pub(crate) struct Register {

@@ -476,6 +476,21 @@ fn one_of_two_serves_alone_while_the_other_is_gone_and_gives_it_everything_after
 }
 
 #[test]
+fn what_was_deleted_while_a_peer_was_away_is_forgotten_there_as_well() {
+    let (first, count) = asked_for().unwrap_or((1, 8));
+    for (seed, peers) in (first..first + count).flat_map(|seed| [3, 5].map(|peers| (seed, peers))) {
+        for stands_still in [false, true] {
+            let report = fleeting::deleted_while_away(seed, false, peers, stands_still);
+            if let Some(what) = report.violation {
+                let story = fleeting::deleted_while_away(seed, true, peers, stands_still).story;
+                panic!("seed {seed}, {peers} peers, stands still: {stands_still}: {what}\n{story}");
+            }
+            assert_eq!(report.counts.get("lost"), None, "seed {seed}: {:?}", report.counts);
+        }
+    }
+}
+
+#[test]
 fn nothing_is_lost_as_two_of_five_stand_still_and_two_leave_in_good_order() {
     let (first, count) = asked_for().unwrap_or((500, 20));
     let seeds: Vec<u64> = (first..first + count).collect();

@@ -212,6 +212,11 @@ impl Session {
     pub(in crate::session) fn settle_birth(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let Role::Preparing(takeover) = &mut self.role else { return };
         let Some(begun) = takeover.begun.clone() else { return };
+        if takeover.may_search_again() && self.is_forgotten_in(&begun) {
+            self.begin_in_another(ctx, out);
+            return;
+        }
+        let Role::Preparing(takeover) = &mut self.role else { return };
         // Possible members of an earlier birth are asked as well, unless they are gone for good.
         let to_close = takeover.to_close();
         let is_there = |peer: &Incarnation| self.heard.gone.get(peer) != Some(&DEAD);

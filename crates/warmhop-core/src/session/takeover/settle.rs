@@ -164,7 +164,7 @@ impl Session {
             return;
         }
         if let Some(stamp) = self.forgotten_since(ctx, takeover, found, closed) {
-            if takeover.roll.is_some() && takeover.outdated < OUTDATED_MAX {
+            if takeover.roll.is_some() && takeover.may_search_again() {
                 self.search_without(ctx, stamp, out);
                 return;
             }
@@ -275,6 +275,15 @@ impl Session {
         self.seek_again(ctx, *takeover, out);
     }
 
+    /// The members of the configuration that it was to begin in have forgotten an earlier attempt there:
+    /// it begins in another one.
+    pub(super) fn begin_in_another(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let Role::Preparing(takeover) = core::mem::replace(&mut self.role, Role::None) else {
+            return;
+        };
+        self.seek_again(ctx, *takeover, out);
+    }
+
     /// Whether the promises suffice in every set that `cfg` names.
     fn is_promised(&self, takeover: &Takeover, cfg: &Config) -> bool {
         cfg.sets().all(|set| {
@@ -317,7 +326,7 @@ impl Session {
             Verdict::Enough if takeover.otherwise == Otherwise::Absent => {
                 self.fail_as_absent(ctx, out);
             }
-            Verdict::Enough if takeover.outdated < OUTDATED_MAX => self.begin_after_all(ctx, out),
+            Verdict::Enough if takeover.may_search_again() => self.begin_after_all(ctx, out),
             Verdict::TooFew if takeover.search.asked == takeover.search.peers.len() => {
                 self.role = Role::None;
                 out.push(Effect::GaveUp);
@@ -381,6 +390,11 @@ impl Session {
 }
 
 impl Takeover {
+    /// Whether it may search once more without what it found outdated.
+    pub(super) fn may_search_again(&self) -> bool {
+        self.outdated < OUTDATED_MAX
+    }
+
     /// A birth above the `found` record that no peer was asked to close.
     fn birth_to_close(&self, found: Option<&AcceptedInfo>) -> Option<Arc<Config>> {
         let mut births = self.births_above(found);
