@@ -487,6 +487,10 @@ impl Shown {
             let line = say(&format!("{peer}  {}\n", shortened(&error)));
             self.last_error = Some(error);
             line?;
+            if about_app && message == "the app did not start" {
+                // Its command has ended. The next start begins to wait anew.
+                self.starting_since = None;
+            }
             if about_app
                 && message == "the app is not ready yet"
                 && self.starting_since.take().is_some()
@@ -538,4 +542,24 @@ fn say(text: &str) -> Result<(), Failure> {
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
         .map_err(|error| Failure::failed(format!("cannot write: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_has_ended_is_not_said_to_run() {
+        let peer = PeerId::new("peer-1").unwrap();
+        let mut shown = Shown::default();
+        let mut sees = |message: &str, level: &str| {
+            let event = serde_json::json!({ "message": message, "level": level, "app": APP });
+            shown.line(&peer, &event.to_string()).unwrap();
+            shown.starting_since.is_some()
+        };
+        assert!(sees("starting", "INFO"));
+        assert!(!sees("the app did not start", "WARN"));
+        assert!(sees("starting", "INFO"), "the next start");
+        assert!(!sees("ready", "INFO"));
+    }
 }

@@ -290,7 +290,7 @@ fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
     let alive = life::read_alive(&mut table, &ready, &mut spec.policy);
     life::read_load(&mut table, &mut spec.policy);
     // The app's own deadline comes first, because its error has the last lines of output.
-    spec.policy.start_timeout = ready.timeout + Duration::from_secs(2);
+    spec.policy.start_timeout = ready.timeout + Duration::from_secs(10);
 
     let dir_field = table.take("dir");
     let dir = dir_field.as_ref().and_then(Field::path).unwrap_or_else(|| reader.folder.clone());

@@ -374,12 +374,15 @@ impl AppSpec {
         self
     }
 
-    /// The host by which it is known, if there is one.
+    /// The host by which it is known, if there is one: the first that its matches name, or the domain of
+    /// the first wildcard, for which an app that answers below it mostly answers as well.
     #[must_use]
     pub fn host(&self) -> Option<&str> {
-        self.matches.iter().flat_map(|it| &it.hosts).find_map(|host| match host {
+        let hosts = || self.matches.iter().flat_map(|it| &it.hosts);
+        let exact = hosts().find_map(|host| match host {
             HostPattern::Exact(name) => Some(name.as_str()),
             HostPattern::Below(_) => None,
-        })
+        });
+        exact.or_else(|| hosts().next().map(HostPattern::name))
     }
 }

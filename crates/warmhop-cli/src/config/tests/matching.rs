@@ -31,6 +31,9 @@ fn an_app_may_answer_for_several_hosts_and_paths() {
     let again = Config::parse(Path::new("/nowhere/warmhop.toml"), &config.to_string()).unwrap().0;
     assert_eq!(again.apps[0].spec, config.apps[0].spec, "what is printed reads back");
 
+    let below = parse(&app("x", "match.host = '*.b.example'\nready = { path = '/' }")).unwrap();
+    assert_eq!(below.apps[0].ready.host.as_deref(), Some("b.example"));
+
     // A list of tables may be written as such, too.
     let tables = "[[app.match]]\nhost = 'a'\n[[app.match]]\nhost = 'b'\npath = '/b'";
     assert_eq!(parse(&app("x", tables)).unwrap().apps[0].spec.matches.len(), 2);
