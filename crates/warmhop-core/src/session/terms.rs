@@ -304,7 +304,10 @@ pub enum Effect {
     /// A takeover found no majority in time; nothing changed.
     GaveUp,
     /// A majority of the copies is gone for good: the session's contents are unknown.
-    Lost,
+    Lost {
+        /// The stamp of its newest configuration that was found.
+        stamp: u64,
+    },
 }
 
 /// The actions that a call requests, appended to what the caller passed.

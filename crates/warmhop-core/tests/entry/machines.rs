@@ -287,7 +287,13 @@ fn a_request_hears_of_a_session_that_its_takeover_finds_lost_at_once() {
     let (_, out) =
         solo.on(&mut machine, |machine, ctx, out| machine.enter(ctx, submit(1), how, out));
     let failure = Failure::Lost { ran: false };
-    assert_eq!(out, [Effect::Lost, Effect::Fail { ticket: Ticket(1), failure }]);
+    assert_eq!(
+        out,
+        [
+            Effect::Lost { stamp: named(2).cfg.now.stamp },
+            Effect::Fail { ticket: Ticket(1), failure }
+        ]
+    );
     assert_eq!((machine.load(), Look::of(&machine).owns), (0, false));
 }
 

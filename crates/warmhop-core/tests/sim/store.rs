@@ -127,7 +127,7 @@ impl Peer {
             }
             Effect::Located { .. } => return world.count("located"),
             Effect::Opened { .. } => return world.count("opened"),
-            Effect::Lost => {
+            Effect::Lost { .. } => {
                 world.count("lost");
                 // Not while the store of this peer is at work.
                 world.after(0, To::World, move |world| crate::registers::is_lost(world, sid));

@@ -472,7 +472,7 @@ impl Registers {
                 Err(problem) => match problem.kind {
                     ProblemKind::Absent => return Ok(None),
                     ProblemKind::SessionLost => {
-                        tracing::warn!(register = %session, "the register's value is lost, because too many of its holders are gone; its key is free");
+                        tracing::debug!(register = %session, "the register's value is lost, because too many of its holders are gone; its key is free");
                         let peers = node.whom_to_ask(&session);
                         node.store.with(&session, false, |machine, ctx, out| {
                             machine.bury(ctx, &peers, out);

@@ -2,6 +2,7 @@
 
 pub(crate) mod dead;
 pub(crate) mod events;
+pub(crate) mod losses;
 pub(crate) mod memory;
 pub(crate) mod store;
 pub(crate) mod table;

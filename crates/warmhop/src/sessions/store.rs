@@ -31,6 +31,7 @@ use crate::observe::failpoint;
 use crate::observe::metrics::Metrics;
 use crate::sessions::dead::Dead;
 use crate::sessions::events::{self, Event, EventSender};
+use crate::sessions::losses::Losses;
 use crate::sessions::memory::{FullPeers, Memory};
 use crate::sessions::table::{Processes, Table, TableEntry};
 
@@ -84,6 +85,7 @@ pub(crate) struct Store {
     memory: Memory,
     /// The peers that have no room for copies.
     full: FullPeers,
+    losses: Losses,
     sooner: Notify,
     next_wake_ms: AtomicU64,
 }
@@ -150,6 +152,7 @@ impl Store {
             look_at_all: AtomicBool::new(false),
             memory,
             full: FullPeers::default(),
+            losses: Losses::default(),
             sooner: Notify::new(),
             next_wake_ms: AtomicU64::new(u64::MAX),
         })
@@ -378,9 +381,11 @@ impl Store {
                     continue;
                 }
                 Effect::Located { .. } | Effect::Opened { .. } => continue,
-                Effect::Lost => {
-                    warn!(session = %key, "the session is lost: too many of the peers that held it are gone");
-                    self.metrics.sessions_lost.inc();
+                Effect::Lost { stamp } => {
+                    if self.losses.note(key, stamp) {
+                        warn!(session = %key, "the session is lost: too many of the peers that held it are gone");
+                        self.metrics.sessions_lost.inc();
+                    }
                     continue;
                 }
                 Effect::Invited { .. } => continue,

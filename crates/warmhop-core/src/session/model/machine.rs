@@ -328,7 +328,7 @@ impl Tables {
             | Effect::Claimed
             | Effect::Lagging
             | Effect::FewCopies
-            | Effect::Lost => {}
+            | Effect::Lost { .. } => {}
         }
     }
 

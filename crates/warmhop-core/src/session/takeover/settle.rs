@@ -202,7 +202,7 @@ impl Session {
             out.push(Effect::GaveUp);
         } else {
             self.heard.lost = stamp;
-            out.push(Effect::Lost);
+            out.push(Effect::Lost { stamp });
         }
         self.fail_all(Failure::Lost { ran: false }, out);
     }

@@ -262,7 +262,7 @@ impl Stage {
             Effect::GaveUp => {
                 self.say(format!("  {name} gives up: it finds no majority"));
             }
-            Effect::Lost => {
+            Effect::Lost { .. } => {
                 self.say(format!("  {name} says that the session is lost"));
             }
             Effect::Located { .. } | Effect::Lagging | Effect::FewCopies | Effect::Claimed => {}
