@@ -2,6 +2,7 @@
 //! of a connection that changed its protocol.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use http::{Response, StatusCode, Version};
@@ -11,7 +12,7 @@ use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::problem::ProblemKind;
 
 use crate::app::slot::Slot;
-use crate::front::cookies::AskedAt;
+use crate::front::prepare::Prepared;
 use crate::front::token::{self, Former};
 use crate::hop::{self, AppIs};
 use crate::http::body::Body;
@@ -30,15 +31,20 @@ const FORKED_FIELD: &str = "warmhop-session-forked";
 /// Reports that the client's former session is lost.
 const LOST_FIELD: &str = "warmhop-session-lost";
 
+/// How long a request may have waited for its app to start, and still count as its client's latest:
+/// other tabs may have been answered since then.
+const OTHER_TABS_WITHIN: Duration = Duration::from_secs(1);
+
 /// Adds to the response what the client's side needs: affinity, the peers it came by, the upgrade.
 pub(super) fn finish(
     node: &Arc<Node>,
     slot: &Slot,
     mut served: Served,
-    former: &Former,
-    client_side: Option<OnUpgrade>,
-    at: &AskedAt,
-) -> Response<Body> {
+    prepared: Prepared,
+) -> Result<Response<Body>, Problem> {
+    let Prepared { call, entry, route, brought_token, upgrade: asked, at, .. } = prepared;
+    let waited_long = call.waits.waited >= OTHER_TABS_WITHIN && !brought_token;
+    let former = Former { entry, route, may_be_old: waited_long };
     add_fields(node, &mut served);
     let Served { mut response, served_by, upgrade, entry, after_end, cleared, .. } = served;
     let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -50,20 +56,23 @@ pub(super) fn finish(
     let holds_nothing = |entry: &Entry| matches!(entry.kind, Kind::Portable { n: 0, .. });
     let displaces = |entry: &Entry| holds_nothing(entry) && (after_end || former.may_be_old);
     if let Some(entry) = entry.filter(|entry| !displaces(entry)) {
-        token::set(node, slot, entry, former, served_by.as_str(), at, headers);
+        token::set(node, slot, entry, &former, served_by.as_str(), &at, headers);
     }
     if switching {
         let protocol = headers.get(UPGRADE).cloned();
         if let Some(protocol) = protocol {
             fields::put_upgrade(headers, protocol);
         }
-        if let (Some(client_side), Some(upgrade)) = (client_side, upgrade) {
+        if let (Some(client_side), Some(upgrade)) = (asked.client_side, upgrade) {
             let passage = Passage::new(Arc::clone(slot.counts.traffic(&node.metrics, slot.name())));
             connect(node, client_side, upgrade, headers, Arc::clone(&passage));
             response.extensions_mut().insert(passage);
         }
     }
-    response
+    if asked.is_extended {
+        open_extended(&mut response)?;
+    }
+    Ok(response)
 }
 
 /// Adds the fields about the peers that handled the request, and about its session.
@@ -124,7 +133,7 @@ fn connect(
 
 /// Turns the answer to an upgrade into one to an extended CONNECT (RFC 8441), where a success alone
 /// means that the WebSocket is open.
-pub(super) fn open_extended(response: &mut Response<Body>) -> Result<(), Problem> {
+fn open_extended(response: &mut Response<Body>) -> Result<(), Problem> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         *response.status_mut() = StatusCode::OK;
         let headers = response.headers_mut();

@@ -42,6 +42,7 @@ macro_rules! writes_through {
 }
 
 pub(crate) mod client_body;
+mod context;
 pub(crate) mod cookies;
 pub(crate) mod finish;
 pub(crate) mod ingress;

@@ -7,34 +7,39 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use http::header::{
     CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY,
 };
 use http::request::Parts;
-use http::{Method, Version};
+use http::{Method, Request, Version};
 use http_body::Body as _;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::config::SessionMode;
-use warmhop_core::ids::RequestKey;
+use warmhop_core::ids::{PeerId, RequestKey};
 use warmhop_core::problem::ProblemKind;
 use warmhop_core::route::Arrived;
 use warmhop_core::session::entry::FORWARDS_MAX;
 
-use crate::app::places::Waits;
+use crate::app::places::{Waits, flow_of};
 use crate::app::slot::Slot;
 use crate::front::client_body::TooSlow;
+use crate::front::context::RequestContext;
 use crate::front::cookies::AskedAt;
 use crate::front::origin::Origin;
 use crate::front::targets;
+use crate::front::token;
 use crate::http::about::About;
 use crate::http::body::{Body, Broke};
 use crate::http::client::ClientInfo;
 use crate::http::fields;
 use crate::observe::recall::Tracing;
+use crate::observe::traffic::Received;
 use crate::request::call::{Call, CallBody};
 use crate::request::node::Node;
+use crate::request::own_ids::OwnSession;
 use crate::request::portable::Portable;
 use crate::request::problem::Problem;
 
@@ -47,8 +52,86 @@ const FIELDS_ADDED: usize = 6;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// A client's request in the form for its app, and what its answer needs to know of it.
+pub(super) struct Prepared {
+    pub(super) call: Call,
+    /// The client's `Idempotency-Key`, if it counts.
+    pub(super) key: Option<String>,
+    /// The session that the client's cookie names, or the app's own id.
+    pub(super) entry: Option<Entry>,
+    /// The peer that the client's cookie names.
+    pub(super) route: Option<PeerId>,
+    pub(super) brought_token: bool,
+    /// The app's own id of the session.
+    pub(super) own: Option<OwnSession>,
+    pub(super) upgrade: UpgradeAsked,
+    /// Where the client asked, which decides what its cookie is valid for.
+    pub(super) at: AskedAt,
+    /// The error that a streamed body ended with.
+    pub(super) broke: Option<Broke>,
+}
+
+/// Prepares a request for `slot`'s app, which gets it without `prefix`.
+pub(super) async fn prepare(
+    node: &Arc<Node>,
+    slot: &Arc<Slot>,
+    prefix: Option<&str>,
+    request: Request<Body>,
+    context: &mut RequestContext,
+) -> Result<Prepared, Problem> {
+    let mode = slot.spec().policy.session;
+    let (mut parts, body) = request.into_parts();
+    let record = parts.extensions.remove::<Received>();
+    let body = slot.counts.traffic(&node.metrics, slot.name()).receives(body, record);
+    let about = About::of(&parts.headers);
+    let key = idempotency_key(&parts, about, mode)?;
+    let upgrade = UpgradeAsked::take(&mut parts, about, &body);
+    let asks_first = remove_fields(&mut parts, about, &upgrade);
+    let (token, route) = if about.has(About::COOKIE) {
+        token::take(node, &mut parts.headers, slot.name())
+    } else {
+        (None, None)
+    };
+    let brought_token = token.is_some();
+    let (client, tracing) = (&context.client, &mut context.tracing);
+    let at = add_fields(node, slot, prefix, &mut parts, client, tracing);
+    let body = if upgrade.is_asked() {
+        CallBody::Whole(Bytes::new())
+    } else {
+        match Call::gathered(body) {
+            Ok(whole) => CallBody::Whole(whole),
+            // Boxed if there is something to wait for: otherwise its future would be moved with
+            // each request.
+            Err(body) => {
+                let bytes_max = node.store.policy().stored_response_bytes_max;
+                Box::pin(gather(body, key.is_some().then_some(bytes_max))).await?
+            }
+        }
+    };
+    let (body, broke) = noting_if_broken(body);
+    if asks_first && key.is_none() && matches!(body, CallBody::Stream(_)) {
+        // Nobody has polled the body, so the app may ask for it or refuse it.
+        parts.headers.insert(EXPECT, HeaderValue::from_static("100-continue"));
+    }
+    let mut own = OwnSession::of(slot, &parts.uri, &parts.headers, &body);
+    let entry = match &mut own {
+        Some(own) => Box::pin(own.find(node, slot)).await,
+        None => token,
+    };
+    let ip = context.client.addr.map(|addr| addr.ip());
+    let waits = Waits::of(flow_of(ip, entry.as_ref().map(|it| &it.sid)));
+    let mut call = call(slot, parts, prefix, body, &upgrade, waits, &context.tracing);
+    let entry = entry.filter(|entry| match entry.kind {
+        Kind::Portable { .. } => mode == SessionMode::Portable,
+        Kind::Pinned { .. } => mode == SessionMode::Pinned,
+    });
+    call.version = entry.as_ref().and_then(|entry| entry.version.clone());
+    call.interim = context.interim.take();
+    Ok(Prepared { call, key, entry, route, brought_token, own, upgrade, at, broke })
+}
+
 /// The key that identifies repeats of a request, if the request may change a portable session.
-pub(super) fn idempotency_key(
+fn idempotency_key(
     parts: &Parts,
     about: About,
     mode: SessionMode,
@@ -60,7 +143,7 @@ pub(super) fn idempotency_key(
 /// Another protocol that a client asks its connection to change to.
 pub(super) struct UpgradeAsked {
     /// Its name, if the client asks for one.
-    pub(super) protocol: Option<HeaderValue>,
+    protocol: Option<HeaderValue>,
     /// The client's connection, once it has changed.
     pub(super) client_side: Option<OnUpgrade>,
     /// Asked for by an extended CONNECT.
@@ -70,7 +153,7 @@ pub(super) struct UpgradeAsked {
 impl UpgradeAsked {
     /// Takes the upgrade out of a client's request. A WebSocket over HTTP/2 (RFC 8441) is an
     /// upgrade for every peer on its way, and for the app: only the client's side differs.
-    pub(super) fn take(parts: &mut Parts, about: About, body: &Body) -> Self {
+    fn take(parts: &mut Parts, about: About, body: &Body) -> Self {
         let is_extended = parts.extensions.remove::<Protocol>().is_some();
         let protocol = if is_extended {
             parts.method = Method::GET;
@@ -87,14 +170,14 @@ impl UpgradeAsked {
         Self { protocol, client_side, is_extended }
     }
 
-    pub(super) fn is_asked(&self) -> bool {
+    fn is_asked(&self) -> bool {
         self.protocol.is_some()
     }
 }
 
 /// Removes the fields for the connection, or for this mesh alone. Returns whether the client waits
 /// for `100 Continue` before it sends its body.
-pub(super) fn remove_fields(parts: &mut Parts, about: About, upgrade: &UpgradeAsked) -> bool {
+fn remove_fields(parts: &mut Parts, about: About, upgrade: &UpgradeAsked) -> bool {
     let headers = &mut parts.headers;
     if about.has(About::CONNECTION) {
         fields::remove_hop_by_hop(headers);
@@ -121,7 +204,7 @@ pub(super) fn remove_fields(parts: &mut Parts, about: About, upgrade: &UpgradeAs
 
 /// Adds the fields from which the app learns the request's way, and returns what the client asked
 /// for.
-pub(super) fn add_fields(
+fn add_fields(
     node: &Node,
     slot: &Slot,
     prefix: Option<&str>,
@@ -148,7 +231,7 @@ pub(super) fn add_fields(
 }
 
 /// Reads a body that is small, or one of at most `want_whole` bytes, into memory.
-pub(super) async fn gather(body: Body, want_whole: Option<usize>) -> Result<CallBody, Problem> {
+async fn gather(body: Body, want_whole: Option<usize>) -> Result<CallBody, Problem> {
     match tokio::time::timeout(WHOLE_BODY_WITHIN, Call::gather(body, want_whole)).await {
         Ok(gathered) => gathered.map_err(|error| body_cut_off(&*error)),
         Err(_) => Err(body_too_slow()),
@@ -156,7 +239,7 @@ pub(super) async fn gather(body: Body, want_whole: Option<usize>) -> Result<Call
 }
 
 /// Makes a streamed body store the error that it ends with, if it breaks.
-pub(super) fn noting_if_broken(body: CallBody) -> (CallBody, Option<Broke>) {
+fn noting_if_broken(body: CallBody) -> (CallBody, Option<Broke>) {
     match body {
         CallBody::Stream(Some(body)) => {
             let broke = Broke::default();
@@ -167,7 +250,7 @@ pub(super) fn noting_if_broken(body: CallBody) -> (CallBody, Option<Broke>) {
 }
 
 /// The request in the form for its app.
-pub(super) fn call(
+fn call(
     slot: &Slot,
     parts: Parts,
     prefix: Option<&str>,
