@@ -243,6 +243,7 @@ pub use self::app::session::{Session, SessionError};
 pub use self::front::ingress::READY_PATH;
 pub use self::front::origin::TrustedProxies;
 pub use self::hop::peer_service;
+pub use self::http::accept::Acceptor;
 pub use self::http::body;
 pub use self::http::body::{Body, BoxError};
 pub use self::http::client::ClientInfo;

@@ -60,15 +60,12 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
-use warmhop::{Mesh, Registers};
+use warmhop::{Acceptor, Mesh, Registers};
 
 /// The name of the registers that hold the endpoint's keys.
 pub const NAME: &str = "redis";
 /// How many clients may be connected at once; further ones get an error.
 const CONNECTIONS_MAX: usize = 4096;
-/// How long to rest after a connection could not be accepted, mostly because the limit on open
-/// files was reached.
-const AFTER_ACCEPT_FAILED: Duration = Duration::from_millis(100);
 
 /// The address of the endpoint as an app gets it in `REDIS_URL`.
 #[must_use]
@@ -108,7 +105,8 @@ async fn serve_up_to(
     counts::BYTES.begin();
     let room = Arc::new(Semaphore::new(connections_max));
     let mut connections = JoinSet::new();
-    let take_in = |stream, client, connections: &mut JoinSet<()>| {
+    let take_in = |stream, client| {
+        while connections.try_join_next().is_some() {}
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
             warn!(%client, "refused: {connections_max} Redis clients are connected");
             return turn_away(stream);
@@ -122,28 +120,14 @@ async fn serve_up_to(
             }
         });
     };
-    let tells_ends = database.shared.events.ends();
-    let telling = database.clone();
-    let mut telling = std::pin::pin!(async move { telling.tell_ends().await });
     let leaving = database.shared.leaving.clone();
-    loop {
-        let accepted = tokio::select! {
-            // Last, each time: clients that have connected already are accepted first.
-            biased;
-            accepted = listener.accept() => accepted,
-            Some(_) = connections.join_next() => continue,
-            () = &mut telling, if tells_ends => continue,
-            () = leaving.cancelled() => break,
-        };
-        match accepted {
-            Ok((stream, client)) => take_in(stream, client, &mut connections),
-            Err(error) => {
-                warn!(%error, "the Redis endpoint cannot accept a connection");
-                tokio::time::sleep(AFTER_ACCEPT_FAILED).await;
-            }
-        }
+    let acceptor = Acceptor::new(listener, "the Redis endpoint");
+    let tells_ends = database.shared.events.ends();
+    tokio::select! {
+        () = acceptor.until(leaving.cancelled(), take_in) => {}
+        // Goes on for ever.
+        () = database.tell_ends(), if tells_ends => {}
     }
-    drop(listener);
     while connections.join_next().await.is_some() {}
 }
 

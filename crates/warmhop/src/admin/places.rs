@@ -15,13 +15,13 @@ use http_body_util::BodyExt;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
-use tracing::warn;
 
 use crate::admin::answers::problem;
 use crate::admin::watchers::Who;
+use crate::http::accept::Acceptor;
 
 /// Connections at once for all clients.
 pub(crate) const CONNECTIONS_MAX: usize = 128;
@@ -31,8 +31,6 @@ const FOR_HEALTH: usize = 16;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection is closed after this, so that none is held for ever.
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(600);
-/// How long to leave the listener alone when the process is out of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers on `listener` until `ends`, as [`Admin::serve`](crate::admin::Admin::serve) describes.
 /// The result of `connected` is kept as long as its connection.
@@ -42,34 +40,20 @@ pub(crate) async fn serve<C: Send + 'static>(
     connected: impl Fn() -> C,
     ends: impl Future<Output = ()> + Send,
 ) {
-    let mut ends = pin!(ends);
     let leaves = CancellationToken::new();
     let places = Arc::new(Places::default());
     let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            // Last: clients that have connected already are answered.
-            biased;
-            accepted = listener.accept() => accepted,
-            Some(_) = connections.join_next() => continue,
-            () = ends.as_mut() => break,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let connected = connected();
-                let connection = connection(stream, places.take(), router.clone(), leaves.clone());
-                connections.spawn(async move {
-                    connection.await;
-                    drop(connected);
-                });
-            }
-            Err(error) => {
-                warn!(%error, "cannot accept a connection to the admin listener");
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-    drop(listener);
+    let acceptor = Acceptor::new(listener, "the admin listener");
+    let accepting = acceptor.until(ends, |stream, _| {
+        while connections.try_join_next().is_some() {}
+        let connected = connected();
+        let connection = connection(stream, places.take(), router.clone(), leaves.clone());
+        connections.spawn(async move {
+            connection.await;
+            drop(connected);
+        });
+    });
+    accepting.await;
     leaves.cancel();
     while connections.join_next().await.is_some() {}
 }

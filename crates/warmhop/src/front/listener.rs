@@ -19,12 +19,12 @@ use hyper_util::server::conn::auto;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Sleep, sleep, sleep_until};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::front::client_body::{ClientBody, Exchange};
 use crate::front::ingress::Ingress;
@@ -32,6 +32,7 @@ use crate::front::interjected::Interjected;
 use crate::front::newcomers::{self, Newcomer, Newcomers};
 use crate::front::origin;
 use crate::front::plain::{self, Ahead, Answers, Left};
+use crate::http::accept::Acceptor;
 use crate::http::aside::Aside;
 use crate::http::body::{Body, BoxError};
 use crate::http::client::ClientInfo;
@@ -55,8 +56,6 @@ const FIRST_REQUEST_WITHIN: Duration = Duration::from_millis(500);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most client connections of one listener, unless the builder sets another limit.
 pub(crate) const CONNECTIONS_MAX: usize = 16 * 1024;
-/// How often it is logged that no connection can be accepted.
-const LOG_EVERY: Duration = Duration::from_secs(10);
 /// The most streams a client may open at once on an HTTP/2 connection: as many as RFC 9113 section
 /// 6.5.2 has at least.
 const H2_STREAMS_MAX: u32 = 100;
@@ -89,9 +88,17 @@ pub(crate) struct Door {
 
 /// Serves `listener` until the door closes. Each connection stays on the runtime that calls this.
 pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: TaskTracker) {
-    let mut logged: Option<Instant> = None;
     let (clients, permits) = (Arc::clone(&door.ingress.clients), Arc::clone(&door.permits));
-    let mut newcomers = Newcomers::new(clients, permits, door.proxy_protocol);
+    let mut newcomers = Newcomers::new(Arc::clone(&clients), permits, door.proxy_protocol);
+    let mut acceptor =
+        Acceptor::new(listener, "a front door").on_failure(move || _ = clients.make_room(None));
+    let serve_placed = |Newcomer { stream, peer }, permit: OwnedSemaphorePermit| {
+        let door = Arc::clone(&door);
+        connections.spawn(async move {
+            accepted_one(stream, peer, door).await;
+            drop(permit);
+        });
+    };
     loop {
         if door.ingress.clients.is_crowded() {
             tokio::task::yield_now().await;
@@ -101,44 +108,23 @@ pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: T
             if let Some(at) = may_come_at {
                 sleep_until(at).await;
             }
-            listener.accept().await
+            acceptor.next().await
         };
-        let accepted = tokio::select! {
+        tokio::select! {
             biased;
             () = door.closing.cancelled() => break,
-            (newcomer, permit) = newcomers.next_placed() => {
-                let door = Arc::clone(&door);
-                connections.spawn(async move {
-                    accepted_one(newcomer.stream, newcomer.peer, door).await;
-                    drop(permit);
-                });
-                continue;
-            }
-            accepted = coming => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => newcomers.comes(Newcomer { stream, peer }),
-            Err(error) => {
-                // Out of file descriptors, most likely: waiting lets some be closed.
-                if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
-                    warn!(%error, "cannot accept connections; clients wait until it can");
-                    logged = Some(Instant::now());
-                }
-                door.ingress.clients.make_room(None);
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            (newcomer, permit) = newcomers.next_placed() => serve_placed(newcomer, permit),
+            (stream, peer) = coming => newcomers.comes(Newcomer { stream, peer }),
         }
     }
-    for Newcomer { stream, peer } in newcomers.without_place() {
-        connections.spawn(accepted_one(stream, peer, Arc::clone(&door)));
-    }
-    // Clients that connected before the listener closed are served, not reset. The socket itself is
-    // asked, since the runtime does not know of the latest ones.
-    let Ok(listener) = listener.into_std() else { return };
-    while let Ok((stream, peer)) = listener.accept() {
-        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
-        let Ok(stream) = stream else { continue };
-        connections.spawn(accepted_one(stream, peer, Arc::clone(&door)));
+    // Clients that connected before the listener closed are served, not reset, as far as there are
+    // places.
+    let late = acceptor.close().map(|(stream, peer)| Newcomer { stream, peer });
+    for newcomer in newcomers.without_place().into_iter().chain(late) {
+        match Arc::clone(&door.permits).try_acquire_owned() {
+            Ok(permit) => serve_placed(newcomer, permit),
+            Err(_) => door.ingress.clients.refusals().note(Refusal::NoPlace),
+        }
     }
 }
 

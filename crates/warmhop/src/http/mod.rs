@@ -1,6 +1,7 @@
 //! HTTP itself, used by all other rooms: bodies, fields, framing, upgrades.
 
 pub(crate) mod about;
+pub(crate) mod accept;
 pub(crate) mod aside;
 pub mod body;
 pub(crate) mod chunks;
