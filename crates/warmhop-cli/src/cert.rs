@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 use warmhop::identity::{Authority, Holder, IdentityError, Inspection, inspect};
 use warmhop::ids::PeerId;
 
+use crate::failure::Failure;
+
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// A certificate that ends sooner than this is mentioned.
 const SOON: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -72,6 +74,39 @@ pub fn renew(dir: &Path, ca: &Path, days: u32) -> Result<String, IdentityError> 
         "renewed {dir}/cert.pem and key.pem  {name}, for {days} days\n\
          A running peer notices the new files by itself; no restart is needed.\n"
     ))
+}
+
+/// How the command ends that `error` stops: with what this program can do about it.
+#[must_use]
+pub fn failed(error: &IdentityError) -> Failure {
+    let remedy = remedy(error);
+    let separator = if remedy.is_empty() { "" } else { "; " };
+    Failure::failed(format!("{error}{separator}{remedy}"))
+}
+
+/// What to do about `error`, by the commands and options of this program; empty where the error
+/// itself says it.
+pub(crate) fn remedy(error: &IdentityError) -> String {
+    match error {
+        IdentityError::Read { dir, .. } => {
+            format!("make it with `warmhop cert peer NAME --ca DIR --out {dir}`")
+        }
+        IdentityError::ReadAuthority { dir, .. } => {
+            format!("make an authority with `warmhop cert ca --out {dir}`")
+        }
+        IdentityError::Exists { .. } | IdentityError::OtherAuthority { .. } => {
+            "--force replaces it".into()
+        }
+        IdentityError::NoCookieKey { dir, .. } => format!(
+            "`warmhop cert peer NAME --ca DIR --out {dir} --force` issues it with one, and `openssl \
+             rand -base64 32` makes one where another tool issues it"
+        ),
+        IdentityError::CookieKey { .. } => "make it once with `openssl rand -base64 32`".into(),
+        IdentityError::KeyMismatch { .. } | IdentityError::Expired { .. } => {
+            "`warmhop cert peer NAME --ca DIR --out DIR --force` issues it".into()
+        }
+        _ => String::new(),
+    }
 }
 
 /// The text of `warmhop cert show` for a folder, and whether a peer could run with its contents.

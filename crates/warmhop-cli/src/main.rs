@@ -457,17 +457,17 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
 fn certificates(command: Cert) -> Result<u8, Failure> {
     match command {
         Cert::Ca { out, cluster, force } => {
-            print(&cert::make_authority(&out, &cluster, force).map_err(Failure::failed)?)
+            print(&cert::make_authority(&out, &cluster, force).map_err(|it| cert::failed(&it))?)
         }
         Cert::Peer { name, ca, out, force, days } => {
-            print(&cert::issue_peer(&name, &ca, &out, force, days).map_err(Failure::failed)?)
+            print(&cert::issue_peer(&name, &ca, &out, force, days).map_err(|it| cert::failed(&it))?)
         }
         Cert::Show { dir } => {
-            let (text, is_usable) = cert::show(&dir).map_err(Failure::failed)?;
+            let (text, is_usable) = cert::show(&dir).map_err(|it| cert::failed(&it))?;
             print(&text).map(|_| u8::from(!is_usable))
         }
         Cert::Renew { dir, ca, days } => {
-            print(&cert::renew(&dir, &ca, days).map_err(Failure::failed)?)
+            print(&cert::renew(&dir, &ca, days).map_err(|it| cert::failed(&it))?)
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use warmhop::config::StartMode;
 use warmhop::identity::{FrontDoorTls, Identity, IdentityError};
 
-use crate::cert::ends_soon;
+use crate::cert::{self, ends_soon};
 use crate::child::{environment, find_program};
 use crate::config::{Config, Problem, Tls};
 use crate::failure::Failure;
@@ -145,7 +145,7 @@ pub(crate) fn identity_failure(config: &Config, error: &IdentityError) -> Failur
         IdentityError::CookieKey { .. } if !config.mesh.cookie_key.is_empty() => "mesh.cookie_key",
         _ => "mesh.identity",
     };
-    let problem = config.problem(key, error.to_string(), "");
+    let problem = config.problem(key, error.to_string(), cert::remedy(error));
     match error {
         // The configuration cannot mend the machine's clock.
         IdentityError::NotYetValid { .. } | IdentityError::Expired { .. } => {

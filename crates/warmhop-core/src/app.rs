@@ -210,14 +210,14 @@ impl fmt::Display for AppError {
 /// Why nothing starts although the app is wanted here: see [`AppMachine::why_not_start`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotStarted {
-    /// The policy is `start = "never"`: this peer was declared unfit to run the app. Not even an
+    /// The policy is `StartMode::Never`: this peer was declared unfit to run the app. Not even an
     /// operator can start it; a change of the configuration can.
     Never,
     /// The peer is leaving.
     Draining,
     /// An operator holds copies down here.
     Paused,
-    /// Only apps with `start = "at-boot"` start with the peer.
+    /// Only apps with `StartMode::AtBoot` start with the peer.
     NotAtBoot,
     /// The last start failed; the next may begin after so long.
     BackingOff(Duration),

@@ -5,13 +5,13 @@ use alloc::string::String;
 use core::fmt;
 
 use super::{Choice, Decision, Reason, Refusal, Standing};
-use crate::view::AppState;
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotReadyHere { state, .. } => {
-                write!(f, "the hop came for a copy that is not ready here, but {}", word(*state))
+                let state = state.as_str();
+                write!(f, "the hop came for a copy that is not ready here, but {state}")
             }
             Self::Draining => f.write_str(
                 "this peer is draining, and the app is neither ready nor starting elsewhere",
@@ -20,12 +20,10 @@ impl fmt::Display for Refusal {
                 "the app is ready nowhere, and this request is one that does not start it",
             ),
             Self::Paused { .. } => f.write_str(
-                "the app is paused on every peer that could run it; `warmhop app resume` lets it \
-                 start again",
+                "the app is paused on every peer that could run it, until an operator resumes it",
             ),
             Self::StartFailed { .. } => f.write_str(
-                "the app did not start here, as `warmhop status` explains, and it is neither ready nor \
-                 starting elsewhere",
+                "the app did not start here, and it is neither ready nor starting elsewhere",
             ),
             Self::WaitFull { waiting_max, .. } => {
                 write!(
@@ -149,17 +147,6 @@ fn choice_words(choice: Choice, among: usize) -> String {
             format!("the one linked ({latency_us} µs) of two drawn from {among}")
         }
         Choice::Drawn => format!("drawn from {among}"),
-    }
-}
-
-fn word(state: AppState) -> &'static str {
-    match state {
-        AppState::Cold => "cold",
-        AppState::Starting => "starting",
-        AppState::Ready => "ready",
-        AppState::Stopping => "stopping",
-        AppState::Failed => "failed",
-        AppState::Paused => "paused",
     }
 }
 

@@ -410,7 +410,9 @@ fn what_is_paused_everywhere_is_refused_at_once_and_not_waited_for() {
     ] {
         let Action::Refuse(refusal) = &decision.action else { panic!("{decision}") };
         assert_eq!((refusal.label(), refusal.problem().status()), ("paused", 503));
-        assert!(refusal.retry_after_s() > 1 && decision.to_string().contains("app resume"));
+        assert!(
+            refusal.retry_after_s() > 1 && decision.to_string().contains("an operator resumes it")
+        );
     }
     // Wherever another may start it, or does, or might be able to soon, it waits as before.
     for state in [AppState::Cold, AppState::Starting, AppState::Failed, AppState::Stopping] {

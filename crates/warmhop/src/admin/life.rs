@@ -82,7 +82,7 @@ async fn restart(
     if peers.is_empty() {
         let detail = format!(
             "{app} runs on no peer, so there is nothing to restart: its next start, by a request or \
-             `warmhop app start {app}`, brings up a new copy"
+             by an operator, brings up a new copy"
         );
         return problem(StatusCode::CONFLICT, &detail);
     }

@@ -6,7 +6,7 @@ use warmhop_core::config::WithoutMajority;
 use warmhop_core::view::Liveness;
 
 use crate::request::node::Node;
-use crate::request::unheard::{WAY_OUT, in_words};
+use crate::request::unheard::in_words;
 
 /// Whether this peer was alone at the last look.
 #[derive(Debug, Default)]
@@ -28,8 +28,10 @@ impl Watch {
             && !view.is_pair();
         if is_alone && !self.is_alone {
             warn!(
-                "this peer hears no other: {}. Changes of sessions and keys get 503 \
-                 session-no-majority and -TRYAGAIN, requests that only read new sessions are served; {WAY_OUT}",
+                "this peer hears no other: {}. Changes of sessions and registers are refused, requests \
+                 that only read new sessions are served. The others may be down, or this peer may be \
+                 the one that is cut off: start them again under their names, or mend the network. If \
+                 they never come back, an operator has to declare them gone",
                 in_words(&silent)
             );
         } else if !is_alone && self.is_alone {

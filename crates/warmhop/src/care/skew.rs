@@ -54,7 +54,7 @@ impl Watch {
                         app = %name,
                         peers,
                         "the app is configured differently on other peers: each request follows the \
-                         configuration of the peer that it reaches; compare with `warmhop status`"
+                         configuration of the peer that it reaches"
                     );
                     self.warned_of.insert(name.clone(), differ);
                 }

@@ -39,7 +39,7 @@ impl Watch {
                     %addr,
                     reason,
                     "there is no link to a peer that others hear: what only it can serve fails here; \
-                     if the address is wrong, set [mesh] advertise there"
+                     if the address is wrong, correct the one that the peer advertises"
                 );
             }
         }

@@ -119,11 +119,11 @@ impl Refusal {
                 "the end of a chunked body was ambiguous; it was cut off, and its connection was closed"
             }
             Self::OverBudget => {
-                "clients hold more than [http] memory; the connection that uses most was closed"
+                "clients hold more memory than all of them may; the connection that uses most was closed"
             }
             Self::TooManyFromAddress => {
-                "an address has as many connections as [http] connections_per_address; its idlest \
-                 was closed, or the new one where all are busy"
+                "an address has as many connections as one may have; its idlest was closed, or the \
+                 new one where all are busy"
             }
             Self::GaveWay => "a front door is full; the connection idle longest was closed",
             Self::StoodStill => {
@@ -135,15 +135,15 @@ impl Refusal {
                  address with most of them"
             }
             Self::SlowBody => {
-                "a request's body arrived more slowly than [http] body_rate and body_timeout allow; it got 408"
+                "a request's body arrived more slowly than the limits allow; it got 408"
             }
             Self::NoProxyHeader => {
-                "a connection did not begin with a PROXY header, as [http] proxy_protocol asks; it \
+                "a connection did not begin with the PROXY header that the front door asks for; it \
                  was closed"
             }
             Self::UntrustedProxy => {
-                "a connection with [http] proxy_protocol came from none of [http] trusted_proxies; \
-                 it was closed"
+                "a connection that has to begin with a PROXY header came from no trusted proxy; it \
+                 was closed"
             }
         }
     }

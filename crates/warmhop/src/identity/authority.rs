@@ -115,12 +115,8 @@ impl Authority {
         if key.public_key_raw() != parsed.public_key().subject_public_key.data.as_ref() {
             return Err(malformed(&key_path, "is not the private key of the ca.pem beside it"));
         }
-        let cookie_key = cookie_key(&key_file).ok_or_else(|| {
-            malformed(
-                &key_path,
-                "has no WARMHOP COOKIE KEY block: make the authority with `warmhop cert ca`",
-            )
-        })?;
+        let cookie_key = cookie_key(&key_file)
+            .ok_or_else(|| malformed(&key_path, "has no WARMHOP COOKIE KEY block"))?;
         Ok(Self { cluster, certificate, key_der, cookie_key })
     }
 

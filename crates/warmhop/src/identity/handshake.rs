@@ -69,7 +69,7 @@ impl HandshakeFailure {
     pub(crate) fn at_front_door(self) -> Option<&'static str> {
         Some(match self {
             Self::NotTls => {
-                "a client spoke no TLS to a front door that has [http] tls: ask it by https://"
+                "a client spoke no TLS to a front door that has TLS: ask it by https://"
             }
             Self::Version => {
                 "a client speaks no version of TLS that the front door has, which are 1.2 and 1.3"
@@ -77,13 +77,12 @@ impl HandshakeFailure {
             Self::Cipher => "a client and the front door have no ciphers of TLS in common",
             Self::Protocol => "a client wants another protocol than h2 or http/1.1 (ALPN)",
             Self::Expired => {
-                "a client says that the front door's certificate has expired: renew the one in \
-                 [http] tls, or set the client's clock"
+                "a client says that the front door's certificate has expired: renew it, or set the \
+                 client's clock"
             }
             Self::Refused => {
-                "a client does not accept the front door's certificate: that of [http] tls has to \
-                 name the host that clients ask for, with its whole chain, and clients have to trust \
-                 its authority"
+                "a client does not accept the front door's certificate: it has to name the host that \
+                 clients ask for, with its whole chain, and clients have to trust its authority"
             }
             Self::Certificate | Self::TimedOut | Self::Left | Self::Other => return None,
         })

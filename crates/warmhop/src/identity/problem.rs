@@ -1,4 +1,5 @@
-//! Why an identity could not be made or used, and what to do about it.
+//! Why an identity could not be made or used. What to do about it depends on the program that embeds
+//! the mesh, which knows the variant.
 
 use std::path::PathBuf;
 
@@ -19,9 +20,7 @@ pub enum IdentityError {
         source: BoxError,
     },
     /// A file is missing or unreadable.
-    #[error(
-        "cannot read {path}: {source}; make it with `warmhop cert peer NAME --ca DIR --out {dir}`"
-    )]
+    #[error("cannot read {path} of the identity: {source}")]
     Read {
         /// The file.
         path: PathBuf,
@@ -32,7 +31,7 @@ pub enum IdentityError {
         source: std::io::Error,
     },
     /// A file of an authority is missing or unreadable.
-    #[error("cannot read {path}: {source}; make an authority with `warmhop cert ca --out {dir}`")]
+    #[error("cannot read {path} of the authority: {source}")]
     ReadAuthority {
         /// The file.
         path: PathBuf,
@@ -53,7 +52,7 @@ pub enum IdentityError {
     },
     /// A private key is there already.
     #[error(
-        "{path} exists already, and a private key is not overwritten: choose another folder, or give --force to replace it"
+        "{path} exists already, and a private key is not overwritten unasked: choose another folder, or ask for it"
     )]
     Exists {
         /// The key's file.
@@ -61,7 +60,7 @@ pub enum IdentityError {
     },
     /// The folder holds an identity of another authority.
     #[error(
-        "{path} is the certificate of another authority than the one that issues: choose another folder, or give --force to replace the identity in it"
+        "{path} is the certificate of another authority than the one that issues: choose another folder, or ask to replace the identity in it"
     )]
     OtherAuthority {
         /// The `ca.pem` that is there.
@@ -77,7 +76,7 @@ pub enum IdentityError {
     },
     /// The cookie key is missing.
     #[error(
-        "{path} has no {COOKIE_KEY_LABEL} block and there is no {dir}/{COOKIE_KEY_NAME}, so affinity cookies could not be authenticated; issue the identity again with `warmhop cert peer NAME --ca DIR --out {dir} --force`, or, where another tool issues it, give every peer the same file {COOKIE_KEY_NAME}, made once with `openssl rand -base64 32`"
+        "{path} has no {COOKIE_KEY_LABEL} block and there is no {dir}/{COOKIE_KEY_NAME}, so affinity cookies could not be authenticated; issue the identity again, or give every peer the same file {COOKIE_KEY_NAME}, with 32 random bytes in base64"
     )]
     NoCookieKey {
         /// The key's file.
@@ -87,7 +86,7 @@ pub enum IdentityError {
     },
     /// The file of the cookie key is missing, unreadable or malformed.
     #[error(
-        "cannot take the cookie key from {path}: {what}; make it once with `openssl rand -base64 32` and give every peer of the cluster the same file"
+        "cannot take the cookie key from {path}: {what}; it has 32 random bytes in base64, the same at every peer of the cluster"
     )]
     CookieKey {
         /// The file.
@@ -107,16 +106,14 @@ pub enum IdentityError {
         source: BoxError,
     },
     /// The private key belongs to another certificate.
-    #[error(
-        "{path} is not the private key of the cert.pem beside it; issue the identity again with `warmhop cert peer`"
-    )]
+    #[error("{path} is not the private key of the cert.pem beside it; issue the identity again")]
     KeyMismatch {
         /// The key's file.
         path: PathBuf,
     },
     /// The certificate is past its date.
     #[error(
-        "{path} expired {} ago by this machine's clock; issue it again with `warmhop cert peer … --force`, or set the clock if it is wrong",
+        "{path} expired {} ago by this machine's clock; issue it again, or set the clock if it is wrong",
         span(*ago_s)
     )]
     Expired {

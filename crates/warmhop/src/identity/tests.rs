@@ -138,7 +138,7 @@ fn files_that_do_not_belong_together_are_told_apart() {
     let key = to_pem("PRIVATE KEY", a.inner.loaded.load().key.secret_der());
     let error = with_file(&a, 2, key.into());
     assert!(matches!(error, IdentityError::NoCookieKey { .. }), "{error}");
-    assert!(error.to_string().contains("warmhop cert peer"), "{error}");
+    assert!(error.to_string().contains("issue the identity again"), "{error}");
     let error = with_file(&a, 1, authority.ca_pem());
     assert!(matches!(error, IdentityError::Malformed { .. }), "{error}");
     for at in 0..3 {
@@ -269,12 +269,12 @@ fn an_expired_certificate_is_refused_when_it_is_loaded() {
 }
 
 #[test]
-fn a_missing_file_names_the_remedy() {
+fn a_missing_file_is_named_with_what_it_is_of() {
     let nowhere = TempDir::new();
     let error = Identity::from_dir(&nowhere.0).err().unwrap().to_string();
-    assert!(error.contains("ca.pem") && error.contains("warmhop cert peer"), "{error}");
+    assert!(error.contains("ca.pem of the identity"), "{error}");
     let error = Authority::from_dir(&nowhere.0).err().unwrap().to_string();
-    assert!(error.contains("ca.pem") && error.contains("warmhop cert ca"), "{error}");
+    assert!(error.contains("ca.pem of the authority"), "{error}");
 }
 
 #[test]

@@ -82,7 +82,7 @@ pub(super) async fn run(
     let reason = tokio::select! {
         reason = link.conn.closed() => reason,
         () = is_refused(&shared, &link) => {
-            warn!(peer = %link.peer.peer, "[mesh] refuse names this peer or its certificate: the link ends");
+            warn!(peer = %link.peer.peer, "an operator has shut this peer or its certificate out: the link ends");
             shared.counters.links_refused("refused");
             link.conn.close(close_code::REFUSED, b"");
             link.conn.closed().await

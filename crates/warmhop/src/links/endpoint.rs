@@ -46,7 +46,7 @@ const ETHERNET_PAYLOAD_BYTES: u16 = 1472;
 /// What to do about an identity that is about to expire.
 const RENEW: [&str; 2] = [
     "other peers accept no new link of this one",
-    "renew it, for example with `warmhop cert renew`: a running peer loads the new one by itself",
+    "renew it: a running peer loads the new one by itself",
 ];
 
 /// Reads the identity's files again when they change, and uses the new credentials for later links.

@@ -45,7 +45,7 @@ pub(crate) enum MeetError {
     #[error("a live peer at {0} has the name already")]
     NameInUse(SocketAddr),
     /// It is among the peers that this one refuses.
-    #[error("[mesh] refuse names {0} or its certificate")]
+    #[error("an operator has shut out {0} or its certificate")]
     Refused(PeerId),
     /// This peer knows as many others as it can.
     #[error("this peer knows as many others as it can")]

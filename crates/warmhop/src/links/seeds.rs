@@ -163,7 +163,7 @@ pub(crate) fn why_closed(error: &ConnectionError) -> String {
             match code {
                 alert::UNKNOWN_CA | alert::DECRYPT_ERROR => {
                     "its certificate was issued by another authority than this peer's ca.pem; issue \
-                     both from one authority with `warmhop cert peer`"
+                     both from one authority"
                         .into()
                 }
                 alert::CERTIFICATE_EXPIRED => {
@@ -180,7 +180,7 @@ pub(crate) fn why_closed(error: &ConnectionError) -> String {
             | alert::BAD_CERTIFICATE
             | alert::CERTIFICATE_UNKNOWN => {
                 "it refuses this peer's certificate, which another authority issued; issue both from \
-                 one authority with `warmhop cert peer`"
+                 one authority"
                     .into()
             }
             alert::CERTIFICATE_EXPIRED => {
@@ -199,7 +199,7 @@ pub(crate) fn why_closed(error: &ConnectionError) -> String {
                 "it refuses this peer, which speaks another version of the protocol".into()
             }
             close_code::REFUSED => {
-                "it refuses this peer, which its operator has shut out ([mesh] refuse)"
+                "it refuses this peer, which its operator has shut out"
                     .into()
             }
             close_code::NAME_IN_USE => {
@@ -414,7 +414,7 @@ mod tests {
         for (code, part) in [
             (close_code::NAME_IN_USE, "another live peer has the same name"),
             (close_code::GOODBYE, "shutting down"),
-            (close_code::REFUSED, "[mesh] refuse"),
+            (close_code::REFUSED, "its operator has shut out"),
             (close_code::WRONG_VERSION, "another version of the protocol"),
         ] {
             let told = closed(code);

@@ -229,7 +229,7 @@ impl Metrics {
         );
         r.register_with_unit(
             "clients_held",
-            "What clients make this peer hold, of [http] memory",
+            "What clients make this peer hold, of the memory that they may use",
             Unit::Bytes,
             self.client_bytes.clone(),
         );

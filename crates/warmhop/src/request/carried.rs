@@ -146,8 +146,8 @@ impl SentHead {
 const LARGE_FIELD_BYTES: usize = 2 * 1024;
 
 /// How to keep a larger state than a field can carry.
-const WAY_OUT: &str = "keep larger state through the Redis-speaking endpoint, which takes 1 MiB a \
-                       key, or in registers, and carry a reference";
+const WAY_OUT: &str = "keep larger state in registers, which take 1 MiB a key, and carry a \
+                       reference";
 
 impl Node {
     /// Stores the contents of the app's field in `session`.
@@ -165,7 +165,7 @@ impl Node {
         };
         let set = set.and_then(|()| if carried.renew { session.renew() } else { Ok(()) });
         let Err(SessionError::TooLarge { bytes_max, .. }) = set else { return Ok(()) };
-        tracing::warn!(app = %slot.name(), bytes, bytes_max, "the app set a session larger than [session] state_bytes_max; it stays as it was");
+        tracing::warn!(app = %slot.name(), bytes, bytes_max, "the app set a larger session than is carried; it stays as it was");
         self.count_too_large("set");
         let detail = format!(
             "the app set a session of {bytes} bytes, but at most {bytes_max} are carried, and it \

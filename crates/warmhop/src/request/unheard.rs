@@ -1,5 +1,4 @@
-//! The peers that this one does not hear, in words: why it answers that no majority can be reached,
-//! and what an operator can do about it.
+//! The peers that this one does not hear, in words: why it answers that no majority can be reached.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -12,10 +11,6 @@ use crate::request::problem::{NO_MAJORITY, Problem};
 
 /// How many peers are named.
 const NAMED_MAX: usize = 4;
-/// The way out, for operators.
-pub(crate) const WAY_OUT: &str = "they may be down, or this peer may be the one that is cut off: \
-    start them again under their names, or mend the network. If they never come back, say so by \
-    `warmhop members --gone NAME`; [session] without_majority = \"serve\" has a peer go on alone";
 
 impl Node {
     /// The peers that this one has known and does not hear, unless they left in good order, and for
@@ -30,11 +25,11 @@ impl Node {
         silent
     }
 
-    /// Adds to a problem for want of a majority which peers are not heard, and the way out.
+    /// Adds to a problem for want of a majority which peers are not heard.
     pub(crate) fn name_unheard(&self, mut problem: Problem) -> Problem {
         let silent = self.unheard();
         if problem.detail == NO_MAJORITY && !silent.is_empty() {
-            problem.detail = format!("{NO_MAJORITY}: {}; {WAY_OUT}", in_words(&silent));
+            problem.detail = format!("{NO_MAJORITY}: {}", in_words(&silent));
         }
         problem
     }

@@ -78,7 +78,7 @@ impl Memory {
             warn!(
                 bytes,
                 bytes_max,
-                "sessions use all the memory that they may: changes are refused, reads and deletions are not; raise [session] memory, lower ttl, or keep less in sessions"
+                "sessions use all the memory that they may: changes are refused, reads and deletions are not; give them more memory or a shorter time to live, or keep less in them"
             );
         } else if bytes < bytes_max / 4 * 3 && self.warned.swap(false, Ordering::Relaxed) {
             info!(bytes, bytes_max, "there is room for sessions again");
