@@ -19,6 +19,7 @@ pub use crate::own_id::{OWN_ID_NAME_BYTES_MAX, OwnId};
 /// Where an app's sessions are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum SessionMode {
     /// The mesh keeps it, replicated, and it moves to where its client arrives.
     Portable,
@@ -29,9 +30,22 @@ pub enum SessionMode {
     None,
 }
 
+impl SessionMode {
+    /// Its name in the status.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Pinned => "pinned",
+            Self::None => "none",
+        }
+    }
+}
+
 /// When a peer starts its own copy of an app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum StartMode {
     /// With the first request that reaches this peer.
     #[default]
@@ -45,6 +59,7 @@ pub enum StartMode {
 /// What a request of the app may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum EffectsMode {
     /// Anything: an unanswered unsafe request without a key is not run again.
     #[default]
@@ -60,6 +75,7 @@ pub enum EffectsMode {
 /// What to do with a session when no majority of its copies can be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum WithoutMajority {
     /// Answer 503 until there is one again: a partition never makes two histories.
     #[default]

@@ -25,6 +25,7 @@ pub const BALANCER_COOKIE: &str = "warmhop_lb";
 /// What names a peer in the affinity cookie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum RouteName {
     /// Its name.
     #[default]
@@ -47,6 +48,7 @@ impl RouteName {
 /// With which requests from other sites a browser sends the cookie (RFC 6265bis section 5.6.7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum SameSite {
     /// With none.
     Strict,

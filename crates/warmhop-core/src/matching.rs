@@ -9,6 +9,7 @@ use core::fmt;
 
 /// The hosts that a match is for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum HostPattern {
     /// This host.
     Exact(String),
@@ -35,6 +36,15 @@ impl HostPattern {
             Self::Below(parent) => {
                 parent_of(host).is_some_and(|above| above.eq_ignore_ascii_case(parent))
             }
+        }
+    }
+
+    /// The name, if it is the only host that matches.
+    #[must_use]
+    pub fn exact(&self) -> Option<&str> {
+        match self {
+            Self::Exact(name) => Some(name),
+            Self::Below(_) => None,
         }
     }
 

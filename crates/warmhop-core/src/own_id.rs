@@ -13,6 +13,7 @@ pub const OWN_ID_NAME_BYTES_MAX: usize = 64;
 
 /// How an app's sessions are known besides by the affinity cookie: by an id of the app's own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum OwnId {
     /// A field of this name, of requests and of answers.
     Header(String),

@@ -175,7 +175,7 @@ impl Running {
         Self::of(service)
     }
 
-    /// The same for a service with the mesh's own types: nothing stands between it and its requests.
+    /// The same for a service with the mesh's own types: nothing is between it and its requests.
     pub fn of<S>(service: S) -> Self
     where
         S: Service<Request<Body>, Response = Response<Body>, Error = BoxError>
@@ -379,10 +379,6 @@ impl AppSpec {
     #[must_use]
     pub fn host(&self) -> Option<&str> {
         let hosts = || self.matches.iter().flat_map(|it| &it.hosts);
-        let exact = hosts().find_map(|host| match host {
-            HostPattern::Exact(name) => Some(name.as_str()),
-            HostPattern::Below(_) => None,
-        });
-        exact.or_else(|| hosts().next().map(HostPattern::name))
+        hosts().find_map(HostPattern::exact).or_else(|| hosts().next().map(HostPattern::name))
     }
 }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use warmhop_core::config::SessionMode;
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, SessionKey};
 use warmhop_core::view::{Liveness, PeerBelief, View};
 
@@ -83,12 +82,7 @@ fn app_status(node: &Node, slot: &Slot, view: &View) -> AppStatus {
         waiting: slot.waiting.load(Ordering::Relaxed) as u64,
         requests: node.metrics.request_counts(slot.name()),
         error: slot.last_error(),
-        session: match spec.policy.session {
-            SessionMode::Portable => "portable",
-            SessionMode::Pinned => "pinned",
-            SessionMode::None => "none",
-        }
-        .into(),
+        session: spec.policy.session.as_str().into(),
         copy,
         next,
         next_version: spec

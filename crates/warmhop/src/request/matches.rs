@@ -80,11 +80,10 @@ impl<A> Default for Matches<A> {
 impl<A> Matches<A> {
     fn add(&mut self, host: Option<&HostPattern>, prefix: &str, app: A) {
         let paths = match host {
-            Some(HostPattern::Exact(name)) => {
-                self.by_name.entry(name.to_ascii_lowercase().into()).or_default()
-            }
-            Some(HostPattern::Below(parent)) => {
-                self.below.entry(parent.to_ascii_lowercase().into()).or_default()
+            Some(host) => {
+                let names =
+                    if host.exact().is_some() { &mut self.by_name } else { &mut self.below };
+                names.entry(host.name().to_ascii_lowercase().into()).or_default()
             }
             None => &mut self.any,
         };

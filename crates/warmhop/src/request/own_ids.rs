@@ -81,6 +81,7 @@ impl OwnSession {
                     _ => None,
                 })
             }
+            _ => None,
         };
         let brought = id.map(|id| Brought { key: key_of(&app, &id), known: None });
         Some(Self { app, by, brought })
@@ -163,6 +164,7 @@ impl OwnSession {
                 let bytes = read(served.response.body_mut()).await?;
                 own_id::in_json(&bytes, name)
             }
+            _ => None,
         }
     }
 }

@@ -185,10 +185,8 @@ impl Node {
         let mut errand = match subject {
             Subject::Token(entry) => {
                 let errand = Errand::new(asked, entry.and_then(named));
-                match self.store.policy().without_majority {
-                    WithoutMajority::Refuse => errand.that_may_be_relayed(),
-                    WithoutMajority::Serve => errand,
-                }
+                let serves = self.store.policy().without_majority == WithoutMajority::Serve;
+                if serves { errand } else { errand.that_may_be_relayed() }
             }
             Subject::Key(key) => Errand::by_key(asked, key),
         };
