@@ -1,5 +1,6 @@
-//! The body type of every request and response in the mesh: boxed, streamed, never
-//! buffered whole.
+//! The body type of every request and response in the mesh: boxed and streamed.
+
+pub(crate) mod followed;
 
 use std::any::Any;
 use std::pin::Pin;
@@ -12,6 +13,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use tokio::sync::oneshot;
 
+use self::followed::Follow;
 use crate::http::fields;
 
 /// Any error, boxed: the error type of bodies and of an app's service.
@@ -140,7 +142,7 @@ impl Body {
     /// The same body, and a receiver that resolves once somebody asks for its first part.
     pub(crate) fn telling_when_wanted(self) -> (Self, oneshot::Receiver<()>) {
         let (tell, wanted) = oneshot::channel();
-        (Self::new(Telling { body: self, tell: Some(tell) }), wanted)
+        (self.followed(Telling(Some(tell))), wanted)
     }
 
     /// The same body, which stores the error in `broke` if it ends with one.
@@ -263,33 +265,15 @@ impl http_body::Body for Body {
     }
 }
 
-/// A body that reports when its first part is asked for.
-struct Telling {
-    body: Body,
-    tell: Option<oneshot::Sender<()>>,
-}
+/// Reports when a body's first part is asked for.
+struct Telling(Option<oneshot::Sender<()>>);
 
-impl http_body::Body for Telling {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if let Some(tell) = self.tell.take() {
+impl Follow for Telling {
+    fn is_wanted(&mut self) {
+        if let Some(tell) = self.0.take() {
             // Nobody listens any more once the answer has begun.
             let _ = tell.send(());
         }
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

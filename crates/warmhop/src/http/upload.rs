@@ -1,17 +1,14 @@
 //! How far a request's body has come on its way to an app, and which side the peer waits for: the
 //! app, or the client that sends the body.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, sleep};
 
-use crate::http::body::{Body, BoxError};
+use crate::http::body::Body;
+use crate::http::body::followed::{Follow, Polled};
 
 /// A body on its way to an app.
 #[derive(Debug)]
@@ -31,7 +28,7 @@ impl Upload {
             moved_ms: AtomicU64::new(0),
             is_wanted: AtomicBool::new(false),
         });
-        (Body::new(Watched { body, upload: Arc::clone(&upload) }), upload)
+        (body.followed(Watched(Arc::clone(&upload))), upload)
     }
 
     fn moved(&self, is_wanted: bool) {
@@ -79,46 +76,31 @@ pub(crate) async fn answers_within<F: Future>(
     }
 }
 
-struct Watched {
-    body: Body,
-    upload: Arc<Upload>,
-}
+/// Keeps the record of a body.
+struct Watched(Arc<Upload>);
 
-impl http_body::Body for Watched {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        self.upload.moved(polled.is_pending());
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+impl Follow for Watched {
+    fn has_polled(&mut self, polled: &Polled, _is_at_end: bool) {
+        self.0.moved(polled.is_pending());
     }
 }
 
 impl Drop for Watched {
     fn drop(&mut self) {
         // The app wants no more of the body.
-        self.upload.moved(false);
+        self.0.moved(false);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use http_body::Frame;
     use http_body_util::{BodyExt, StreamBody};
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::http::body::BoxError;
 
     const WITHIN: Duration = Duration::from_secs(1);
 

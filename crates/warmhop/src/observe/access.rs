@@ -6,16 +6,16 @@
 //! not recorded.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Version};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
 
-use crate::http::body::{Body, BoxError};
+use crate::http::body::Body;
+use crate::http::body::followed::{Follow, Polled};
 use crate::http::fields;
 use crate::observe::recall::{Tracing, beginning};
 use crate::observe::traffic::Received;
@@ -214,7 +214,7 @@ impl Accessing {
             has_body &= access.method != Method::HEAD;
             access.end = if has_body { AccessEnd::CutOff } else { AccessEnd::Complete };
         }
-        response.map(|body| Body::new(AccessedBody { body, size, has_body, access: self }))
+        response.map(|body| body.followed(AccessedBody { size, has_body, access: self }))
     }
 
     /// Notes the head of an answer.
@@ -251,47 +251,28 @@ impl Drop for Accessing {
     }
 }
 
-/// A response's body whose bytes are counted.
+/// Counts the bytes of a response's body.
 struct AccessedBody {
-    body: Body,
     /// Its length, if that is known.
     size: Option<u64>,
     has_body: bool,
     access: Accessing,
 }
 
-impl http_body::Body for AccessedBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        let (size, has_body, is_at_end) = (self.size, self.has_body, self.body.is_end_stream());
-        if let Some(access) = &mut self.access.access {
-            match &polled {
-                Poll::Ready(Some(Ok(frame))) => {
-                    let length = frame.data_ref().map_or(0, Bytes::len);
-                    access.bytes += length as u64;
-                    // Nobody polls a body of known length for its end.
-                    if has_body && (is_at_end || size.is_some_and(|size| access.bytes >= size)) {
-                        access.end = AccessEnd::Complete;
-                    }
+impl Follow for AccessedBody {
+    fn has_polled(&mut self, polled: &Polled, is_at_end: bool) {
+        let (size, has_body) = (self.size, self.has_body);
+        let Some(access) = &mut self.access.access else { return };
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                access.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+                // Nobody polls a body of known length for its end.
+                if has_body && (is_at_end || size.is_some_and(|size| access.bytes >= size)) {
+                    access.end = AccessEnd::Complete;
                 }
-                Poll::Ready(None) if has_body => access.end = AccessEnd::Complete,
-                _ => {}
             }
+            Poll::Ready(None) if has_body => access.end = AccessEnd::Complete,
+            _ => {}
         }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -12,16 +12,13 @@
 //! [`Builder::spans`]: crate::Builder::spans
 
 use std::fmt::Write;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
-use http_body::{Frame, SizeHint};
 
-use crate::http::body::{Body, BoxError};
+use crate::http::body::Body;
+use crate::http::body::followed::Follow;
 use crate::observe::recall::{TEXT_BYTES_MAX, beginning};
 use crate::observe::status::TraceStep;
 
@@ -297,7 +294,7 @@ impl ActiveSpan {
 
     /// Keeps the span open until the response's body has been sent or given up.
     pub(crate) fn until_the_end_of(self, response: Response<Body>) -> Response<Body> {
-        response.map(|body| Body::new(SpannedBody { body, _span: self }))
+        response.map(|body| body.followed(self))
     }
 }
 
@@ -310,30 +307,8 @@ impl Drop for ActiveSpan {
     }
 }
 
-struct SpannedBody {
-    body: Body,
-    _span: ActiveSpan,
-}
-
-impl http_body::Body for SpannedBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
+/// It is open for as long as the body that it follows.
+impl Follow for ActiveSpan {}
 
 /// A parsed `traceparent`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -497,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_sampled_passes_unchanged_and_what_has_no_trace_gets_one() {
+    fn an_unsampled_trace_passes_unchanged_and_a_request_without_one_gets_one() {
         let unsampled = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
         let spans = Spans::new(Arc::new(Kept::default()));
         let mut fields = headers(&[unsampled]);
