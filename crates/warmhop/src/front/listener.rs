@@ -43,6 +43,7 @@ use crate::http::framing::{FIELDS_MAX, Framed, H2_PREFACE, HEAD_BYTES_MAX};
 use crate::http::interim;
 use crate::http::refusals::Refusal;
 use crate::http::tunnels::Tunnels;
+use crate::http::writes_through::writes_through;
 use crate::identity::handshake::HandshakeFailure;
 use crate::observe::doors::Connected;
 use crate::request::grpc;

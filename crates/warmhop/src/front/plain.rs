@@ -29,6 +29,7 @@ use crate::http::body::{Body, BoxError};
 use crate::http::departure::CountedBody;
 use crate::http::framing::{HEAD_BYTES_MAX, READ_BYTES};
 use crate::http::names::name_of;
+use crate::http::writes_through::writes_through;
 
 /// With less room than this in the buffer, it grows. A head that comes in small pieces does not make it
 /// twice as large as the first read with its second piece.

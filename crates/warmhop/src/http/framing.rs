@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use crate::http::chunks::{Chunked, Read};
@@ -24,6 +24,7 @@ use crate::http::departure::{ConnectionRequests, Departure};
 use crate::http::fields;
 use crate::http::h2_frames::{BodyParts, Frames};
 use crate::http::refusals::Refusal;
+use crate::http::writes_through::writes_through;
 
 /// The largest request head in bytes; hyper is given the same bound.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -41,7 +42,7 @@ const LENGTH_MAX: u64 = u64::MAX - 2;
 const TLS_HANDSHAKE: u8 = 22;
 
 /// A read that would make a connection hold more is put off for so long at once, and so often, while
-/// those that were told to end hold much: their tasks may be on a thread that does not get its turn.
+/// those that are to end hold much: their tasks may be on a thread that does not get its turn.
 const PUT_OFF_FOR: Duration = Duration::from_millis(1);
 const PUT_OFF_MAX: u32 = 100;
 
@@ -158,39 +159,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Framed<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Framed<IO> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.wrote(&outcome);
-        outcome
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.wrote(&outcome);
-        outcome
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
+writes_through!(Framed, wrote);
 
 /// The position of the next byte in the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -683,7 +652,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_grows_no_more_while_those_that_were_told_to_end_hold_much() {
+    async fn a_head_grows_no_more_while_connections_that_are_to_end_hold_much() {
         let limits = ClientLimits::default().with(|it| it.memory = 1 << 20);
         let clients = Clients::new(limits, Arc::default(), Gauge::default());
         let (greedy, _) = from(&clients, 1);

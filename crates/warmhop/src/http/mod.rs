@@ -17,3 +17,4 @@ pub(crate) mod names;
 pub(crate) mod refusals;
 pub(crate) mod tunnels;
 pub(crate) mod upload;
+pub(crate) mod writes_through;
