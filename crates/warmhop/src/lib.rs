@@ -58,8 +58,8 @@
 //!
 //! # What happens to a request
 //!
-//! 1. The app is ready on this peer: it is served here, without a channel, a lock that others
-//!    share or a task switch on the way.
+//! 1. The app is ready on this peer: it is served here, without a channel or a task switch on the
+//!    way. The one lock that requests share is held while a finished request's trace is stored.
 //! 2. It is not: its start begins here, once, and the request is sent over one QUIC stream to a
 //!    peer where it is ready, chosen by load and distance.
 //! 3. It is ready nowhere: the request waits, bounded in number and time, for the first copy in

@@ -1,5 +1,5 @@
 //! Bodies and upgrades through a hop: what is sent arrives as it is sent, and nothing is
-//! buffered whole.
+//! buffered whole if they are long.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ use crate::support::{APP, BOUND, QUICK, World, never_on, shop, until};
 
 const MIB: usize = 1 << 20;
 
-/// Two peers; whoever asks the second is served by the first.
+/// Two peers; the first serves the clients of the second.
 pub(crate) async fn hopping() -> World {
     let world = World::with(2, vec![shop(QUICK, "")], "", never_on(1)).await;
     world.warm(0).await;
@@ -152,7 +152,7 @@ async fn an_answer_to_a_client_that_was_not_asked_for_its_body_goes_on_as_long_a
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut heard = Vec::new();
         let begun = Instant::now();
-        // Well beyond the time after which a client would be told to go on.
+        // Well beyond the time after which a client would get `100 Continue`.
         while begun.elapsed() < Duration::from_millis(2500) {
             let mut piece = [0; 4096];
             let read = timeout(BOUND, stream.read(&mut piece)).await.unwrap().unwrap();
@@ -161,7 +161,7 @@ async fn an_answer_to_a_client_that_was_not_asked_for_its_body_goes_on_as_long_a
         }
         let heard = String::from_utf8_lossy(&heard);
         assert!(heard.starts_with("HTTP/1.1 200 "), "{door}: {heard}");
-        assert_eq!(heard.matches("HTTP/1.1 ").count(), 1, "{door}: told to go on: {heard}");
+        assert_eq!(heard.matches("HTTP/1.1 ").count(), 1, "{door}: got 100 Continue: {heard}");
         drop(stream);
         world.in_flight(0, 0).await;
     }
@@ -287,7 +287,7 @@ pub(crate) async fn leaving_after(drain: &str, stop: &str) -> World {
 }
 
 #[tokio::test]
-async fn open_websockets_are_told_1001_when_the_grace_of_a_drain_is_over() {
+async fn open_websockets_get_1001_when_the_grace_of_a_drain_is_over() {
     // The peer that the client reached leaves.
     let mut world = leaving_after("300ms", "10m").await;
     let mut hops = websocket(&world, 1).await;
@@ -304,13 +304,13 @@ async fn open_websockets_are_told_1001_when_the_grace_of_a_drain_is_over() {
 }
 
 #[tokio::test]
-async fn open_websockets_are_told_1001_when_the_grace_of_a_copy_that_is_replaced_is_over() {
+async fn open_websockets_get_1001_when_the_grace_of_a_copy_that_is_replaced_is_over() {
     let world = leaving_after("1h", "300ms").await;
     let (mut local, mut hops) = (websocket(&world, 0).await, websocket(&world, 1).await);
     let restarted = world.warmhop(0, &["app", "restart", APP]);
     assert!(restarted.status.success(), "{restarted:?}");
-    let told = tokio::join!(closed_with(&mut local), closed_with(&mut hops));
-    assert_eq!(told, (1001, 1001));
+    let codes = tokio::join!(closed_with(&mut local), closed_with(&mut hops));
+    assert_eq!(codes, (1001, 1001));
     for index in 0..2 {
         websocket(&world, index).await.close(None).await.unwrap();
     }
@@ -343,7 +343,7 @@ async fn a_websocket_whose_app_dies_ends_with_a_close_frame_here_and_through_a_h
 }
 
 #[tokio::test]
-async fn a_client_that_asks_first_is_told_to_continue() {
+async fn a_client_that_expects_100_continue_gets_it() {
     let world = hopping().await;
     let mut stream = TcpStream::connect(world.http(1)).await.unwrap();
     stream
