@@ -30,7 +30,7 @@ pub(super) struct RequestContext {
     /// The way to the client for interim responses, if it can get any.
     pub(super) interim: Option<Interim>,
     /// What decides the form of a refusal.
-    pub(super) asked: Asked,
+    pub(super) refusal_form: RefusalForm,
     /// The app that the request is for, once that is known.
     pub(super) slot: Option<Arc<Slot>>,
     /// How it was answered: a label of metrics and records.
@@ -43,14 +43,14 @@ pub(super) struct RequestContext {
 }
 
 /// The parts of a request that decide the form of its refusal.
-pub(super) struct Asked {
+pub(super) struct RefusalForm {
     pub(super) accept: HeaderMap,
     pub(super) is_get: bool,
     pub(super) is_call: bool,
     pub(super) at: AskedAt,
 }
 
-impl Asked {
+impl RefusalForm {
     fn of(request: &Request<Body>, secure: bool) -> Self {
         let accept = request.headers().get_all(ACCEPT).iter().cloned();
         Self {
@@ -73,12 +73,12 @@ impl RequestContext {
         let id = fields::request_id(request.headers()).unwrap_or_else(fresh_request_id);
         let line = put_line(request.method(), request.uri().path());
         let tracing = Tracing::begin(&node.traces, id, &node.me, "entry", line);
-        let asked = Asked::of(request, client.secure);
+        let refusal_form = RefusalForm::of(request, client.secure);
         let (version, is_head) = (request.version(), request.method() == Method::HEAD);
         let span = begin_span(node, request, &client, &tracing.id);
         let access = node.accesses.arrives(request, client.addr, tracing.id.as_str());
         let (slot, way) = (None, "serve");
-        Self { client, interim, asked, slot, way, tracing, access, span, version, is_head }
+        Self { client, interim, refusal_form, slot, way, tracing, access, span, version, is_head }
     }
 
     /// Notes which app the request is for.
@@ -97,7 +97,7 @@ impl RequestContext {
 
     /// Completes the head of the answer, and records it; the records end with its body.
     pub(super) fn complete(mut self, node: &Node, mut response: Response<Body>) -> Response<Body> {
-        if self.asked.is_call && grpc::is_grpc(response.headers()) {
+        if self.refusal_form.is_call && grpc::is_grpc(response.headers()) {
             response = grpc::answer(response);
         }
         self.complete_head(node, &mut response);

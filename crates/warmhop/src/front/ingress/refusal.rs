@@ -15,7 +15,7 @@ impl Ingress {
     pub(super) fn refuse(&self, problem: &Problem, context: &mut RequestContext) -> Response<Body> {
         let node = &self.node;
         context.refused(problem.kind.name(), problem.page.is_some());
-        let RequestContext { tracing, asked, slot, .. } = context;
+        let RequestContext { tracing, refusal_form: form, slot, .. } = context;
         tracing.step("problem", problem.whole());
         if let Some(not_logged) = self.refused.due(problem.kind) {
             tracing::info!(
@@ -28,20 +28,20 @@ impl Ingress {
             );
         }
         let mut response = problem.response(&Audience {
-            accept: &asked.accept,
-            is_get: asked.is_get,
+            accept: &form.accept,
+            is_get: form.is_get,
             peer: node.me.as_str(),
             id: tracing.id.as_str(),
             reveal: node.reveal,
             page: &node.error_page,
         });
-        if asked.is_call {
+        if form.is_call {
             grpc::refusal(problem, node.reveal, &mut response);
         }
         if let (ProblemKind::SessionFieldRefused, Some(slot)) = (problem.kind, slot) {
             // It would be refused each time.
             let cookie = &node.store.policy().cookie;
-            asked.at.remove(cookie, &slot.spec(), response.headers_mut());
+            form.at.remove(cookie, &slot.spec(), response.headers_mut());
         }
         response
     }
