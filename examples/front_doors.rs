@@ -21,7 +21,7 @@ use warmhop::identity::{Authority, FrontDoorTls};
 use warmhop::ids::{AppName, PeerId};
 use warmhop::{AppSpec, ClientInfo, Mesh, app_fn};
 
-/// The app is told who asks, and how, by the fields that every proxy uses.
+/// The app learns who asks, and how, from the fields that every proxy uses.
 async fn greet(headers: HeaderMap) -> String {
     let field = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("?");
     format!("hello {}, by {}\n", field("x-forwarded-for"), field("x-forwarded-proto"))

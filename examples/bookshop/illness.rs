@@ -71,7 +71,7 @@ pub(crate) struct IllnessQuery {
     how: How,
 }
 
-/// From the next request on. It is open to whoever may crash the shop.
+/// From the next request on. Anyone who may crash the shop may do this.
 pub(crate) async fn falls_ill(
     State(shop): State<Arc<Shop>>,
     Query(query): Query<IllnessQuery>,

@@ -43,7 +43,7 @@ struct Postings {
 }
 
 impl Index {
-    /// Reads `docs` books; `progress` is told after each twentieth of them.
+    /// Reads `docs` books; `progress` is called after each twentieth of them.
     pub(crate) fn build(docs: u32, mut progress: impl FnMut(u32)) -> Self {
         let mut terms: HashMap<String, Postings> = HashMap::new();
         let mut buckets: HashMap<u64, Vec<u32>> = HashMap::new();

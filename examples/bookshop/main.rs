@@ -114,11 +114,11 @@ impl Shop {
     fn open(&self) {
         let began = Instant::now();
         eprintln!("bookshop: reading {} books", self.docs);
-        let mut told = Instant::now();
+        let mut reported = Instant::now();
         let index = Index::build(self.docs, |read| {
             self.docs_read.store(read, Ordering::Relaxed);
-            if told.elapsed() > Duration::from_millis(500) {
-                told = Instant::now();
+            if reported.elapsed() > Duration::from_millis(500) {
+                reported = Instant::now();
                 eprintln!("bookshop: {read} of {} books indexed", self.docs);
             }
         });
@@ -235,7 +235,7 @@ async fn cart_add(
     ([(FIELD, cart.to_field())], shop.show(&cart)).into_response()
 }
 
-/// A login, as far as the session goes: it means more from here on, so it gets a new id, and whoever
+/// A login, as far as the session goes: it means more from here on, so it gets a new id, and anyone who
 /// had the cookie of before has nothing any more. The cart stays.
 async fn login(State(shop): State<Arc<Shop>>, cart: Cart) -> Response {
     ([(FIELD, cart.to_field_renewed())], shop.show(&cart)).into_response()

@@ -1,7 +1,7 @@
 //! A ledger: each client has a list of items, kept as its session and nowhere else.
 //!
 //! Every append answers with the whole list, and is written down in a log before it is answered,
-//! so that whoever drives it can tell afterwards what was run, where, and on what. Nothing here
+//! so that a test that drives it can find out afterwards what was run, where, and on what. Nothing here
 //! knows of a mesh but for the field `Warmhop-Session`, an RFC 9651 byte sequence.
 //!
 //! Environment: `PORT` (required), `START_MS` (how long it takes to start), `LEDGER_LOG` (the
@@ -67,7 +67,7 @@ async fn main() -> ExitCode {
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;
         tokio::select! {
             served = axum::serve(listener, router).with_graceful_shutdown(terminated()) => served,
-            () = told(SignalKind::user_defined1()) => {
+            () = signalled(SignalKind::user_defined1()) => {
                 // The listener is gone, and what is open goes on.
                 terminated().await;
                 Ok(())
@@ -88,10 +88,10 @@ fn number(name: &str) -> Option<u64> {
 }
 
 async fn terminated() {
-    told(SignalKind::terminate()).await;
+    signalled(SignalKind::terminate()).await;
 }
 
-async fn told(by: SignalKind) {
+async fn signalled(by: SignalKind) {
     match tokio::signal::unix::signal(by) {
         Ok(mut signal) => {
             signal.recv().await;

@@ -37,10 +37,10 @@ impl Program {
             program.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let typing = child.stdin.take().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
-        let (told, lines) = sync_channel(64);
+        let (sender, lines) = sync_channel(64);
         std::thread::spawn(move || {
             for line in out.lines().map_while(Result::ok) {
-                if told.send(line).is_err() {
+                if sender.send(line).is_err() {
                     return;
                 }
             }
@@ -49,7 +49,7 @@ impl Program {
     }
 
     /// The rest of the next line that begins with `start`.
-    fn told(&self, start: &str) -> String {
+    fn rest_of_line(&self, start: &str) -> String {
         let end = Instant::now() + PATIENCE;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -63,12 +63,12 @@ impl Program {
 
     /// Where its three peers answer.
     fn peers(&self) -> [Uri; 3] {
-        ["one ", "two ", "three "].map(|name| self.told(name).parse().unwrap())
+        ["one ", "two ", "three "].map(|name| self.rest_of_line(name).parse().unwrap())
     }
 
     fn end(&mut self, peer: &str) {
         writeln!(self.typing, "{peer}").unwrap();
-        self.told(&format!("{peer} is gone"));
+        self.rest_of_line(&format!("{peer} is gone"));
     }
 }
 
@@ -149,7 +149,7 @@ async fn text(response: Response<hyper::body::Incoming>) -> String {
 #[test]
 fn embed_shows_a_session_that_goes_on_across_the_cut_over() {
     let program = Program::start("embed", &[]);
-    let mut visits = (1..).map(|n| program.told(&format!("visit {n}, served by ")));
+    let mut visits = (1..).map(|n| program.rest_of_line(&format!("visit {n}, served by ")));
     let by_one: Vec<_> = visits.by_ref().take_while(|visit| visit.starts_with("one ")).collect();
     assert_ne!(by_one.len(), 0, "it did not hop");
     let again = visits.next().unwrap();
@@ -159,7 +159,7 @@ fn embed_shows_a_session_that_goes_on_across_the_cut_over() {
 #[tokio::test]
 async fn operated_is_asked_by_operators_as_a_peer_of_the_binary_is() {
     let program = Program::start("operated", &[]);
-    let admin: Uri = program.told("operators ask one at ").parse().unwrap();
+    let admin: Uri = program.rest_of_line("operators ask one at ").parse().unwrap();
     let [one, ..] = program.peers();
     let mut client = Client::default();
     assert_eq!(client.ask(&one, None).await, "hello\n");
@@ -251,11 +251,11 @@ fn tls(file: &str, alpn: &str) -> TlsConnector {
 #[tokio::test]
 async fn front_doors_answer_http_1_and_http_2_with_and_without_tls() {
     let program = Program::start("front_doors", &[]);
-    let plain: Uri = program.told("HTTP/1.1 and HTTP/2").parse().unwrap();
-    let secure = program.told("the same over TLS");
+    let plain: Uri = program.rest_of_line("HTTP/1.1 and HTTP/2").parse().unwrap();
+    let secure = program.rest_of_line("the same over TLS");
     let (secure, cert_file) = secure.split_once(" trusting ").unwrap();
     let secure: Uri = secure.trim().parse().unwrap();
-    let own: Uri = program.told("a server of one's own").parse().unwrap();
+    let own: Uri = program.rest_of_line("a server of one's own").parse().unwrap();
 
     let by_http = "hello 127.0.0.1, by http\n";
     assert_eq!(Client::default().ask(&plain, None).await, by_http);
@@ -268,7 +268,7 @@ async fn front_doors_answer_http_1_and_http_2_with_and_without_tls() {
         let name = ServerName::try_from("localhost").unwrap();
         let stream = tls(cert_file, alpn).connect(name, stream).await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(alpn.as_bytes()));
-        let told = if alpn == "h2" {
+        let answer = if alpn == "h2" {
             over_http2(&secure, stream).await
         } else {
             let (mut sender, connection) =
@@ -277,7 +277,7 @@ async fn front_doors_answer_http_1_and_http_2_with_and_without_tls() {
             let request = Request::get("/").header("host", "localhost").body(Body::empty());
             text(sender.send_request(request.unwrap()).await.unwrap()).await
         };
-        assert_eq!(told, "hello 127.0.0.1, by https\n");
+        assert_eq!(answer, "hello 127.0.0.1, by https\n");
     }
     // It removes the file itself when it is asked to end, and not when it is killed as it is here.
     std::fs::remove_file(cert_file).unwrap();

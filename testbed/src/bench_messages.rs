@@ -38,23 +38,23 @@ pub async fn messages() -> Result<()> {
         let times = [
             requests(&mesh, 0).await?,
             requests(&mesh, 1).await?,
-            told(&mesh, 0).await?,
-            told(&mesh, 1).await?,
+            latency_at(&mesh, 0).await?,
+            latency_at(&mesh, 1).await?,
         ];
         heard.iter_mut().zip(times).for_each(|(all, time)| all.push(time));
     }
-    let [here, hopped, told_here, told_there] = heard.map(median);
+    let [here, hopped, heard_here, heard_there] = heard.map(median);
     // A request to the app passes the hop twice.
     let hop = (hopped - here) / 2.0;
     terminal.line(format!("a request, us: served here {here:.0}, by a hop {hopped:.0}"));
     terminal.line(format!("a hop's one-way time, us: {hop:.0}"));
     terminal.line(format!(
-        "a message, us: to a subscriber of the same peer {told_here:.0}, of another {told_there:.0}"
+        "a message, us: to a subscriber of the same peer {heard_here:.0}, of another {heard_there:.0}"
     ));
     terminal.line(format!(
         "what a message takes to another peer, us: {:.0} (x{:.2} of the hop's)",
-        told_there - told_here,
-        (told_there - told_here) / hop
+        heard_there - heard_here,
+        (heard_there - heard_here) / hop
     ));
     idle(&mesh, &terminal).await
 }
@@ -95,7 +95,7 @@ async fn requests(mesh: &Mesh, door: usize) -> Result<f64> {
 
 /// The median of the times from the sending of `PUBLISH` at the second peer to a message's arrival at
 /// a subscriber of that peer (0), or of the first one (1).
-async fn told(mesh: &Mesh, away: usize) -> Result<f64> {
+async fn latency_at(mesh: &Mesh, away: usize) -> Result<f64> {
     let mut subscriber = Connection::open(mesh.peer(1 - away).ports.redis).await?;
     subscriber.ask(&["SUBSCRIBE", "bench"]).await?;
     let mut publisher = Connection::open(mesh.peer(1).ports.redis).await?;
@@ -143,7 +143,7 @@ fn resident(mesh: &Mesh) -> Result<u64> {
     let process = mesh.peer(1).process().context("the peer does not run")?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid))?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1)).context("VmRSS is told")?;
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)).context("no VmRSS")?;
     Ok(kib.parse()?)
 }
 
@@ -154,8 +154,8 @@ async fn busy(mesh: &Mesh) -> Result<f64> {
         for peer in mesh.peers() {
             let process = peer.process().context("the peer does not run")?;
             for thread in std::fs::read_dir(format!("/proc/{}/task", process.pid))? {
-                let told = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-                let ran = told.split_whitespace().next().context("schedstat tells")?;
+                let stat = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+                let ran = stat.split_whitespace().next().context("schedstat tells")?;
                 nanos += ran.parse::<f64>()?;
             }
         }

@@ -176,6 +176,6 @@ fn resident_peak(mesh: &Mesh, index: usize) -> Result<u64> {
     let process = mesh.peer(index).process().context("the peer does not run")?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid))?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1)).context("VmHWM is told")?;
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)).context("no VmHWM")?;
     Ok(kib.parse()?)
 }

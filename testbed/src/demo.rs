@@ -431,12 +431,12 @@ mod tests {
     }
 
     #[test]
-    fn what_the_readme_shows_of_the_tour_are_its_words() {
+    fn the_readme_quotes_the_tour_literally() {
         let readme = fs::read_to_string(workspace().join("README.md")).unwrap();
         let shown = readme.split("```text\n").find(|block| block.starts_with("1  Three peers"));
         let shown = shown.unwrap().split("\n```").next().unwrap();
-        let told = include_str!("demo.rs").split("mod tests {").next().unwrap();
-        let told = generalized(told);
+        let source = include_str!("demo.rs").split("mod tests {").next().unwrap();
+        let source = generalized(source);
         let pieces = shown.lines().flat_map(|line| line.split("  ")).map(|piece| {
             let piece = piece.trim().trim_start_matches('✓').trim();
             generalized(piece)
@@ -446,7 +446,7 @@ mod tests {
         let phrases: Vec<String> = pieces.filter(|piece| !is_figure(piece)).collect();
         assert!(phrases.len() >= 15, "{phrases:?}");
         for phrase in phrases {
-            assert!(told.contains(&phrase), "the tour does not say: {phrase}");
+            assert!(source.contains(&phrase), "the tour does not say: {phrase}");
         }
     }
 }

@@ -53,7 +53,7 @@ pub fn workspace() -> &'static Path {
 /// The folder of the programs that were built together with this one.
 ///
 /// # Errors
-/// If the path of the running program cannot be told.
+/// If the path of the running program is not known.
 pub fn programs() -> Result<PathBuf> {
     let exe = std::env::current_exe().context("cannot tell where this program is")?;
     let dir = exe.parent().context("this program has no folder")?;

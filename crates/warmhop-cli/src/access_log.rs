@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_a_writer_that_is_stuck_and_what_is_lost_is_counted() {
+    async fn a_stuck_writer_holds_nobody_up_and_lost_lines_are_counted() {
         let (queue, requests) = sync_channel(2);
         let log = AccessLog { queue, asked: Arc::default() };
         for _ in 0..5 {

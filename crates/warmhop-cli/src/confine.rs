@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_guard_is_told_what_was_wanted() {
+    fn the_guard_gets_the_limits_as_arguments() {
         let some = Confine {
             user: Some(33),
             group: Some(34),

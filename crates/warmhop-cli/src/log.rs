@@ -29,7 +29,7 @@ const DEFAULT_FILTER: &str = "warn,warmhop=info,warmhop_cli=info,warmhop_core=in
 /// at most once a second. A filter that names them takes precedence.
 const QUIET: &str = "h2=error,quinn_proto=error";
 
-/// The targets of this program itself, each of which may stand alone in a filter.
+/// The targets of this program itself, each of which may be a filter by itself.
 const OWN_TARGETS: [&str; 3] = ["warmhop", "warmhop_cli", "warmhop_core"];
 
 /// The log's filter, which may change while the peer runs.

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_is_part_of_the_path() {
+    fn the_question_is_part_of_the_path() {
         let question =
             Question { app: Some("a/b".into()), level: Some("warn".into()), follow: true };
         let peer = PeerId::new("peer-2").expect("a name");

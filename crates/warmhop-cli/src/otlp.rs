@@ -497,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn losses_are_told_when_they_begin_each_minute_and_when_they_have_ended() {
+    fn losses_are_logged_when_they_begin_each_minute_and_when_they_have_ended() {
         let (mut losses, began) = (Losses::default(), Instant::now());
         let at = |seconds| began + Duration::from_secs(seconds);
         assert_eq!(losses.note(0, at(0)), None);

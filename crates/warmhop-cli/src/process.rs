@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_process_is_told_behind_the_peer_and_before_the_end() {
+    fn the_metrics_of_the_process_follow_those_of_the_peer_and_precede_the_end() {
         let text = with("# HELP a b.\n# TYPE a gauge\na 1\n# EOF\n".into());
         assert!(text.starts_with("# HELP a b.\n# TYPE a gauge\na 1\n# HELP process_"), "{text}");
         assert!(text.ends_with("\n# EOF\n") && text.matches(END).count() == 1, "{text}");

@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn what_else_differs_is_named_by_its_key() {
+    fn other_changed_settings_are_named_by_their_keys() {
         let before = config("");
         let after = config(
             "zone = 'b'\n[http]\nlisten = ['127.0.0.1:1']\n[session]\nttl = '1h'\n[admin]\n\

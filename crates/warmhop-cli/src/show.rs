@@ -454,12 +454,12 @@ blog: it exited with status 3
     }
 
     #[test]
-    fn each_trouble_with_others_is_told_once_in_the_status_and_among_the_members() {
-        let mut told = example();
-        told.peers[0].state = "unlinked".into();
-        told.peers[0].unlinked = Some("nobody answers at 127.0.0.1:7002".into());
-        told.seeds = vec![SeedStatus::deserialize(json!({"seed": "far:1"})).unwrap()];
-        for shown in [status(&told, false), members(&told, false)] {
+    fn each_trouble_with_others_is_shown_once_in_the_status_and_among_the_members() {
+        let mut reported = example();
+        reported.peers[0].state = "unlinked".into();
+        reported.peers[0].unlinked = Some("nobody answers at 127.0.0.1:7002".into());
+        reported.seeds = vec![SeedStatus::deserialize(json!({"seed": "far:1"})).unwrap()];
+        for shown in [status(&reported, false), members(&reported, false)] {
             for line in [
                 "alive, without a link: 1 of 2\n  peer-2: nobody answers at 127.0.0.1:7002\n",
                 "seeds: 0 of 1 reached\n  far:1: not tried yet\n",
@@ -472,27 +472,27 @@ blog: it exited with status 3
 
     #[test]
     fn an_app_that_only_others_have_is_shown_too_and_one_that_failed_is_not_merely_cold() {
-        let mut told = example();
-        told.apps[1].state = "cold".into();
-        told.peers[0].apps.insert("atlas".into(), "ready".into());
-        told.peers[1].apps.insert("of-the-dead".into(), "ready".into());
-        let shown = status(&told, true);
+        let mut reported = example();
+        reported.apps[1].state = "cold".into();
+        reported.peers[0].apps.insert("atlas".into(), "ready".into());
+        reported.peers[1].apps.insert("of-the-dead".into(), "ready".into());
+        let shown = status(&reported, true);
         assert!(shown.contains("atlas  not here"), "{shown}");
         assert!(shown.contains("\x1b[38;5;1mcold, failed"), "{shown}");
         assert!(!shown.contains("of-the-dead"), "{shown}");
-        told.apps.clear();
-        assert!(status(&told, false).contains("atlas  not here  peer-2 ready"));
+        reported.apps.clear();
+        assert!(status(&reported, false).contains("atlas  not here  peer-2 ready"));
     }
 
     #[test]
-    fn what_a_terminal_obeys_and_what_hides_or_turns_its_neighbours_is_replaced() {
+    fn control_and_direction_characters_are_replaced() {
         let marks = "\u{1b}\u{202e}\u{200b}\u{2066}\u{ad}\u{feff}\u{2028}\u{e0041}";
         assert_eq!(clean(marks), "\u{fffd}".repeat(8));
         assert_eq!(clean("naïve Ω 書店 ✓"), "naïve Ω 書店 ✓");
     }
 
     #[test]
-    fn what_an_app_printed_for_its_own_terminal_is_shown_without_what_a_terminal_obeys() {
+    fn the_output_of_an_app_is_shown_without_control_characters() {
         for (line, shown) in [
             ("\u{1b}[1;31merror\u{1b}[0m: no such file", "error: no such file"),
             ("\u{1b}]0;title\u{7}ready\u{1b}[2K", "ready"),
@@ -514,7 +514,7 @@ blog: it exited with status 3
 
     #[test]
     fn a_trace_tells_who_was_considered_and_what_was_decided() {
-        let told = trace(
+        let text = trace(
             &RequestTrace::deserialize(json!({
                 "id": "r-1", "peer": "peer-1", "role": "entry", "app": "shop", "request": "GET /x",
                 "at_unix_ms": 0, "status": 200, "served_by": "peer-2", "session": null, "head_ms": 3.25,
@@ -531,7 +531,7 @@ blog: it exited with status 3
             "40 µs  hop   peer-2 is ready\n",
             "  peer-2: ready, 2 in flight, as of 12.0 ms ago\n",
         ] {
-            assert!(told.contains(line), "{line:?} in {told}");
+            assert!(text.contains(line), "{line:?} in {text}");
         }
     }
 }

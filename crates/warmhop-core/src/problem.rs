@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_sent_is_what_is_received() {
+    fn a_message_is_received_as_it_was_sent() {
         let sent = ProblemKind::ALL
             .into_iter()
             .chain([404, 503].map(|status| ProblemKind::Newer { status }));
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_is_listed_once_and_no_two_are_told_apart_by_nothing() {
+    fn each_kind_is_listed_once_and_no_two_have_the_same_name() {
         let kinds: BTreeSet<_> =
             ProblemKind::ALL.iter().map(|kind| (kind.name(), kind.status())).collect();
         assert_eq!(kinds.len(), ProblemKind::ALL.len());

@@ -8,7 +8,7 @@
 //!
 //! A client of which nothing waited comes ahead of those that have had turns (as new flows do in
 //! FQ-CoDel, RFC 8290 section 4.2), even of the one that is called, if its client has more that wait. So
-//! whoever sends one request waits for a place to become free, and not for a round of the others. At
+//! a client with one request waits for a place to become free, and not for a round of the others. At
 //! most every other turn is one of theirs, and no request is overtaken twice.
 //!
 //! If the queue is full, a request of the client with most of them gives way to a client with
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_sends_one_request_waits_for_one_of_another_client_and_not_for_all() {
+    fn a_client_with_one_request_waits_for_one_of_another_client_and_not_for_all() {
         let mut flows = alloc::vec![flow(1); 50];
         flows.push(flow(2));
         let order = order(&flows);
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_leaves_before_its_turn_calls_nobody() {
+    fn a_waiter_that_leaves_before_its_turn_wakes_nobody() {
         let mut queue = FairQueue::new();
         let tickets: Vec<_> = (0..3).map(|_| queue.join(flow(1), false)).collect();
         assert_eq!(queue.leave(tickets[1], flow(1)), None);

@@ -178,13 +178,13 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_told_as_busy_after_a_while_and_as_calm_after_a_longer_one() {
+    fn a_copy_is_reported_as_busy_after_a_while_and_as_calm_after_a_longer_one() {
         let mut busyness = Busyness::default();
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         let mut look = |busyness: &mut Busyness, load, span: core::ops::Range<u64>| {
             for ms in span.step_by(250) {
                 if let Some(busy) = busyness.look(load, 4, Now(ms)) {
-                    told.push((ms, busy));
+                    reported.push((ms, busy));
                 }
             }
         };
@@ -194,7 +194,7 @@ mod tests {
         look(&mut busyness, 0, 30_000..38_000);
         look(&mut busyness, 4, 38_000..50_000);
         look(&mut busyness, 0, 50_000..70_000);
-        let [(busy_at, true), (calm_at, false)] = told[..] else { panic!("{told:?}") };
+        let [(busy_at, true), (calm_at, false)] = reported[..] else { panic!("{reported:?}") };
         assert!((22_000..25_000).contains(&busy_at), "a burst is none: {busy_at}");
         assert!((60_000..62_000).contains(&calm_at), "a pause is none: {calm_at}");
     }

@@ -82,7 +82,7 @@ fn tagged(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn what_is_minted_is_read_back() {
+fn a_minted_token_can_be_read() {
     let mut rng = Prng(1);
     for _ in 0..2_000 {
         let token = token(&mut rng);
@@ -199,7 +199,7 @@ fn no_bytes_panic_be_they_tagged_or_not() {
 }
 
 #[test]
-fn what_is_read_has_one_form_only() {
+fn a_token_has_only_one_valid_form() {
     // Take the bytes of true tokens, change some, tag them rightly: what is read from them mints
     // the very same value again.
     let mut rng = Prng(4);
@@ -308,7 +308,7 @@ fn a_token_keeps_the_four_apps_used_last_and_fits_its_bound() {
 }
 
 #[test]
-fn what_no_session_has_is_not_minted() {
+fn an_impossible_entry_is_not_minted() {
     let mut rng = Prng(9);
     let good = entry(&mut rng, "good");
     let with = |rng: &mut Prng, now| {

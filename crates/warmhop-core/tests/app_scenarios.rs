@@ -22,18 +22,18 @@ use warmhop_core::ids::Now;
 use warmhop_core::view::AppState;
 
 #[test]
-fn the_scenarios_go_as_they_are_told() {
+fn the_scenarios_go_as_they_are_written() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
-    let mut told = 0;
+    let mut found = 0;
     for file in std::fs::read_dir(folder).unwrap() {
         let path = file.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();
         if name.starts_with("app-") {
             play(name, &std::fs::read_to_string(&path).unwrap());
-            told += 1;
+            found += 1;
         }
     }
-    assert!(told >= 10, "only {told} scenarios found");
+    assert!(found >= 10, "only {found} scenarios found");
 }
 
 fn play(name: &str, text: &str) {
@@ -344,8 +344,8 @@ fn whatever_happens_one_copy_lives_at_most_and_nothing_is_stuck() {
 
             let changed = before.0 != machine.state();
             assert!(!changed || effects.contains(&AppEffect::Changed), "seed {seed}");
-            let told = effects.iter().filter(|effect| **effect == AppEffect::Changed).count();
-            assert!(told <= 1, "seed {seed}");
+            let changes = effects.iter().filter(|effect| **effect == AppEffect::Changed).count();
+            assert!(changes <= 1, "seed {seed}");
             let starts = effects.iter().any(|e| matches!(e, AppEffect::Start { .. }));
             assert!(!starts || (!drained && start != StartMode::Never), "seed {seed}");
             assert_eq!(machine.starts(), before.1 + u64::from(starts));
@@ -448,7 +448,7 @@ fn a_copy_that_was_ready_for_a_while_is_forgiven_its_failures_and_one_that_was_n
 }
 
 #[test]
-fn what_an_app_says_of_its_failure_is_bounded_and_cut_between_characters() {
+fn an_apps_error_text_is_bounded_and_cut_between_characters() {
     let mut machine = AppMachine::new(AppPolicy::default(), 1);
     machine.on(AppEvent::Wanted(WantedBy::Request), Now(0), 0);
     let output = (0..100).map(|i| format!("{i} {}", "é".repeat(4_000))).collect();

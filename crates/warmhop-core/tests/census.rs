@@ -40,7 +40,7 @@ fn news_of(number: u8, life: u8) -> PeerNews {
 
 #[test]
 fn one_that_ended_before_others_had_what_it_held_counts_as_missed_unless_all_others_answer() {
-    let told = |silent: &[u8], answers: &[u8]| {
+    let verdict_of = |silent: &[u8], answers: &[u8]| {
         let known = Census { cut_short: incs(&[5]), ..census(&[2, 3, 4, 5], silent) };
         let mut roll = Roll::new(inc(1), &known);
         for peer in answers {
@@ -49,9 +49,9 @@ fn one_that_ended_before_others_had_what_it_held_counts_as_missed_unless_all_oth
         roll.gone(inc(5));
         roll.verdict(true)
     };
-    assert_eq!(told(&[5], &[2, 3, 4]), Verdict::Enough);
+    assert_eq!(verdict_of(&[5], &[2, 3, 4]), Verdict::Enough);
     assert_eq!(
-        told(&[4, 5], &[2, 3]),
+        verdict_of(&[4, 5], &[2, 3]),
         Verdict::TooFew,
         "the two may have held what nobody else does"
     );
@@ -108,7 +108,7 @@ fn all_but_one_suffice_where_they_are_a_majority() {
 }
 
 #[test]
-fn too_few_are_told_at_once_and_without_waiting_for_the_silent() {
+fn too_few_are_reported_at_once_without_waiting_for_the_silent() {
     let mut roll = Roll::new(inc(1), &census(&[2, 3, 4, 5], &[2, 3]));
     assert_eq!(roll.verdict(false), Verdict::Wait, "the others may know a record");
     roll.answer(inc(4), None);
@@ -139,7 +139,7 @@ fn a_second_one_is_missed_only_where_a_majority_says_that_it_is_long_gone() {
 }
 
 #[test]
-fn whoever_was_reborn_uses_up_the_one_silence() {
+fn a_reborn_peer_uses_up_the_one_silence() {
     let reborn = Census { reborn: incs(&[2]), ..census(&[2, 3], &[]) };
     let mut roll = Roll::new(inc(1), &reborn);
     roll.answer(inc(2), None);
@@ -153,7 +153,7 @@ fn whoever_was_reborn_uses_up_the_one_silence() {
 }
 
 #[test]
-fn where_everyone_who_is_known_has_answered_nothing_is_missed() {
+fn if_every_known_peer_has_answered_nothing_is_missed() {
     let reborn = |silent: &[u8]| Census { reborn: incs(&[2, 3]), ..census(&[2, 3, 4], silent) };
     let mut roll = Roll::new(inc(1), &reborn(&[]));
     roll.answer(inc(2), None);
@@ -172,7 +172,7 @@ fn where_everyone_who_is_known_has_answered_nothing_is_missed() {
 }
 
 #[test]
-fn whoever_is_young_counts_once_one_that_is_settled_knows_it() {
+fn a_young_peer_counts_once_a_settled_one_knows_it() {
     let young = |others: &[u8], silent: &[u8], of: &[u8]| Census {
         is_young: true,
         young: incs(of),
@@ -202,7 +202,7 @@ fn whoever_is_young_counts_once_one_that_is_settled_knows_it() {
 }
 
 #[test]
-fn where_nobody_is_settled_all_count() {
+fn if_no_peer_is_settled_all_count() {
     let all = |others: &[u8], silent: &[u8]| Census {
         is_young: true,
         young: incs(others),
@@ -222,11 +222,11 @@ fn where_nobody_is_settled_all_count() {
 }
 
 #[test]
-fn whoever_lives_in_the_place_of_one_that_others_count_on_is_reborn() {
+fn a_peer_in_the_place_of_one_that_others_count_on_is_reborn() {
     let life = |at: u64| Incarnation::of(&name(2), WallTime(at), 0);
-    let told = Census { others: vec![life(1)], ..Census::default() };
+    let reported = Census { others: vec![life(1)], ..Census::default() };
     let mut roll = Roll::new(life(9), &census(&[1, 3], &[3]));
-    roll.answer(inc(1), Some(&told));
+    roll.answer(inc(1), Some(&reported));
     assert_eq!(roll.verdict(true), Verdict::TooFew, "the other has not heard of this life yet");
     roll.gone(life(1));
     assert_eq!(roll.verdict(true), Verdict::TooFew, "nor is the silent one to be missed as well");
@@ -277,7 +277,7 @@ fn seeds_that_were_never_met_count_as_peers_that_are_missed() {
 }
 
 #[test]
-fn what_others_know_of_the_mesh_is_counted_too() {
+fn peers_that_others_know_are_counted_too() {
     let mut roll = Roll::new(inc(1), &census(&[2], &[]));
     let unknown = roll.answer(inc(2), Some(&census(&[1, 3, 4, 5], &[])));
     assert_eq!(unknown, incs(&[3, 4, 5]));
@@ -301,9 +301,9 @@ fn two_are_a_pair_only_where_neither_knows_of_a_third() {
     assert_eq!(verdict(&view), Verdict::Enough);
     assert!(!Census::of(&view, Now(3)).knows_more(&view));
     let knows_more = PeerNews { knows_more: true, seq: 2, ..news_of(2, 0) };
-    let mut told = view.clone();
-    told.apply(News::Peer(knows_more), Now(3), Source::Hearsay);
-    assert_eq!(verdict(&told), Verdict::TooFew, "the other has met a third");
+    let mut view_then = view.clone();
+    view_then.apply(News::Peer(knows_more), Now(3), Source::Hearsay);
+    assert_eq!(verdict(&view_then), Verdict::TooFew, "the other has met a third");
     // Of a third only its app was heard of yet.
     let app = AppNews {
         app: AppName::new("shop").unwrap(),
@@ -414,17 +414,17 @@ fn the_smaller_side_of_a_partition_never_forgets_the_other() {
 
 #[test]
 fn one_that_returned_in_good_order_is_a_witness_unless_others_left_as_well() {
-    let told = |returned: &[u8], silent: &[u8]| Census {
+    let census = |returned: &[u8], silent: &[u8]| Census {
         returned: incs(returned),
         ..census(&[2, 3], silent)
     };
     // Peer 1 asks, peer 3 is silent, and peer 2 has returned.
     for (returned, verdict) in [(&[2][..], Verdict::Enough), (&[2, 1], Verdict::TooFew)] {
-        let mut roll = Roll::new(inc(1), &told(returned, &[3]));
+        let mut roll = Roll::new(inc(1), &census(returned, &[3]));
         roll.answer(inc(2), Some(&Census { returned: incs(returned), ..census(&[1, 3], &[3]) }));
         assert_eq!(roll.verdict(true), verdict, "{returned:?}");
     }
-    let mut roll = Roll::new(inc(1), &told(&[2, 1], &[]));
+    let mut roll = Roll::new(inc(1), &census(&[2, 1], &[]));
     roll.answer(inc(2), Some(&census(&[1, 3], &[])));
     roll.answer(inc(3), Some(&census(&[1, 2], &[])));
     assert_eq!(roll.verdict(true), Verdict::Enough, "everyone has answered");

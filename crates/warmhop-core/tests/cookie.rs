@@ -79,7 +79,7 @@ fn the_cookie_is_given_with_the_attributes_of_the_contract() {
 }
 
 #[test]
-fn what_browsers_would_refuse_is_refused_with_a_remedy() {
+fn a_cookie_that_browsers_would_refuse_is_an_error_with_a_remedy() {
     let lax = CookieSpec::default();
     let insecure = |spec: CookieSpec| spec.with(|made| made.secure = Some(false));
     let wide = |spec: CookieSpec| spec.with(|made| made.domain = Some("a.example".into()));

@@ -211,10 +211,10 @@ fn two_processes_of_one_name_are_refused_and_counted() {
 #[test]
 fn first_hand_news_overrides_hearsay_of_the_same_number_and_not_the_reverse() {
     let mut view = view();
-    let told = |zone: &str| News::Peer(PeerNews { zone: Some(zone.into()), ..hello("p1", 1, 4) });
-    view.apply(told("twisted"), Now(0), Source::Hearsay);
-    assert_eq!(view.apply(told("a"), Now(1), Source::FirstHand), Applied::Changed);
-    assert_eq!(view.apply(told("twisted"), Now(2), Source::Hearsay), Applied::Stale);
+    let news = |zone: &str| News::Peer(PeerNews { zone: Some(zone.into()), ..hello("p1", 1, 4) });
+    view.apply(news("twisted"), Now(0), Source::Hearsay);
+    assert_eq!(view.apply(news("a"), Now(1), Source::FirstHand), Applied::Changed);
+    assert_eq!(view.apply(news("twisted"), Now(2), Source::Hearsay), Applied::Stale);
     assert_eq!(view.peer(&peer("p1")).unwrap().news.zone.as_deref(), Some("a"));
 }
 
@@ -416,7 +416,7 @@ fn a_peer_that_others_hear_is_not_taken_for_dead() {
 }
 
 #[test]
-fn what_others_heard_last_does_not_raise_one_whose_life_is_over() {
+fn old_hearsay_does_not_revive_a_peer_that_is_gone() {
     let mut view = view();
     view.apply(News::Peer(hello("a", 1, 1)), Now(1), Source::FirstHand);
     view.suspect(&peer("a"), Now(1));

@@ -293,7 +293,7 @@ async fn memory() -> Result<(), AnyError> {
         Client::default().write(&mesh[0]).await?;
         if made % 250_000 == 0 {
             let each = resident_bytes()?.saturating_sub(before) / made;
-            println!("{made} idle sessions of {STATE_BYTES} bytes: {each} bytes each, all told");
+            println!("{made} idle sessions of {STATE_BYTES} bytes: {each} bytes each in all");
         }
     }
     let owned = mesh[0].status().sessions.owned;

@@ -44,7 +44,7 @@ async fn ask(mesh: &Mesh, method: Method, target: &str) -> Body {
 }
 
 #[tokio::test]
-async fn each_request_is_told_once_with_its_way_and_its_bytes_once_it_has_ended() {
+async fn each_request_is_recorded_once_with_its_way_and_its_bytes_after_it_has_ended() {
     let (warm, cold, kept) = (Gate::new(true), Gate::new(false), Kept::default());
     let mut bed = Bed::new();
     bed.add_ready("one", Plan::default(), &warm).await;
@@ -67,10 +67,10 @@ async fn each_request_is_told_once_with_its_way_and_its_bytes_once_it_has_ended(
     drop(ask(&two, Method::HEAD, "/who").await);
     drop(ask(&two, Method::CONNECT, "shop.localhost:80").await);
     drop(Client::default().get(&two, warmhop::READY_PATH).await);
-    let told: Vec<_> =
+    let records: Vec<_> =
         kept.all()[1..].iter().map(|access| (access.status, access.way, access.end)).collect();
     assert_eq!(
-        told,
+        records,
         [
             (Some(200), Some("hop"), AccessEnd::CutOff),
             (Some(200), Some("hop"), AccessEnd::Complete),
@@ -81,7 +81,7 @@ async fn each_request_is_told_once_with_its_way_and_its_bytes_once_it_has_ended(
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_before_there_is_an_answer_is_told_as_such() {
+async fn a_client_that_leaves_before_there_is_an_answer_is_recorded_as_such() {
     let (cold, kept) = (Gate::new(false), Kept::default());
     let mut bed = Bed::new();
     let sink = kept.clone();
@@ -99,7 +99,7 @@ async fn a_client_that_leaves_before_there_is_an_answer_is_told_as_such() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_while_its_request_runs_is_told_with_where_that_was() {
+async fn a_client_that_leaves_while_its_request_runs_is_recorded_with_the_peer_that_ran_it() {
     let (warm, cold, kept) = (Gate::new(true), Gate::new(false), Kept::default());
     let mut bed = Bed::new();
     let at_boot = || Plan { start: StartMode::AtBoot, ..Plan::default() };

@@ -98,9 +98,9 @@ async fn a_value_goes_with_its_client_through_a_hop_and_is_json_to_others() {
     assert_eq!(client.get(&one, "/caught").await.text, "a cart");
 
     assert_eq!(client.post(&two, "/raw", "[\"secret\"]").await.status, StatusCode::OK);
-    let told = problem(&client.post(&two, "/add", "tea").await);
-    assert!(told.starts_with("urn:warmhop:session-unreadable "), "{told}");
-    assert!(!told.contains("secret"), "{told}");
+    let shown = problem(&client.post(&two, "/add", "tea").await);
+    assert!(shown.starts_with("urn:warmhop:session-unreadable "), "{shown}");
+    assert!(!shown.contains("secret"), "{shown}");
     assert_eq!(client.get(&two, "/caught").await.text, "begin again");
     assert_eq!(client.get(&two, "/raw").await.text, "[\"secret\"]", "it is left as it was");
 }
@@ -112,9 +112,9 @@ async fn where_the_mesh_keeps_no_session_a_handler_says_what_to_declare() {
         for mesh in [&one, &two] {
             let mut client = Client::default();
             for answer in [client.post(mesh, "/add", "tea").await, client.get(mesh, "/raw").await] {
-                let told = problem(&answer);
-                assert!(told.starts_with("urn:warmhop:session-not-portable "), "{told}");
-                assert!(told.contains("SessionMode::Portable"), "{told}");
+                let shown = problem(&answer);
+                assert!(shown.starts_with("urn:warmhop:session-not-portable "), "{shown}");
+                assert!(shown.contains("SessionMode::Portable"), "{shown}");
             }
             assert_eq!(client.get(mesh, "/perhaps").await.text, "no session");
             assert_eq!(client.get(mesh, "/caught").await.text, "no session");
@@ -123,12 +123,12 @@ async fn where_the_mesh_keeps_no_session_a_handler_says_what_to_declare() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_is_told_and_not_kept() {
+async fn a_value_that_is_too_large_is_refused_and_not_kept() {
     let [one, _two] = two_peers(SessionMode::Portable).await;
     let mut client = Client::default();
     client.post(&one, "/add", "tea").await;
     let large: &'static str = Box::leak("x".repeat(40_000).into_boxed_str());
-    let told = problem(&client.post(&one, "/add", large).await);
-    assert!(told.starts_with("urn:warmhop:session-too-large "), "{told}");
+    let shown = problem(&client.post(&one, "/add", large).await);
+    assert!(shown.starts_with("urn:warmhop:session-too-large "), "{shown}");
     assert_eq!(client.get(&one, "/raw").await.text, r#"{"tea":1}"#);
 }

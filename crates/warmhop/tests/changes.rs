@@ -140,8 +140,8 @@ async fn apps_come_and_go_and_the_other_peers_hear_of_it_at_once() {
         Ok::<_, Infallible>(Router::new().route("/blog", get(|| async { "the blog" })))
     };
     one.change_apps(AppChanges::new().remove(app()).add(spec.clone(), app_fn(routes))).unwrap();
-    let told = || two.status().peers[0].apps.keys().cloned().collect::<Vec<_>>();
-    eventually("the other peer knows", || told() == ["blog"]).await;
+    let known_apps = || two.status().peers[0].apps.keys().cloned().collect::<Vec<_>>();
+    eventually("the other peer knows", || known_apps() == ["blog"]).await;
     assert_eq!(client.get(&one, "/who").await.status, StatusCode::NOT_FOUND);
     assert_eq!(client.get(&one, "/blog").await.text, "the blog");
     // What it is asked by others it has no more, either.
@@ -164,7 +164,7 @@ async fn apps_come_and_go_and_the_other_peers_hear_of_it_at_once() {
     let changes = AppChanges::new().remove(blog).add(same, app_fn(routes));
     one.change_apps(changes).unwrap();
     assert_eq!(client.get(&one, "/blog").await.text, "the blog");
-    eventually("the other peer knows", || told() == ["news"]).await;
+    eventually("the other peer knows", || known_apps() == ["news"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -243,7 +243,7 @@ async fn an_app_that_is_paused_where_it_could_run_is_refused_at_once_at_every_pe
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn peers_that_mean_something_else_by_an_app_are_told_of() {
+async fn peers_with_another_configuration_of_an_app_are_reported() {
     let mut bed = Bed::new();
     let one = bed.add("one", Plan::default(), &Gate::new(true)).await;
     let two = bed.add("two", Plan::default(), &Gate::new(true)).await;
@@ -251,7 +251,7 @@ async fn peers_that_mean_something_else_by_an_app_are_told_of() {
     one.change_apps(AppChanges::new().change(with(7))).unwrap();
     two.change_apps(AppChanges::new().change(with(8))).unwrap();
     for mesh in [&one, &two] {
-        eventually("it is told", || mesh.status().apps[0].differs_on.len() == 1).await;
+        eventually("it is reported", || mesh.status().apps[0].differs_on.len() == 1).await;
         assert!(mesh.metrics().contains("warmhop_app_differs_on_peers{app=\"shop\"} 1"));
     }
     two.change_apps(AppChanges::new().change(with(7))).unwrap();

@@ -22,7 +22,7 @@ use warmhop::ids::PeerId;
 const NAMES: [&str; 4] = ["one", "two", "three", "four"];
 
 /// What is between the peers: each advertises a port here, and listens at the same one of a loopback
-/// address of its own, by which it is told from the others.
+/// address of its own, by which it differs from the others.
 #[derive(Clone)]
 struct Wires {
     ports: Vec<Arc<UdpSocket>>,

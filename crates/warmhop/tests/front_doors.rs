@@ -108,23 +108,23 @@ async fn tls_client_of(
     TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
 
-struct Told {
+struct Seen {
     version: Version,
     cookie: String,
     text: String,
 }
 
-async fn told(response: http::Response<hyper::body::Incoming>) -> Told {
+async fn seen(response: http::Response<hyper::body::Incoming>) -> Seen {
     assert_eq!(response.status(), StatusCode::OK);
     let cookie = response.headers().get("set-cookie");
     let cookie = cookie.map_or(String::new(), |cookie| cookie.to_str().unwrap().to_owned());
     let version = response.version();
     let body = tokio::time::timeout(PATIENCE, response.into_body().collect()).await.unwrap();
-    Told { version, cookie, text: String::from_utf8(body.unwrap().to_bytes().to_vec()).unwrap() }
+    Seen { version, cookie, text: String::from_utf8(body.unwrap().to_bytes().to_vec()).unwrap() }
 }
 
 /// Sends two requests over one HTTP/1.1 connection.
-async fn over_http1<IO>(io: IO) -> [Told; 2]
+async fn over_http1<IO>(io: IO) -> [Seen; 2]
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -134,13 +134,13 @@ where
     let mut ask = async || {
         let request = Request::get("/").header("host", "localhost").body(Body::empty()).unwrap();
         sender.ready().await.unwrap();
-        told(sender.send_request(request).await.unwrap()).await
+        seen(sender.send_request(request).await.unwrap()).await
     };
     [ask().await, ask().await]
 }
 
 /// Sends two requests at once over one HTTP/2 connection.
-async fn over_http2<IO>(io: IO, scheme: &str) -> [Told; 2]
+async fn over_http2<IO>(io: IO, scheme: &str) -> [Seen; 2]
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -152,7 +152,7 @@ where
     let ask = async || {
         let uri = format!("{scheme}://localhost/");
         let request = Request::get(uri).body(Body::empty()).unwrap();
-        told(sender.clone().send_request(request).await.unwrap()).await
+        seen(sender.clone().send_request(request).await.unwrap()).await
     };
     let (first, second) = tokio::join!(ask(), ask());
     [first, second]
@@ -163,12 +163,12 @@ async fn one_door_without_tls_speaks_http_1_and_http_2() {
     let door = listener().await;
     let mesh = one_peer(|builder| builder.front_door(door)).await;
     let addr = mesh.front_doors()[0];
-    for told in over_http1(TcpStream::connect(addr).await.unwrap()).await {
-        assert_eq!((told.version, told.text.as_str()), (Version::HTTP_11, "http 127.0.0.1"));
-        assert!(!told.cookie.contains("Secure"), "{}", told.cookie);
+    for answer in over_http1(TcpStream::connect(addr).await.unwrap()).await {
+        assert_eq!((answer.version, answer.text.as_str()), (Version::HTTP_11, "http 127.0.0.1"));
+        assert!(!answer.cookie.contains("Secure"), "{}", answer.cookie);
     }
-    for told in over_http2(TcpStream::connect(addr).await.unwrap(), "http").await {
-        assert_eq!((told.version, told.text.as_str()), (Version::HTTP_2, "http 127.0.0.1"));
+    for answer in over_http2(TcpStream::connect(addr).await.unwrap(), "http").await {
+        assert_eq!((answer.version, answer.text.as_str()), (Version::HTTP_2, "http 127.0.0.1"));
     }
     mesh.shutdown().await;
 }
@@ -184,17 +184,23 @@ async fn a_door_with_tls_speaks_what_its_client_offers() {
     for alpn in [&[b"h2".as_slice(), b"http/1.1"][..], &[b"http/1.1", b"h2"], &[b"h2"]] {
         let stream = tls_client(addr, cert.der(), alpn).await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-        for told in over_http2(stream, "https").await {
-            assert_eq!((told.version, told.text.as_str()), (Version::HTTP_2, "https 127.0.0.1"));
-            assert!(told.cookie.contains("Secure"), "{}", told.cookie);
+        for answer in over_http2(stream, "https").await {
+            assert_eq!(
+                (answer.version, answer.text.as_str()),
+                (Version::HTTP_2, "https 127.0.0.1")
+            );
+            assert!(answer.cookie.contains("Secure"), "{}", answer.cookie);
         }
     }
     for (alpn, agreed) in [(&[b"http/1.1".as_slice()][..], Some(&b"http/1.1"[..])), (&[], None)] {
         let stream = tls_client(addr, cert.der(), alpn).await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), agreed);
-        for told in over_http1(stream).await {
-            assert_eq!((told.version, told.text.as_str()), (Version::HTTP_11, "https 127.0.0.1"));
-            assert!(told.cookie.contains("Secure"), "{}", told.cookie);
+        for answer in over_http1(stream).await {
+            assert_eq!(
+                (answer.version, answer.text.as_str()),
+                (Version::HTTP_11, "https 127.0.0.1")
+            );
+            assert!(answer.cookie.contains("Secure"), "{}", answer.cookie);
         }
     }
     assert!(tls_client(addr, cert.der(), &[b"smtp"]).await.is_err());
@@ -213,8 +219,8 @@ async fn a_door_with_tls_serves_clients_of_either_version() {
         let addr = mesh.front_doors()[0];
         let stream = tls_client_of(&[version], addr, cert.der(), &[b"http/1.1"]).await.unwrap();
         assert_eq!(stream.get_ref().1.protocol_version(), Some(agreed));
-        for told in over_http1(stream).await {
-            assert_eq!(told.text, "https 127.0.0.1");
+        for answer in over_http1(stream).await {
+            assert_eq!(answer.text, "https 127.0.0.1");
         }
     }
     mesh.shutdown().await;
@@ -247,7 +253,7 @@ async fn connections_and_handshakes_that_failed_are_counted_by_their_door() {
 
     let mut plain = TcpStream::connect(addr).await.unwrap();
     plain.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
-    eventually("one without TLS is told apart", || failed("front", "not-tls") == 1).await;
+    eventually("one without TLS is counted as such", || failed("front", "not-tls") == 1).await;
     let (other, _) = certificate();
     assert!(tls_client(addr, other.der(), &[b"http/1.1"]).await.is_err());
     eventually("one who refuses the certificate", || failed("front", "refused") == 1).await;
@@ -332,7 +338,7 @@ async fn a_renewed_certificate_is_used_without_a_restart_and_a_broken_one_is_not
 }
 
 #[tokio::test]
-async fn behind_ones_own_server_the_app_is_told_who_asks() {
+async fn behind_ones_own_server_the_app_learns_who_asks() {
     let mesh = one_peer(|builder| builder).await;
     let service = ServiceBuilder::new()
         .map_request(|mut request: axum::extract::Request| {
@@ -348,9 +354,9 @@ async fn behind_ones_own_server_the_app_is_told_who_asks() {
     let serving = axum::serve(server, router.into_make_service_with_connect_info::<SocketAddr>())
         .with_graceful_shutdown(closing.clone().cancelled_owned());
     let serving = tokio::spawn(serving.into_future());
-    for told in over_http1(TcpStream::connect(addr).await.unwrap()).await {
-        assert_eq!(told.text, "https 127.0.0.1");
-        assert!(told.cookie.contains("Secure"), "{}", told.cookie);
+    for answer in over_http1(TcpStream::connect(addr).await.unwrap()).await {
+        assert_eq!(answer.text, "https 127.0.0.1");
+        assert!(answer.cookie.contains("Secure"), "{}", answer.cookie);
     }
     closing.cancel();
     serving.await.unwrap().unwrap();
@@ -415,7 +421,7 @@ async fn uploads_that_their_app_does_not_read_hold_up_no_other_on_their_connecti
     let stuck = Arc::new(AtomicUsize::new(0));
     let unread: Vec<_> =
         (0..20).map(|_| tokio::spawn(upload("/unread", usize::MAX, &stuck))).collect();
-    // HTTP/2 libraries grant a megabyte to a whole connection where they are not told otherwise.
+    // HTTP/2 libraries grant a megabyte to a whole connection unless they are configured otherwise.
     eventually("they have sent what they may", || stuck.load(Ordering::Relaxed) >= 1024 * 1024)
         .await;
     let answer = tokio::time::timeout(PATIENCE, upload("/count", 64, &Arc::default()));

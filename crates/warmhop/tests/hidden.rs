@@ -56,15 +56,15 @@ async fn nothing_names_a_peer_an_app_or_a_request_where_nothing_is_revealed() {
     let starting = Client::default().send(&second, request).await;
     assert_eq!(starting.status, StatusCode::SERVICE_UNAVAILABLE);
     for answer in [hopped, refused, page, starting] {
-        let told = all_of(&answer);
+        let text = all_of(&answer);
         for inner in ["first-one", "second-one", "an-id-of-it", "proxy-status", "urn:", "shop is"] {
-            assert!(!told.contains(inner), "{inner} in {told}");
+            assert!(!text.contains(inner), "{inner} in {text}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_browser_is_told_in_plain_words_and_programs_as_problem_details() {
+async fn browsers_get_plain_words_and_programs_problem_details() {
     let cold = Gate::new(false);
     let mut bed = Bed::new();
     let one = bed.add("one", Plan::default(), &cold).await;
@@ -73,9 +73,9 @@ async fn a_browser_is_told_in_plain_words_and_programs_as_problem_details() {
     assert!(page.field("content-security-policy").starts_with("default-src 'none';"));
     assert!(page.text.contains("CONNECT is for forward proxies"), "{}", page.text);
     assert!(page.text.contains("501 an-id-of-it"), "{}", page.text);
-    let told = ask(&one, Method::CONNECT, "shop.localhost:80", "*/*").await;
-    assert_eq!(told.field("content-type"), "application/problem+json");
-    assert!(told.text.contains("urn:warmhop:no-connect"), "{}", told.text);
+    let refused = ask(&one, Method::CONNECT, "shop.localhost:80", "*/*").await;
+    assert_eq!(refused.field("content-type"), "application/problem+json");
+    assert!(refused.text.contains("urn:warmhop:no-connect"), "{}", refused.text);
 
     let own = "<p>{status} {title} {id}</p>";
     let two = bed.add_built("two", Plan::default(), &cold, |built| built.error_page(own)).await;
@@ -104,7 +104,7 @@ async fn a_cookie_names_no_peer_where_nothing_is_revealed_and_brings_its_client_
             SessionMode::Pinned => (status.peers[0].route.clone(), &second),
             _ => (status.peer.route.clone(), &first),
         };
-        assert_eq!(client.route(), expected, "{session:?}: what balancers are told");
+        assert_eq!(client.route(), expected, "{session:?}: what balancers see");
         assert_eq!(first.status().peer.route, status.peers[0].route, "all peers call it the same");
         let opaque = cookie.split(['=', '.']).nth(1).unwrap();
         let inner = URL_SAFE_NO_PAD.decode(opaque).unwrap();

@@ -157,7 +157,7 @@ async fn a_service_that_takes_its_readiness_back_hops_again_and_is_asked_by_nobo
 }
 
 #[tokio::test]
-async fn what_resolves_decides_and_its_error_is_told() {
+async fn a_future_decides_by_its_result_and_its_error_is_reported() {
     let mut mesh = Layered::new();
     let (done, wait) = tokio::sync::oneshot::channel::<()>();
     let good = layer().ready_when(wait);
@@ -174,7 +174,7 @@ async fn what_resolves_decides_and_its_error_is_told() {
     assert!(text(ask(&two, "/").await).await.starts_with("one"));
 }
 
-/// Ready once it is told to be; every clone that was polled ready holds a reservation until it is
+/// Ready once the test says so; every clone that was polled ready holds a reservation until it is
 /// called or dropped, as a limit on concurrency does.
 struct Reserving {
     open: Arc<(AtomicBool, AtomicWaker)>,
@@ -236,7 +236,7 @@ async fn the_inner_services_own_readiness_counts_and_nothing_of_it_is_kept_reser
 }
 
 #[tokio::test]
-async fn what_the_service_answers_by_itself_counts_as_load() {
+async fn requests_that_the_service_answers_by_itself_count_as_load() {
     let mut mesh = Layered::new();
     let layer = layer();
     let one = layer.layer(service("one"));

@@ -127,7 +127,7 @@ async fn others_are_served(door: SocketAddr) {
 }
 
 #[tokio::test]
-async fn what_is_no_request_is_counted_by_its_reason_and_once() {
+async fn a_malformed_request_is_counted_once_by_its_reason() {
     let (mesh, door) = one_peer(|builder| builder).await;
     let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "A: b\r\n".repeat(200));
     let long = format!("GET / HTTP/1.1\r\nHost: a\r\nB: {}\r\n\r\n", "b".repeat(80 * 1024));
@@ -238,7 +238,7 @@ async fn one_address_has_its_share_of_connections_and_replaces_its_own_idlest() 
 }
 
 #[tokio::test]
-async fn a_full_door_closes_whoever_has_been_idle_longest() {
+async fn a_full_door_closes_the_connection_that_has_been_idle_longest() {
     let (mesh, door) =
         one_peer(|builder| builder.front_door_connections(std::num::NonZeroUsize::new(8).unwrap()))
             .await;
@@ -329,11 +329,11 @@ async fn a_client_is_who_a_trusted_proxy_says_and_nobody_else() {
     let ask = "GET /whose HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.7\r\n\
          X-Forwarded-Proto: https\r\nForwarded: for=192.0.2.7\r\nConnection: close\r\n\r\n";
     let (_mesh, door) = one_peer(|builder| builder.trusted_proxies(trusted.clone())).await;
-    for (from, told) in
+    for (from, expected) in
         [("127.0.0.2", "192.0.2.7, 127.0.0.2 https"), ("127.0.0.3", "127.0.0.3 http")]
     {
         let answer = exchange(connect_from(&format!("{from}:0"), door).await, ask).await;
-        assert!(answer.ends_with(&format!("\r\n\r\n{told}")), "{from}: {answer}");
+        assert!(answer.ends_with(&format!("\r\n\r\n{expected}")), "{from}: {answer}");
     }
 
     let (mesh, door) =
@@ -341,13 +341,16 @@ async fn a_client_is_who_a_trusted_proxy_says_and_nobody_else() {
     let header = "PROXY TCP4 192.0.2.9 192.0.2.1 4711 80\r\n";
     let plain = "GET /whose HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
     let with_header = format!("{header}{plain}");
-    for (from, bytes, told) in [
+    for (from, bytes, expected) in [
         ("127.0.0.2", with_header.as_str(), "192.0.2.9 http"),
         ("127.0.0.3", with_header.as_str(), ""),
         ("127.0.0.2", plain, ""),
     ] {
         let answer = exchange(connect_from(&format!("{from}:0"), door).await, bytes).await;
-        assert!(answer.ends_with(told) && answer.is_empty() == told.is_empty(), "{from}: {answer}");
+        assert!(
+            answer.ends_with(expected) && answer.is_empty() == expected.is_empty(),
+            "{from}: {answer}"
+        );
     }
     assert_eq!((refused(&mesh, "untrusted-proxy"), refused(&mesh, "no-proxy-header")), (1, 1));
 }

@@ -215,7 +215,7 @@ async fn trailers_pass_both_ways_without_what_a_head_is_believed_for() {
 }
 
 #[tokio::test]
-async fn an_app_hints_to_its_client_where_that_can_be_told() {
+async fn an_app_sends_early_hints_to_clients_that_can_get_them() {
     let (_meshes, doors) = two_doors().await;
     for door in doors {
         // The second one is of a kind that is left to hyper.

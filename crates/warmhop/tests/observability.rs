@@ -105,7 +105,7 @@ async fn asking_for_progress_starts_nothing_and_an_unknown_app_has_none() {
 }
 
 #[tokio::test]
-async fn a_first_start_here_is_told_to_take_what_starts_take_elsewhere() {
+async fn a_first_start_here_is_estimated_by_what_starts_take_elsewhere() {
     let (warm, cold) = (Gate::new(true), Gate::new(false));
     let mut bed = Bed::new();
     let one = bed.add_ready("one", Plan::default(), &warm).await;
@@ -181,7 +181,7 @@ async fn a_peer_counts_what_it_serves_sends_and_receives_and_tells_its_newest_de
 }
 
 #[tokio::test]
-async fn a_change_is_told_once_however_many_there_were() {
+async fn many_changes_make_one_notification() {
     let gate = Gate::new(true);
     let mut bed = Bed::new();
     let one = bed.add("one", Plan::default(), &gate).await;
@@ -190,5 +190,5 @@ async fn a_change_is_told_once_however_many_there_were() {
     assert_eq!(one.status().apps[0].state, "ready");
     changes.next().await;
     let quiet = tokio::time::timeout(std::time::Duration::from_millis(100), changes.next()).await;
-    assert!(quiet.is_err(), "told again of what was told");
+    assert!(quiet.is_err(), "a second notification of the same change");
 }

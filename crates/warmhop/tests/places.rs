@@ -66,8 +66,8 @@ impl Held {
                         Ok::<_, BoxError>(tower::service_fn(move |request: Request<Body>| {
                             let held = held.clone();
                             async move {
-                                let told = format!("{name}{}", request.uri().path());
-                                held.come.send(told).await.unwrap();
+                                let arrival = format!("{name}{}", request.uri().path());
+                                held.come.send(arrival).await.unwrap();
                                 held.let_go.acquire().await.unwrap().forget();
                                 Ok::<_, BoxError>(Response::new(Body::from(name)))
                             }
@@ -184,7 +184,7 @@ async fn whose_peers_and_others_are_full_waits_however_often_it_is_turned_away()
 }
 
 #[tokio::test]
-async fn whoever_sends_many_requests_waits_for_its_own_and_gives_way_where_the_queue_is_full() {
+async fn a_client_with_many_requests_waits_for_its_own_and_gives_way_where_the_queue_is_full() {
     let (held, mut comes) = Held::new();
     let bed = mesh(&held, &["one"], SessionMode::None, 6).await;
     let mut greedy = vec![ask(&bed, "192.0.2.1", "/greedy", Client::default())];
@@ -261,7 +261,7 @@ async fn a_client_at_another_peer_has_its_turn_among_those_at_the_copys_own() {
         assert_eq!(comes.recv().await.unwrap(), "one/greedy");
         asking.extend((0..8).map(|_| ask(&bed, "192.0.2.1", "/greedy", Client::default())));
         eventually("they wait", || waiting(&bed.peers[0]) == 8).await;
-        // Whoever leaves while it waits there waits no more.
+        // A client that leaves while it waits there waits no more.
         let leaves = ask_at(&bed, 1, "192.0.2.3", "/leaves", Client::default());
         eventually("it waits there", || waiting(&bed.peers[0]) == 9).await;
         leaves.abort();

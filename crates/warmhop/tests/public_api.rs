@@ -46,7 +46,7 @@ fn a_change_of_the_interface_is_seen_in_the_file_that_holds_it() {
 }
 
 #[test]
-fn what_services_hold_goes_from_thread_to_thread() {
+fn public_types_are_send_and_sync() {
     fn goes<T: Send + Sync + 'static>() {}
     goes::<warmhop::Mesh>();
     goes::<warmhop::MeshService>();

@@ -65,7 +65,7 @@ async fn owner(bed: &Bed) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_put_at_one_peer_is_read_and_changed_at_every_other() {
+async fn a_value_put_at_one_peer_is_read_and_changed_at_every_other() {
     let bed = mesh_of(&["a", "b", "c", "d"]).await;
     assert_eq!(text(&registers(&bed.peers[2]), KEY).await, None);
     assert!(put(&registers(&bed.peers[0]), KEY, "one").await.done);
@@ -286,7 +286,7 @@ async fn every_key_is_listed_from_every_peer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_two_lost_holders_held_is_absent_and_its_key_is_free() {
+async fn a_key_whose_two_holders_are_lost_is_absent_and_free() {
     let mut bed = mesh_of(&["a", "b", "c"]).await;
     put(&registers(&bed.peers[0]), KEY, "x").await;
     let left = bed.peers.remove(0);
@@ -374,7 +374,7 @@ async fn listed(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_just_put_is_listed_at_once_at_every_peer() {
+async fn a_new_key_is_listed_at_once_at_every_peer() {
     let bed = mesh_of(&["a", "b", "c"]).await;
     for turn in 0..100 {
         let key = format!("k:{turn}");
@@ -386,7 +386,7 @@ async fn what_was_just_put_is_listed_at_once_at_every_peer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_deleted_is_not_listed_though_former_members_hold_it_still() {
+async fn a_deleted_key_is_not_listed_though_former_members_still_hold_it() {
     let bed = mesh_of(&["a", "b", "c", "d", "e"]).await;
     let keys: Vec<String> = (0..60).map(|number| format!("key:{number}")).collect();
     // A peer that uses a key becomes a member, and another ceases to be one.
@@ -413,7 +413,7 @@ async fn what_was_deleted_is_not_listed_though_former_members_hold_it_still() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_deleted_makes_no_listing_longer() {
+async fn deleted_keys_make_no_listing_longer() {
     let bed = mesh_of(&["a"]).await;
     let here = registers(&bed.peers[0]);
     for number in 0..1000 {
@@ -585,7 +585,7 @@ async fn a_member_without_room_casts_no_vote_and_the_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_only_its_owner_has_room_for_is_not_acknowledged_and_then_not_begun() {
+async fn a_change_that_only_its_owner_has_room_for_is_not_acknowledged_and_later_not_begun() {
     let policy =
         SessionPolicy::default().with(|made| made.majority_timeout = Duration::from_secs(1));
     let mut small = short_of_memory();

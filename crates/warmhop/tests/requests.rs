@@ -134,7 +134,7 @@ async fn bodies_stream_through_a_hop_both_ways_and_arrive_whole() {
 }
 
 #[tokio::test]
-async fn what_a_client_may_not_say_does_not_reach_the_app() {
+async fn fields_that_clients_may_not_send_do_not_reach_the_app() {
     let (bed, _, _cold) = ready_and_cold(SessionMode::None).await;
     for mesh in &bed.peers {
         let request = Request::get("/headers")

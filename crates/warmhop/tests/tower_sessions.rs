@@ -141,7 +141,7 @@ async fn a_session_ends_by_its_own_time_and_a_save_moves_that() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_or_no_session_is_told_as_such() {
+async fn a_record_that_is_too_large_or_no_session_is_refused_as_such() {
     let peers = peers(&["one"]).await;
     let one = store(&peers[0]);
     let mut large = record(&"x".repeat(warmhop::VALUE_BYTES_MAX), HOUR);

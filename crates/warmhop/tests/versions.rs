@@ -24,7 +24,7 @@ async fn rolls(bed: &Bed, on: &Mesh, version: &'static str, session: SessionMode
     let (name, version) = (on.status().peer.name, Some(version.to_owned()));
     eventually("the new copy serves", || on.status().apps[0].version == version).await;
     for other in &bed.peers {
-        let told = || {
+        let all_know = || {
             let status = other.status();
             let peer = status.peers.iter().find(|peer| peer.name == name);
             // A new copy is not announced at once.
@@ -32,7 +32,7 @@ async fn rolls(bed: &Bed, on: &Mesh, version: &'static str, session: SessionMode
                 peer.copies.get(app().as_str()).is_some_and(|copy| copy.version == version)
             })
         };
-        eventually("the others know", told).await;
+        eventually("the others know", all_know).await;
     }
 }
 

@@ -23,7 +23,7 @@ impl Breaker {
             None => false,
         };
         let end = if lives { "went on" } else { "was ended" };
-        Ok((vec![victim], format!("its app stood still, and {end} within {span:.1?}")))
+        Ok((vec![victim], format!("its app was suspended, and {end} within {span:.1?}")))
     }
 
     /// It keeps running and accepts no more connections.

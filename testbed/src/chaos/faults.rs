@@ -523,15 +523,15 @@ impl Breaker {
         }
         let span = self.for_between(5_000, 15_000).await;
         self.relay.heal();
-        let told = links.iter().map(|link| {
+        let names = links.iter().map(|link| {
             let arrow = if link.both_ways { "↮" } else { "↛" };
             format!("{} {arrow} {}", link.from + 1, link.to + 1)
         });
-        let told: Vec<String> = told.collect();
+        let names: Vec<String> = names.collect();
         let mut peers: Vec<usize> = links.iter().flat_map(|link| [link.from, link.to]).collect();
         peers.sort_unstable();
         peers.dedup();
-        (peers, format!("links {} cut for {span:.1?}", told.join(", ")))
+        (peers, format!("links {} cut for {span:.1?}", names.join(", ")))
     }
 
     /// What the first peer held is gone while the second one, which may hold the only other copy, is
@@ -596,8 +596,8 @@ impl Breaker {
         self.keys.retain(|thread, _| at_work.contains_key(thread));
         for (thread, (door, request)) in at_work {
             if !self.keys.contains_key(&thread) {
-                let told = self.ask(door, &format!("/v1/requests/{request}")).await;
-                let key = told.as_ref().and_then(|told| told["session"].as_str());
+                let trace = self.ask(door, &format!("/v1/requests/{request}")).await;
+                let key = trace.as_ref().and_then(|trace| trace["session"].as_str());
                 // The peer that served it may have been ended since; the next request tells more.
                 let Some(key) = key else {
                     return Some(format!("nobody knows the session of request {request}"));
@@ -647,13 +647,13 @@ impl Breaker {
     /// names of peers. Empty if nobody owns the session.
     async fn members_of(&self, key: &str) -> Vec<String> {
         for (index, peer) in self.mesh.peers().iter().enumerate() {
-            let Some(told) = self.ask(index, &format!("/v1/sessions/{key}")).await else {
+            let Some(session) = self.ask(index, &format!("/v1/sessions/{key}")).await else {
                 continue;
             };
-            if told["owner"] == peer.name.as_str()
-                && !told["ballot"].as_str().is_none_or(str::is_empty)
+            if session["owner"] == peer.name.as_str()
+                && !session["ballot"].as_str().is_none_or(str::is_empty)
             {
-                let members = told["members"].as_array().into_iter().flatten();
+                let members = session["members"].as_array().into_iter().flatten();
                 return members.filter_map(|name| Some(name.as_str()?.to_owned())).collect();
             }
         }

@@ -208,7 +208,7 @@ pub struct Orphan {
     /// When it was given up.
     pub at: Micros,
     /// What each peer reported about it.
-    pub told: String,
+    pub reports: String,
 }
 
 /// Something done to the mesh, and how long it lasted.

@@ -46,8 +46,8 @@ impl Idle {
                 request = walker.append_at(door).await.or(request);
             }
             let Some(request) = request else { continue };
-            let told = ask(admins[door], &format!("/v1/requests/{request}")).await;
-            if let Some(key) = told.as_ref().and_then(|told| told["session"].as_str()) {
+            let trace = ask(admins[door], &format!("/v1/requests/{request}")).await;
+            if let Some(key) = trace.as_ref().and_then(|trace| trace["session"].as_str()) {
                 idle.keys.insert(walker.thread(), key.to_owned());
             }
             idle.walkers.push(walker);
@@ -83,16 +83,16 @@ impl Idle {
                     Err(lacking) if may_lose && !lacking.has_majority => {
                         self.keys.remove(&thread);
                     }
-                    Err(lacking) => still.push((thread, key, lacking.told)),
+                    Err(lacking) => still.push((thread, key, lacking.reports)),
                 }
             }
             if still.is_empty() {
                 return;
             }
             if healed.elapsed() > WHOLE_WITHIN {
-                for (thread, key, told) in still {
+                for (thread, key, reports) in still {
                     self.keys.remove(&thread);
-                    self.orphans.push(Orphan { key, thread, fault, at: now(), told });
+                    self.orphans.push(Orphan { key, thread, fault, at: now(), reports });
                 }
                 return;
             }
@@ -112,7 +112,7 @@ impl Idle {
 /// What a session lacks.
 struct Lacking {
     /// What each peer reported about it.
-    told: String,
+    reports: String,
     /// Whether more than half of the members that any peer named are alive.
     has_majority: bool,
 }
@@ -121,19 +121,23 @@ struct Lacking {
 /// otherwise what each peer reported about it.
 async fn is_whole(key: &str, names: &[String], admins: &[SocketAddr]) -> Result<(), Lacking> {
     let path = format!("/v1/sessions/{key}");
-    let told = join_all(admins.iter().map(|admin| ask(*admin, &path))).await;
+    let answers = join_all(admins.iter().map(|admin| ask(*admin, &path))).await;
     let mut owners = Vec::new();
     let mut said = Vec::new();
     let mut has_majority = false;
-    for (name, told) in names.iter().zip(&told) {
-        let Some(told) = told else {
+    for (name, answer) in names.iter().zip(&answers) {
+        let Some(answer) = answer else {
             said.push(format!("{name}: nothing"));
             continue;
         };
-        let members: Vec<&str> =
-            told["members"].as_array().into_iter().flatten().filter_map(|it| it.as_str()).collect();
-        let ballot = told["ballot"].as_str().unwrap_or_default();
-        let owner = told["owner"].as_str().unwrap_or_default();
+        let members: Vec<&str> = answer["members"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|it| it.as_str())
+            .collect();
+        let ballot = answer["ballot"].as_str().unwrap_or_default();
+        let owner = answer["owner"].as_str().unwrap_or_default();
         let living = members.iter().filter(|it| names.iter().any(|name| name == **it)).count();
         // One that was replaced keeps what it held, and hears no more of it.
         has_majority |= members.contains(&name.as_str()) && 2 * living > members.len();
@@ -144,7 +148,7 @@ async fn is_whole(key: &str, names: &[String], admins: &[SocketAddr]) -> Result<
     }
     match owners[..] {
         [living] if living >= names.len().min(3) => Ok(()),
-        _ => Err(Lacking { told: said.join("; "), has_majority }),
+        _ => Err(Lacking { reports: said.join("; "), has_majority }),
     }
 }
 

@@ -216,7 +216,7 @@ fn judge_lost_sessions(
         if !threads[&attempt.thread].iter().any(wrote) {
             verdict.lost_nothing += 1;
             verdict.tell(format!(
-                "client {client}, session {session}: told that it is lost, although nothing was \
+                "client {client}, session {session}: it was reported as lost, although nothing was \
                  ever written to it"
             ));
             continue;
@@ -258,7 +258,7 @@ fn judge_idle(history: &History, verdict: &mut Verdict) {
         let (client, at) = (orphan.thread.client, orphan.at / 1_000_000);
         verdict.tell(format!(
             "idle session {client} ({}) was not whole {at} s into the run, after {fault}: {}",
-            orphan.key, orphan.told
+            orphan.key, orphan.reports
         ));
     }
 }
@@ -349,7 +349,7 @@ fn name(outcome: &Outcome, attempt: &Attempt) -> (String, Option<&'static str>) 
                     Some("its first attempt is under way, or too old to tell")
                 }
                 (502, "outcome-unknown" | "applied-answer-lost" | "execution-failed") => {
-                    Some("the answer was lost on the way; the client is told that it may count")
+                    Some("the answer was lost on the way; the client learns that it may count")
                 }
                 (502, _) => Some("the peer or the app that had it is gone"),
                 (503, "session-no-majority") => {
@@ -366,7 +366,7 @@ fn name(outcome: &Outcome, attempt: &Attempt) -> (String, Option<&'static str>) 
         }
         Outcome::Broken { .. } => (
             "connection broke, or no answer in time".to_owned(),
-            Some("the peer that it asked ended or stood still"),
+            Some("the peer that it asked ended or was suspended"),
         ),
         Outcome::Answered { .. } => ("answered".to_owned(), None),
     }

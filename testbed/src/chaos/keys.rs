@@ -153,7 +153,7 @@ impl KeyClient {
         let answer = self.command(&words).await;
         let came = match (answer, &asked) {
             (Err(came), _) => came,
-            (Ok(Answer::Error(error)), _) => told(error),
+            (Ok(Answer::Error(error)), _) => outcome_of(error),
             (Ok(Answer::Text(value)), Asked::Get) => Came::Value { value: Some(value) },
             (Ok(Answer::Nothing), Asked::Get) => Came::Value { value: None },
             (Ok(Answer::Number(number)), Asked::Increment) => Came::Number { number },
@@ -203,9 +203,9 @@ impl KeyClient {
         let came = match self.command(&words(&["EXEC"])).await {
             Err(came) => came,
             Ok(Answer::Nothing) => Came::Done { done: false },
-            Ok(Answer::Error(error)) => told(error),
+            Ok(Answer::Error(error)) => outcome_of(error),
             Ok(Answer::Several(answers)) => match answers.into_iter().next() {
-                Some(Answer::Error(error)) => told(error),
+                Some(Answer::Error(error)) => outcome_of(error),
                 Some(Answer::Number(0)) | None => Came::Done { done: false },
                 Some(_) => Came::Done { done: true },
             },
@@ -244,7 +244,7 @@ impl KeyClient {
 }
 
 /// Whether anything was done, according to an error.
-fn told(error: String) -> Came {
+fn outcome_of(error: String) -> Came {
     match error.split(' ').next() {
         Some("UNKNOWN") => Came::Unknown { error },
         _ => Came::Refused { error },

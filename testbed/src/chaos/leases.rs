@@ -151,8 +151,8 @@ impl User {
         let limiter = format!("limit:{}", self.group);
         let (id, began) = (self.fresh(), self.load.now());
         let (window, limit) = (WINDOW_MS.to_string(), LIMIT.to_string());
-        let told = self.command(&["EVAL", LET_IN, "1", &limiter, &window, &limit, &id]).await;
-        if told == Some(Answer::Number(1)) {
+        let reply = self.command(&["EVAL", LET_IN, "1", &limiter, &window, &limit, &id]).await;
+        if reply == Some(Answer::Number(1)) {
             let let_in = LetIn { limiter, began, ended: self.load.now() };
             locked(&self.load.let_in).push(let_in);
         }

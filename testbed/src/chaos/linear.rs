@@ -149,7 +149,7 @@ impl Search<'_> {
         if !self.tried.insert((taken, held.map(str::to_owned))) {
             return Some(false);
         }
-        // Whoever began after another had ended comes after it.
+        // An operation that began after another had ended comes after it.
         let steps = self.steps;
         let next = steps
             .iter()

@@ -73,7 +73,7 @@ A run that fails is kept under target/testbed-chaos-failed/seed-SEED, whatever r
 
 Exit status: 0 if every promise was kept; 1 if one was broken, the mesh did not become whole again
 within a minute after a fault, or the run was interrupted. Errors do not break a promise where a
-fault explains them: a client that is refused, or told that the outcome is unknown, is not lied to.
+fault explains them: a client that is refused, or learns that the outcome is unknown, gets a true answer.
 Nor do sessions that are reported lost after two holders were lost at once.
 
 Examples:

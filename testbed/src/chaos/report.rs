@@ -137,7 +137,7 @@ fn figures(out: &mut String, verdict: &Verdict, waits: &[Wait]) -> fmt::Result {
         let class = if value == 0 { "good" } else { "bad" };
         writeln!(out, "<div class=\"{class}\"><b>{}</b><span>{what}</span></div>", count(value))?;
     }
-    let told = [
+    let figures = [
         (count(verdict.requests), "requests"),
         (count(verdict.acknowledged), "changes acknowledged"),
         (count(verdict.sessions), "sessions"),
@@ -145,13 +145,13 @@ fn figures(out: &mut String, verdict: &Verdict, waits: &[Wait]) -> fmt::Result {
         (count(verdict.run_again), "run again, applied once"),
         (count(verdict.reported_lost), "lost to two at once"),
     ];
-    for (value, what) in told {
+    for (value, what) in figures {
         writeln!(out, "<div><b>{value}</b><span>{what}</span></div>")?;
     }
     writeln!(out, "</div>")
 }
 
-/// A column's heading; those of numbers stand to the right.
+/// A column's heading; those of numbers are aligned to the right.
 struct Column(&'static str, bool);
 
 fn table(out: &mut String, columns: &[Column], rows: &[Vec<String>]) -> fmt::Result {
@@ -314,14 +314,14 @@ fn span(micros: Micros) -> String {
 /// A number with its thousands set apart by a thin space.
 fn count(number: u64) -> String {
     let digits = number.to_string();
-    let mut told = String::with_capacity(digits.len() * 2);
+    let mut grouped = String::with_capacity(digits.len() * 2);
     for (at, digit) in digits.chars().enumerate() {
         if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            told.push('\u{202f}');
+            grouped.push('\u{202f}');
         }
-        told.push(digit);
+        grouped.push(digit);
     }
-    told
+    grouped
 }
 
 #[cfg(test)]

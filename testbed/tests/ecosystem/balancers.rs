@@ -178,7 +178,7 @@ fn haproxy(recipe: &str, file: &Path) -> Result<(Command, String), Skipped> {
     let version = first_line(&run(debian("usr/sbin/haproxy")?.arg("-v")));
     checked(debian("usr/sbin/haproxy")?.args(["-c", "-f"]).arg(file));
     let mut command = debian("usr/sbin/haproxy")?;
-    // In the foreground, one process, which ends when it is told to.
+    // In the foreground, one process, which ends on a signal.
     command.args(["-db", "-f"]).arg(file);
     Ok((command, version))
 }
@@ -264,7 +264,7 @@ async fn follows(kind: &'static str, affinity: &'static str) -> Tested {
     let balancer = start(kind, affinity, &world).await?;
     let addr = balancer.addr;
 
-    // 2. Whoever the balancer chooses answers, cold or not, and names itself.
+    // 2. The peer that the balancer chooses answers, cold or not, and names itself.
     let mut routes = std::collections::BTreeSet::new();
     for _ in 0..12 {
         let mut client = Client::new();
@@ -361,11 +361,11 @@ class Echo(http.server.BaseHTTPRequestHandler):
     def answer(self):
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         fields = [[name.lower(), value] for name, value in self.headers.items()]
-        told = json.dumps({"path": self.path, "fields": fields, "bytes": len(body)}).encode()
+        body = json.dumps({"path": self.path, "fields": fields, "bytes": len(body)}).encode()
         self.send_response(200)
-        self.send_header("content-length", str(len(told)))
+        self.send_header("content-length", str(len(body)))
         self.end_headers()
-        self.wfile.write(told)
+        self.wfile.write(body)
     do_GET = do_POST = answer
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Echo).serve_forever()
 "#;
@@ -413,9 +413,9 @@ async fn passes(kind: &'static str) -> Tested {
     }
     let reply = call.send(addr).await.unwrap();
     assert_eq!(reply.request_id(), Some("asked-for"));
-    let told = reply.json().unwrap();
+    let answer = reply.json().unwrap();
     let field = |name: &str| -> String {
-        let fields = told["fields"].as_array().unwrap().iter();
+        let fields = answer["fields"].as_array().unwrap().iter();
         let values = fields.filter(|field| field[0] == name).map(|field| field[1].as_str());
         values.map(Option::unwrap).collect::<Vec<_>>().join(", ")
     };
@@ -435,7 +435,7 @@ async fn passes(kind: &'static str) -> Tested {
     assert_eq!(big.status, StatusCode::OK, "{big:?}");
     assert_eq!(big.json().unwrap()["bytes"], 5_000_000);
 
-    // A client that waits to be told to go on is told so.
+    // A client that waits for `100 Continue` gets it.
     let mut stream = TcpStream::connect(addr).await.unwrap();
     let head = "POST / HTTP/1.1\r\nhost: shop.test\r\nconnection: close\r\n\
                 expect: 100-continue\r\ncontent-length: 3\r\n\r\n";
@@ -554,7 +554,7 @@ async fn settled(shopper: &mut Shopper, addr: SocketAddr) -> String {
         for _ in 0..5 {
             let reply: Reply = shopper.check(addr).await;
             peers.insert(reply.peer().expect("peers name themselves").to_owned());
-            // The hop that it came by is told between the mesh and the balancer.
+            // The hop that it came by is known to the mesh and the balancer alone.
             if reply.header("proxy-status").is_some_and(|it| it.contains("next-hop")) {
                 return None;
             }
@@ -572,17 +572,17 @@ async fn is_whole(shopper: &mut Shopper, world: &World, addr: SocketAddr) {
     let names: Vec<&str> = (0..3).map(|index| world.name(index)).collect();
     until("three living peers hold the session", async || {
         for index in 0..3 {
-            let told = world.admin(index, Method::GET, &format!("/v1/requests/{request}")).await;
+            let trace = world.admin(index, Method::GET, &format!("/v1/requests/{request}")).await;
             let Some(key) =
-                told.json().ok().and_then(|it| Some(it["session"].as_str()?.to_owned()))
+                trace.json().ok().and_then(|it| Some(it["session"].as_str()?.to_owned()))
             else {
                 continue;
             };
             let path = format!("/v1/sessions/{key}");
-            let told = world.admin(index, Method::GET, &path).await.json().ok()?;
-            let members = told["members"].as_array()?;
+            let session = world.admin(index, Method::GET, &path).await.json().ok()?;
+            let members = session["members"].as_array()?;
             let living = members.iter().filter(|it| names.contains(&it.as_str().unwrap_or("")));
-            if told["owner"] == world.name(index) && living.count() == 3 {
+            if session["owner"] == world.name(index) && living.count() == 3 {
                 return Some(());
             }
         }

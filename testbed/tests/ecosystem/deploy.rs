@@ -323,7 +323,7 @@ fn issue(ca: &Path, dir: &Path, cluster: &str, peer: &str, form: &str) -> Result
         openssl(&arguments)?;
     }
     let (key, request, cert) = (path(dir, "key.pem"), path(dir, "request"), path(dir, "cert.pem"));
-    // PKCS #8, or the older form that many tools write unless they are told otherwise.
+    // PKCS #8, or the older form that many tools write by default.
     match form {
         "pkcs8" => openssl(&[
             "genpkey",

@@ -96,7 +96,7 @@ async fn curl() -> Tested {
                     .args(["--write-out", "%{http_code} %{http_version} %header{warmhop-peer}\\n"])
                     .args(*options);
                 // curl 7.88 fails to go on over a connection that it opened with prior knowledge,
-                // whoever serves it; any other it uses twice.
+                // the peer that serves it; any other it uses twice.
                 let times = if options.contains(&"--http2-prior-knowledge") { 1 } else { 2 };
                 for _ in 0..times {
                     curl.args(["--output", "/dev/null", &url]);
@@ -207,10 +207,10 @@ async fn browser() -> Tested {
     for index in [0, 1] {
         let url = doors.url(index, "https");
         let expected = format!("200 h2 {}", doors.world.name(0));
-        let told = said(browser_script()?.args(["-e", script, &url]));
-        assert_eq!(told[..2], [expected.clone(), expected], "{url}");
-        assert_eq!(told[2], "over a stream 200");
-        assert!(told[3].contains("warmhop secure"), "{told:?}");
+        let lines = said(browser_script()?.args(["-e", script, &url]));
+        assert_eq!(lines[..2], [expected.clone(), expected], "{url}");
+        assert_eq!(lines[2], "over a stream 200");
+        assert!(lines[3].contains("warmhop secure"), "{lines:?}");
     }
     Ok(())
 }

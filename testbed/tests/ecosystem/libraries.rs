@@ -15,7 +15,7 @@ use crate::installed::{Skipped, Tested, debian, debian_file, home, libraries, no
 use crate::support::{QUICK, World, shop, until};
 use crate::test;
 
-/// What an author of an app is told of the libraries: a line of the table for each.
+/// What the docs say to an author of an app about the libraries: a line of the table for each.
 const PAGE: &str = "docs/redis.md";
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -69,10 +69,10 @@ impl Drop for Server {
     }
 }
 
-/// A program that goes through the libraries: to the middle, and on once it is told so.
+/// A program that goes through the libraries: to the middle, and on once it gets a line of input.
 struct Run {
     _program: tokio::process::Child,
-    told: ChildStdin,
+    stdin: ChildStdin,
     says: Lines<BufReader<ChildStdout>>,
     steps: BTreeMap<String, Vec<String>>,
 }
@@ -86,9 +86,9 @@ impl Run {
         program.arg(workspace().join("testbed/tests/ecosystem/apps").join(file));
         program.env("REDIS_PORTS", ports).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut program = program.kill_on_drop(true).spawn().unwrap();
-        let told = program.stdin.take().unwrap();
+        let stdin = program.stdin.take().unwrap();
         let says = BufReader::new(program.stdout.take().unwrap()).lines();
-        Self { _program: program, told, says, steps: BTreeMap::new() }
+        Self { _program: program, stdin, says, steps: BTreeMap::new() }
     }
 
     /// Notes what it says, up to this.
@@ -106,7 +106,7 @@ impl Run {
     }
 
     async fn goes_on(&mut self) {
-        self.told.write_all(b"\n").await.unwrap();
+        self.stdin.write_all(b"\n").await.unwrap();
     }
 }
 

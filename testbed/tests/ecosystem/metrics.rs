@@ -66,8 +66,8 @@ async fn prometheus() -> Tested {
     client.get(world.http(1), "/whoami").await.unwrap().ok().unwrap();
     Client::new().post(world.http(1), "/cart/add?item=a").await.unwrap().ok().unwrap();
 
-    // Its names, units and help texts, by Prometheus's own rules, in the format that is told to
-    // whoever asks for no other.
+    // Its names, units and help texts, by Prometheus's own rules, in the format that is sent to
+    // a scraper that asks for no other.
     let text = world.admin(0, Method::GET, "/metrics").await.text();
     accepts(checks, &text).await;
 
@@ -76,10 +76,10 @@ async fn prometheus() -> Tested {
     let of_secure = secure.world.admin(0, Method::GET, "/metrics").await.text();
     let rules = alert_rules();
     for name in metrics_in(&rules) {
-        let is_told =
+        let is_present =
             |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
         let mut lines = text.lines().chain(of_secure.lines());
-        assert!(lines.any(is_told), "the alert rules ask for {name} in\n{text}");
+        assert!(lines.any(is_present), "the alert rules ask for {name} in\n{text}");
     }
     drop(secure);
 

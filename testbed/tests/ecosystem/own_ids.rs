@@ -120,8 +120,8 @@ async fn socket_io() -> Tested {
     }
     let path = "/socket.io/?EIO=4&transport=polling";
     let opened = Client::new().get(world.http(0), path).await.expect("an answer").text();
-    let told: serde_json::Value = serde_json::from_str(&opened[1..]).expect("an open packet");
-    let path = format!("{path}&sid={}", told["sid"].as_str().expect("an id"));
+    let packet: serde_json::Value = serde_json::from_str(&opened[1..]).expect("an open packet");
+    let path = format!("{path}&sid={}", packet["sid"].as_str().expect("an id"));
     let say = async |index: usize, packet: &str| {
         let reply = ask(&world, index, &path, None, packet).await;
         assert_eq!((reply.status, reply.text()), (StatusCode::OK, "OK".into()), "{packet}");
@@ -138,7 +138,7 @@ async fn socket_io() -> Tested {
     Ok(())
 }
 
-/// What HAProxy is told to deal requests out in turn, whoever sends them.
+/// What HAProxy needs to deal requests out in turn, whichever client sends them.
 pub(crate) fn in_turn(world: &World, listen: SocketAddr) -> String {
     let mut recipe = format!(
         "defaults\n mode http\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
@@ -163,8 +163,8 @@ async fn context_protocol() -> Tested {
         client.arg(app_file(file)).arg(&url).arg("a b c d e f").stdin(Stdio::null());
         tokio::task::spawn_blocking(move || {
             let ran = client.output().expect("it starts");
-            let told = String::from_utf8_lossy(&ran.stderr);
-            assert!(ran.status.success(), "{client:?}: {told}");
+            let errors = String::from_utf8_lossy(&ran.stderr);
+            assert!(ran.status.success(), "{client:?}: {errors}");
             let said = String::from_utf8_lossy(&ran.stdout);
             assert_eq!(said.trim(), "a b c d e f", "{client:?}");
         })

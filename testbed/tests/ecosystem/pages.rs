@@ -127,7 +127,7 @@ async fn shows_what_was_before(browser: &mut Browser, world: &World) {
     let state = browser.step(json!({ "do": "state", "page": "light" })).await;
     calm(&state);
     let text = state["text"].as_str().unwrap();
-    assert!(text.contains(&format!("to {}", world.name(0))), "the decisions are told: {text}");
+    assert!(text.contains(&format!("to {}", world.name(0))), "the decisions are shown: {text}");
     assert!(
         text.contains("POST /cart/add") && !text.contains("item=a"),
         "without the query: {text}"
@@ -156,7 +156,7 @@ async fn shows_what_happens(browser: &mut Browser, world: &World) {
     let loads = browser.step(json!({ "do": "state", "page": "light" })).await;
     assert_eq!(loads["loads"], json!([200]), "it was loaded once");
 
-    // Whoever reads one goes on reading it, however many come after it.
+    // A reader of one goes on reading it, however many come after it.
     for _ in 0..50 {
         Client::new().get(world.http(1), "/whoami").await.unwrap().ok().unwrap();
     }

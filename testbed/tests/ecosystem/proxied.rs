@@ -16,18 +16,18 @@ pub(crate) fn trials() -> Vec<Trial> {
         .into_iter()
         .map(|(name, option)| {
             let name = format!("a_client_is_who_haproxy_says_by_the_proxy_protocol_{name}");
-            test(&name, move || is_told(option))
+            test(&name, move || is_present(option))
         })
         .collect()
 }
 
-async fn is_told(option: &'static str) -> Tested {
-    let told = |_, config: &mut Table| {
+async fn is_present(option: &'static str) -> Tested {
+    let configure = |_, config: &mut Table| {
         let http = config["http"].as_table_mut().unwrap();
         http.insert("proxy_protocol".into(), true.into());
         http.insert("trusted_proxies".into(), vec!["127.0.0.1".to_owned()].into());
     };
-    let world = World::with(1, vec![shop(QUICK, "start = 'at-boot'")], "", told).await;
+    let world = World::with(1, vec![shop(QUICK, "start = 'at-boot'")], "", configure).await;
     until("the app is ready", async || (world.app(0, APP).await["state"] == "ready").then_some(()))
         .await;
     let door = world.http(0);
@@ -48,7 +48,7 @@ async fn is_told(option: &'static str) -> Tested {
     })
     .await;
     assert!(answer.contains("[\"x-forwarded-for\",\"127.0.0.9\"]"), "{answer}");
-    // Whoever says nothing of the kind is not served.
+    // A request without it is not served.
     let mut stream = TcpStream::connect(door).await.unwrap();
     assert_eq!(all_of(&mut stream).await, "");
     Ok(())

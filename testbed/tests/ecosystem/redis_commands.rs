@@ -53,8 +53,8 @@ const NUMBERS: [&str; 13] = [
     "99999999999999999999",
 ];
 const SCORES: [&str; 9] = ["0", "1", "2.5", "-1.5", "inf", "-inf", "abc", "1e2", "(1"];
-/// Times to live, and ends: none is over while this is asked, and none is the last millisecond that can
-/// be told, which is refused here.
+/// Times to live, and ends: none is over while this is asked, and none is the last millisecond that a
+/// number can hold, which is refused here.
 const ENDS: [&str; 6] = ["100000", "0", "-1", "x", "1.5", "99999999999999999999"];
 const NAMES: [&str; 7] = ["-", "+", "[a", "(a", "[abc", "(x", "a"];
 
@@ -269,7 +269,7 @@ const SCRIPTS: &[&str] = &[
     "return bit.band(7, 12)",
 ];
 
-/// What is told in any order: not to be looked at by a script.
+/// What is reported in any order: not to be looked at by a script.
 const UNORDERED: &[&str] = &["SMEMBERS", "HKEYS", "HVALS", "HGETALL", "SINTER", "SUNION", "SDIFF"];
 
 /// What a script does with what a command answered, `%`, and with its arguments.
@@ -415,14 +415,14 @@ fn script(random: &mut StdRng) -> Vec<String> {
     let mut text = "local r = {} ".to_owned();
     for _ in 0..random.random_range(1..=TOGETHER_MAX) {
         let words = command(random, &keys, &keys);
-        let told = if UNORDERED.contains(&&*words[0]) || random.random_range(0..5) == 0 {
+        let filled = if UNORDERED.contains(&&*words[0]) || random.random_range(0..5) == 0 {
             (*VALUES_IN_SCRIPTS.choose(random).unwrap()).to_owned()
         } else {
             let how = if random.random_range(0..4) == 0 { "call" } else { "pcall" };
             let words: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
             format!("redis.{how}({})", words.join(", "))
         };
-        let used = USES.choose(random).unwrap().replace('%', &told);
+        let used = USES.choose(random).unwrap().replace('%', &filled);
         text.push_str(&format!("do {used} end "));
     }
     text.push_str("return r");
@@ -499,7 +499,7 @@ impl Drop for Server {
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         test("random_commands_are_answered_as_by_redis", random_commands),
-        test("random_commands_are_told_of_as_by_redis", events),
+        test("random_commands_publish_events_as_by_redis", events),
     ]
 }
 
@@ -595,37 +595,37 @@ impl Listener {
     /// The channels and messages that come before the next mark. When an expired key is found to be
     /// so differs between the two.
     async fn up_to_mark(&mut self) -> Vec<(String, String)> {
-        let mut told = Vec::new();
+        let mut events = Vec::new();
         loop {
             let Answer::List(parts) = self.0.read().await else { panic!("it is no message") };
             let [.., Answer::Text(channel), Answer::Text(message)] = &parts[..] else {
                 panic!("{parts:?} is no message")
             };
             if channel == MARK {
-                return told;
+                return events;
             }
             if !channel.ends_with(":expired") && message != "expired" {
-                told.push((channel.clone(), message.clone()));
+                events.push((channel.clone(), message.clone()));
             }
         }
     }
 }
 
-/// What was told, by the keys that it is about where these live in several places: such a command, or
+/// What was reported, by the keys that it is about where these live in several places: such a command, or
 /// transaction, is several changes.
-fn by_place(commands: &[Vec<String>], told: &[(String, String)]) -> Vec<Vec<(String, String)>> {
+fn by_place(commands: &[Vec<String>], events: &[(String, String)]) -> Vec<Vec<(String, String)>> {
     let words: Vec<&String> = commands.iter().flatten().collect();
     let is_asked = |key: &&str| words.iter().any(|word| word == key);
     let apart = KEYS.iter().filter(|key| !TOGETHER.contains(key)).filter(|key| is_asked(key));
     let places = apart.count() + usize::from(TOGETHER.iter().any(is_asked));
     if places < 2 {
-        return vec![told.to_vec()];
+        return vec![events.to_vec()];
     }
     let about = |key: &str| {
         let is_its = |(channel, message): &&(String, String)| {
             channel.split_once(':').is_some_and(|(_, it)| it == key) || message == key
         };
-        told.iter().filter(is_its).cloned().collect()
+        events.iter().filter(is_its).cloned().collect()
     };
     KEYS.iter().map(|key| about(key)).collect()
 }
@@ -675,7 +675,7 @@ async fn events() -> Tested {
             }
         }
     }
-    println!("{count} were sent, and {events} events were told of them");
+    println!("{count} were sent, and {events} events were published about them");
     assert!(
         differences.is_empty(),
         "{} differences of {count}:\n{}",

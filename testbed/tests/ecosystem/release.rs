@@ -77,7 +77,7 @@ fn debian() -> Tested {
 
     let root = home().join(format!("root-{}", std::process::id()));
     empty_root(&root);
-    // The scripts run outside, since there is no shell in it, and are told where it is. What the
+    // The scripts run outside, since there is no shell in it, and get its path. What the
     // package needs of other packages is not in it either.
     let dpkg = || {
         let mut command = Command::new("dpkg");

@@ -22,7 +22,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Two peers; the app runs at the first, and whoever asks the second is served by it.
+/// Two peers; the app runs at the first, which serves the clients of the second.
 async fn hopping(folder: &Path, run: Vec<String>, more: &str) -> World {
     let mut app: Table = format!(
         "name = 'shop'\nmatch = {{ path = '/' }}\nstart = 'on-request'\n\
@@ -334,7 +334,7 @@ impl At<'_> {
             let stored = self.heads(&self.curl(name, &args).await);
             assert!(stored.contains(" 201"), "{stored}");
             if version == "--http1.1" {
-                assert!(stored.starts_with("http/1.1 100"), "told to go on: {stored}");
+                assert!(stored.starts_with("http/1.1 100"), "got 100 Continue: {stored}");
             }
             assert!(fs::read(files.join(name)).unwrap() == content, "{version}: {name}");
             self.heads(&self.curl(name, &["-X", "DELETE"]).await);

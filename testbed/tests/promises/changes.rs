@@ -122,7 +122,7 @@ async fn a_version_is_rolled_out_by_reloads_under_load_and_no_session_goes_back(
             for at in [0, 1, 2, 1] {
                 assert_eq!(edition(&early.add(world.http(at)).await), 10, "at {at}");
             }
-            // The other ones are told what differs, and say so.
+            // The other ones learn what differs, and report it.
             until("peer-2 warns", async || {
                 let app = world.app(1, APP).await;
                 (app["differs_on"].as_array()?.contains(&"peer-1".into())).then_some(())
@@ -130,7 +130,7 @@ async fn a_version_is_rolled_out_by_reloads_under_load_and_no_session_goes_back(
             .await;
             let out = run(&world, 1, &["status"]).1;
             assert!(out.contains("configured differently on peer-1"), "{out}");
-            assert!(out.contains("peer-1 10"), "its version is told: {out}");
+            assert!(out.contains("peer-1 10"), "its version is shown: {out}");
         }
         load.goes_on().await;
     }
@@ -250,9 +250,13 @@ async fn apps_come_and_go_by_a_hang_up_and_what_takes_a_restart_is_named() {
         })
         .unwrap();
     let (code, out, _) = run(&world, 0, &["reload"]);
-    let told = "holds from now on: session.copies\n\
+    let expected = "holds from now on: session.copies\n\
                 takes a restart of the peer: http.drain_grace, session.ttl\n";
-    assert_eq!((code, out.as_str()), (Some(0), told), "the endpoint's keys live as long as ever");
+    assert_eq!(
+        (code, out.as_str()),
+        (Some(0), expected),
+        "the endpoint's keys live as long as ever"
+    );
     assert!(run(&world, 0, &["app", "start", APP]).2.contains("no app shop"));
 }
 
@@ -283,13 +287,13 @@ impl Events {
 
     /// The process that tells the next ones; `None` where it is cut off.
     async fn teller(&mut self) -> Option<String> {
-        let mut told = String::new();
+        let mut text = String::new();
         loop {
             let frame = timeout(BOUND, self.0.frame()).await.expect("an event or the end");
             let data =
                 frame.expect("it does not end as if it were whole").ok()?.into_data().ok()?;
-            told.push_str(std::str::from_utf8(&data).unwrap());
-            if let Some((_, rest)) = told.split_once("\"pid\":")
+            text.push_str(std::str::from_utf8(&data).unwrap());
+            if let Some((_, rest)) = text.split_once("\"pid\":")
                 && let Some(end) = rest.find(|c: char| !c.is_ascii_digit())
             {
                 return Some(rest[..end].to_owned());
@@ -311,21 +315,21 @@ async fn open_answers_go_on_at_the_copy_that_is_replaced_and_end_with_its_grace(
         let now = Client::new().get(world.http(0), "/whoami").await.unwrap().json().unwrap();
         assert_ne!(now["pid"].to_string(), before[0], "new requests have the new copy");
         for (events, before) in open.iter_mut().zip(&before) {
-            let mut told = 0;
+            let mut parts = 0;
             while let Some(teller) = events.teller().await {
                 assert_eq!(teller, *before, "one copy tells all of it");
-                told += 1;
-                if goes_on && told > 20 {
+                parts += 1;
+                if goes_on && parts > 20 {
                     break;
                 }
             }
-            assert!(!goes_on || told > 20, "it was cut off after {told}");
+            assert!(!goes_on || parts > 20, "it was cut off after {parts}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_peer_that_is_told_of_another_seed_joins_there() {
+async fn a_peer_that_gets_another_seed_by_a_reload_joins_there() {
     let mut world = World::prepare(2, vec![shop(QUICK, "")], "");
     let seeds = |world: &World, index: usize, seeds: Vec<toml::Value>| {
         let change = |config: &mut Table| config["mesh"]["seeds"] = seeds.into();
@@ -344,12 +348,16 @@ async fn a_peer_that_is_told_of_another_seed_joins_there() {
     for (index, other) in [(0, 1), (1, 0)] {
         world.believes(index, world.name(other), true).await;
     }
-    let told = async || world.status(1).await["seeds"].clone();
-    until("the seed is reached", async || (told().await[0]["reached"] == true).then_some(())).await;
-    assert_eq!((&told().await[0]["seed"], told().await.as_array().unwrap().len()), (&to.into(), 1));
+    let shown = async || world.status(1).await["seeds"].clone();
+    until("the seed is reached", async || (shown().await[0]["reached"] == true).then_some(()))
+        .await;
+    assert_eq!(
+        (&shown().await[0]["seed"], shown().await.as_array().unwrap().len()),
+        (&to.into(), 1)
+    );
     // Without it they know each other all the same.
     seeds(&world, 1, Vec::new());
     assert_eq!(run(&world, 1, &["reload"]).0, Some(0));
-    assert_eq!(told().await.as_array().unwrap().len(), 0);
+    assert_eq!(shown().await.as_array().unwrap().len(), 0);
     world.believes(1, world.name(0), true).await;
 }

@@ -74,9 +74,12 @@ async fn a_mesh_goes_up_loses_a_peer_gets_it_back_and_goes_down() {
     let mistaken = mistaken.to_str().unwrap();
     let output = bed.run(&["up", "3", "--app", mistaken, "--base-port", &base.to_string()]);
     assert_eq!(output.status.code(), Some(1));
-    let told = text(&output);
-    assert!(told.starts_with(&format!("testbed: {mistaken}:4:9: app.shop.session: ")), "{told}");
-    assert_eq!(told.lines().count(), 1, "{told}");
+    let printed = text(&output);
+    assert!(
+        printed.starts_with(&format!("testbed: {mistaken}:4:9: app.shop.session: ")),
+        "{printed}"
+    );
+    assert_eq!(printed.lines().count(), 1, "{printed}");
 
     let apps = apps.to_str().unwrap();
     let up = ["up", "3", "--app", apps, "--base-port", &base.to_string()];

@@ -1,4 +1,4 @@
-//! How streams end: early, by half, in the middle, by whoever leaves; and what outlives what.
+//! How streams end: early, by half, in the middle, by a client or a peer that leaves; and what outlives what.
 
 use std::convert::Infallible;
 
@@ -197,12 +197,12 @@ async fn open_streams_survive_the_cut_over() {
     })
     .await;
 
-    let mut told = String::new();
-    while told.matches("data:").count() < 10 {
+    let mut text = String::new();
+    while text.matches("data:").count() < 10 {
         let frame = timeout(BOUND, events.frame()).await.unwrap().unwrap().unwrap();
-        told.push_str(std::str::from_utf8(&frame.into_data().unwrap()).unwrap());
+        text.push_str(std::str::from_utf8(&frame.into_data().unwrap()).unwrap());
     }
-    assert!(!told.contains(&format!("\"pid\":{here}")), "one process tells all of it: {told}");
+    assert!(!text.contains(&format!("\"pid\":{here}")), "one process tells all of it: {text}");
     echoes(&mut socket, "still there").await;
     pieces.send(Bytes::from_static(b"b")).await.unwrap();
     drop(pieces);
@@ -240,7 +240,7 @@ async fn a_peer_that_leaves_says_goaway_and_its_streams_go_on_for_their_time() {
     bytes.extend(fields);
     stream.write_all(&bytes).await.unwrap();
     while h2_frame(&mut stream).await.expect("events come").0 != DATA {}
-    let told = async {
+    let stream_ends = async {
         let goaway = loop {
             let (kind, payload) = h2_frame(&mut stream).await.expect("it says goodbye first");
             if kind == GOAWAY {
@@ -252,7 +252,7 @@ async fn a_peer_that_leaves_says_goaway_and_its_streams_go_on_for_their_time() {
         // The client takes the hint.
         drop(stream);
     };
-    let (left, ()) = tokio::join!(world.mesh.stop(0), told);
+    let (left, ()) = tokio::join!(world.mesh.stop(0), stream_ends);
     assert!(left.unwrap().success());
 }
 
@@ -266,7 +266,7 @@ async fn endless(world: &World, mut connection: Connection) -> Response<Incoming
 }
 
 #[tokio::test]
-async fn what_other_peers_wait_for_has_the_whole_grace_of_a_drain() {
+async fn requests_of_other_peers_have_the_whole_grace_of_a_drain() {
     let mut world = leaving_after("1h", "0s").await;
     let door = world.http(0);
     let [one, two] = Connection::both(&world, 1).await;
@@ -285,7 +285,7 @@ async fn what_other_peers_wait_for_has_the_whole_grace_of_a_drain() {
 }
 
 #[tokio::test]
-async fn what_outlasts_the_grace_of_a_drain_is_cut_off_and_not_waited_for_again() {
+async fn requests_that_outlast_the_grace_of_a_drain_are_cut_off_and_not_waited_for_again() {
     let mut world = leaving_after("300ms", "10m").await;
     let mut endless_ones = Vec::new();
     for door in [0, 1] {

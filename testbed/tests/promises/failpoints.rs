@@ -15,7 +15,7 @@ async fn a_peer_that_ends_at_any_moment_of_the_protocol_loses_and_doubles_nothin
     program_built("warmhop");
     let name = format!("failpoints-{}", std::process::id());
     let options = Options {
-        // With a fourth peer whoever leaves is replaced before it has left.
+        // With a fourth peer, a member that leaves is replaced before it has left.
         peers: 4,
         length: Duration::ZERO,
         kinds: vec![Kind::Failpoint],

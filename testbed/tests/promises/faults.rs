@@ -248,7 +248,7 @@ async fn nothing_under_a_peer_can_be_killed_to_leave_an_app_astray() {
     world.warm(0).await;
     world.warm(1).await;
     let under = world.mesh.peer(0).process().unwrap().descendants();
-    // Whatever stands between the peer and its app dies as well; kill it first, then the peer.
+    // Every process between the peer and its app dies as well; kill it first, then the peer.
     for process in under.iter().filter(|process| !process.command().contains("bookshop")) {
         process.signal(Signal::SIGKILL).unwrap();
     }

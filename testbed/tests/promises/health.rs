@@ -34,7 +34,7 @@ async fn is_replaced(world: &World) {
 }
 
 #[tokio::test]
-async fn a_copy_that_hangs_is_ended_and_started_again_and_nobody_who_looks_is_told() {
+async fn a_copy_that_hangs_is_ended_and_started_again_and_nobody_who_looks_notices() {
     let world =
         two("alive = { path = '/healthz', every = '200ms', timeout = '1s', misses = 2 }").await;
     let pid = async || Client::new().get(world.http(0), "/whoami").await.unwrap().json().unwrap();
@@ -68,8 +68,8 @@ async fn a_copy_that_refuses_connections_costs_no_change_of_anybody_anything() {
 async fn a_copy_that_says_it_is_not_well_is_out_until_it_is_and_goes_on() {
     let world =
         two("alive = { path = '/healthz', every = '100ms', timeout = '5s', misses = 2 }").await;
-    let told = Client::new().get(world.http(0), "/whoami").await.unwrap().json().unwrap();
-    let port = told["port"].as_u64().unwrap();
+    let whoami = Client::new().get(world.http(0), "/whoami").await.unwrap().json().unwrap();
+    let port = whoami["port"].as_u64().unwrap();
     falls_ill(&world, "unwell").await;
     until("it is out", async || (world.app(0, APP).await["state"] != "ready").then_some(())).await;
     let reply = Client::new().post(world.http(0), "/cart/add?item=book").await.unwrap();
@@ -82,7 +82,7 @@ async fn a_copy_that_says_it_is_not_well_is_out_until_it_is_and_goes_on() {
     let again = Client::new().get(world.http(0), "/whoami").await.unwrap();
     assert_eq!(
         (again.hopped(), again.json().unwrap()["pid"].clone()),
-        (false, told["pid"].clone())
+        (false, whoami["pid"].clone())
     );
 }
 

@@ -1,5 +1,5 @@
 //! Requests with an `Idempotency-Key` to an app that was given the Redis endpoint: what it writes there
-//! is not undone, so each runs once, or its client is told that nobody knows.
+//! is not undone, so each runs once, or its client learns that the outcome is unknown.
 
 use http::{Method, StatusCode};
 use warmhop_testbed::client::{Client, Reply};
@@ -25,7 +25,7 @@ async fn keyed_changes_that_race_at_three_peers_while_their_session_moves_are_al
 }
 
 #[tokio::test]
-async fn a_keyed_request_that_may_have_written_by_commands_is_told_unknown_and_never_runs_again() {
+async fn a_keyed_request_that_may_have_written_by_commands_ends_unknown_and_never_runs_again() {
     let mut world = two_to_run_it("").await;
     let mut shopper = Shopper::default();
     shopper.add(world.http(1)).await;
@@ -51,7 +51,7 @@ async fn a_keyed_request_that_may_have_written_by_commands_is_told_unknown_and_n
 }
 
 #[tokio::test]
-async fn a_repeat_that_comes_while_the_first_request_runs_is_told_so_at_once() {
+async fn a_repeat_that_comes_while_the_first_request_runs_is_refused_at_once() {
     let world = World::new(2, shop(QUICK, "")).await;
     world.warm(0).await;
     world.warm(1).await;

@@ -1,4 +1,4 @@
-//! What a peer that is told to leave does with what it took in at its other doors: those of Redis'
+//! What a peer that leaves does with what it took in at its other doors: those of Redis'
 //! clients, and the admin listener's.
 
 use std::net::SocketAddr;
@@ -27,8 +27,8 @@ async fn counted(addr: SocketAddr) -> i64 {
 /// What the commands of a client came to until its connection ended.
 #[derive(Debug, Default)]
 struct Came {
-    /// The highest count that it was told.
-    told: i64,
+    /// The highest count that it got as an answer.
+    highest: i64,
     unknown: i64,
 }
 
@@ -43,7 +43,7 @@ async fn counts(addr: SocketAddr, answered: Arc<AtomicU64>) -> Came {
         }
         for _ in 0..AT_ONCE {
             match client.read().await {
-                Ok(Answer::Number(number)) => came.told = number,
+                Ok(Answer::Number(number)) => came.highest = number,
                 Ok(Answer::Error(error)) if error.starts_with("UNKNOWN") => came.unknown += 1,
                 Ok(Answer::Error(error)) => assert!(error.starts_with("TRYAGAIN"), "{error}"),
                 Ok(other) => panic!("{other:?}"),
@@ -65,7 +65,7 @@ async fn each_command_of_a_pipeline_to_a_peer_that_leaves_is_answered_or_was_not
     assert!(status.success(), "{status}");
     let came = timeout(BOUND, counting).await.expect("its connection ends").unwrap();
     let done = counted(redis[1]).await;
-    assert!((came.told..=came.told + came.unknown).contains(&done), "{done} of {came:?}");
+    assert!((came.highest..=came.highest + came.unknown).contains(&done), "{done} of {came:?}");
 }
 
 #[tokio::test]
@@ -87,8 +87,8 @@ async fn who_waits_or_listens_at_a_peer_that_leaves_is_sent_away_and_delays_nobo
 
     let process = world.mesh.peer(0).process().unwrap();
     process.signal(Signal::SIGTERM).unwrap();
-    let told = timeout(BOUND, waiting.read()).await.expect("it waits no longer").unwrap();
-    assert!(matches!(&told, Answer::Error(error) if error.starts_with("UNBLOCKED ")), "{told:?}");
+    let reply = timeout(BOUND, waiting.read()).await.expect("it waits no longer").unwrap();
+    assert!(matches!(&reply, Answer::Error(error) if error.starts_with("UNBLOCKED ")), "{reply:?}");
     for connection in [&mut waiting, &mut listening, &mut idle, &mut in_transaction] {
         assert!(timeout(BOUND, connection.read()).await.expect("it is closed").is_err());
     }

@@ -77,13 +77,13 @@ async fn who_holds_a_lock_at_a_peer_that_stalls_longer_than_its_lease_finds_it_g
     assert!(asked.elapsed() >= LEASE, "two held it: it was given on {:?} after", asked.elapsed());
     assert!(token > late);
     let token = token.to_string();
-    let told = until("it answers", async || asks(redis[2], WRITE, &[&token]).await).await;
-    assert_eq!(told, 1);
+    let reply = until("it answers", async || asks(redis[2], WRITE, &[&token]).await).await;
+    assert_eq!(reply, 1);
     stalled.signal(Signal::SIGCONT).unwrap();
     // It owned the lock when it was stopped, and may believe that it does.
-    let told = until("it answers", async || asks(redis[0], GIVE_BACK, &["first"]).await).await;
-    assert_eq!(told, 0, "it gave back what is another's");
+    let reply = until("it answers", async || asks(redis[0], GIVE_BACK, &["first"]).await).await;
+    assert_eq!(reply, 0, "it gave back what is another's");
     let late = late.to_string();
-    let told = until("it answers", async || asks(redis[0], WRITE, &[&late]).await).await;
-    assert_eq!(told, 0, "it wrote after the one that holds it now");
+    let reply = until("it answers", async || asks(redis[0], WRITE, &[&late]).await).await;
+    assert_eq!(reply, 0, "it wrote after the one that holds it now");
 }

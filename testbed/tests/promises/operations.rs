@@ -112,7 +112,7 @@ async fn the_commands_do_what_they_say_and_exit_accordingly() {
     assert!(error.contains("Usage"), "{error}");
     let (code, _, error) = run(&["--admin", "http://127.0.0.1:1", "status"]);
     let (code, error) = if code == Some(2) {
-        // The flag stands after the command.
+        // The flag comes after the command.
         let (code, _, error) = run(&["status", "--admin", "http://127.0.0.1:1"]);
         (code, error)
     } else {
@@ -174,8 +174,8 @@ async fn a_front_door_says_that_it_takes_traffic_while_its_apps_are_cold() {
     }
     assert_eq!(client.get(world.http(0), READY_PATH).await.unwrap().text(), "ready\n");
     assert_eq!(world.app(0, APP).await["state"], "cold", "a check starts nothing");
-    let told = world.admin(0, Method::GET, "/v1/requests/a-check").await;
-    assert_eq!(told.status, StatusCode::NOT_FOUND, "{}", told.text());
+    let answer = world.admin(0, Method::GET, "/v1/requests/a-check").await;
+    assert_eq!(answer.status, StatusCode::NOT_FOUND, "{}", answer.text());
 }
 
 #[tokio::test]
@@ -203,7 +203,7 @@ async fn a_draining_peer_takes_no_new_traffic_and_says_so() {
     .await;
     shopper.add(world.http(1)).await;
 
-    // Whoever has not heard of it yet is served all the same, upgrades included.
+    // A client that has not heard of it yet is served all the same, upgrades included.
     let stream = TcpStream::connect(world.http(0)).await.unwrap();
     let url = format!("ws://{}/ws", world.http(0));
     let connect = tokio_tungstenite::client_async(url, stream);
@@ -475,9 +475,9 @@ async fn the_grafana_dashboard_asks_for_what_peers_tell() {
     let mut client = Client::new();
     client.set_cookie("warmhop", "forged.peer-1");
     client.get(world.http(1), "/whoami").await.unwrap().ok().unwrap();
-    let mut told = String::new();
+    let mut metrics = String::new();
     for index in 0..2 {
-        told += &world.admin(index, Method::GET, "/metrics").await.text();
+        metrics += &world.admin(index, Method::GET, "/metrics").await.text();
     }
     let file = warmhop_testbed::workspace().join("docs/grafana-dashboard.json");
     let board: Json = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
@@ -489,7 +489,7 @@ async fn the_grafana_dashboard_asks_for_what_peers_tell() {
                 let name: &str = expr[at..].split(['{', '[', ')']).next().unwrap();
                 let labels = expr[at + name.len()..].strip_prefix('{').unwrap_or_default();
                 let labels = labels.split('}').next().unwrap();
-                let lines = told.lines().filter(|line| {
+                let lines = metrics.lines().filter(|line| {
                     line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
                 });
                 let lines: Vec<&str> = lines.collect();

@@ -51,7 +51,7 @@ async fn where_it_is_ready_nowhere_requests_wait_for_the_first_copy() {
 }
 
 #[tokio::test]
-async fn past_its_bound_a_waiting_request_is_told_when_to_come_back() {
+async fn past_its_bound_a_waiting_request_learns_when_to_come_back() {
     let world = World::new(2, shop(ENDLESS, "max_wait = '400ms'")).await;
     let mut client = Client::new();
     let call = client.call(Method::GET, "/").header("accept", "application/json");
@@ -78,7 +78,7 @@ async fn where_the_app_does_not_start_at_the_entry_peer_another_starts_it() {
         }
     })
     .await;
-    // The first may be told at once that it did not start; whoever comes again is served.
+    // The first may be refused at once because it did not start; a client that comes again is served.
     let reply = until("somebody else's copy serves", async || {
         let reply = Client::new().get(world.http(0), "/whoami").await.ok()?;
         reply.status.is_success().then_some(reply)
@@ -95,7 +95,7 @@ async fn where_the_app_does_not_start_at_the_entry_peer_another_starts_it() {
 }
 
 #[tokio::test]
-async fn apps_are_told_apart_by_host_and_path_and_an_unknown_one_is_404() {
+async fn apps_are_found_by_host_and_path_and_an_unknown_one_is_404() {
     let mut books = shop(QUICK, "match = { host = 'books.test', path = '/' }");
     books.insert("name".into(), "books".into());
     let mut search = shop(QUICK, "match = { host = 'books.test', path = '/search' }");
@@ -121,7 +121,7 @@ async fn apps_are_told_apart_by_host_and_path_and_an_unknown_one_is_404() {
 }
 
 #[tokio::test]
-async fn what_the_app_and_the_client_are_told_of_a_request() {
+async fn what_the_app_and_the_client_learn_of_a_request() {
     let world = World::with(2, vec![shop(QUICK, "")], "", never_on(1)).await;
     world.warm(0).await;
     for (door, hops) in [(0, false), (1, true)] {

@@ -61,9 +61,10 @@ async fn ask(
         match call.send(*door).await {
             Ok(reply) => return reply,
             Err(error) => {
-                let told = format!("{error:#}");
-                let begun = ["broke off", "no response within"].iter().any(|it| told.contains(it));
-                assert!(!begun, "{method} {path}: {told}");
+                let message = format!("{error:#}");
+                let begun =
+                    ["broke off", "no response within"].iter().any(|it| message.contains(it));
+                assert!(!begun, "{method} {path}: {message}");
             }
         }
         sleep(REST).await;

@@ -1,4 +1,4 @@
-//! Sessions while nothing breaks: exact over the cut-over, whoever is asked.
+//! Sessions while nothing breaks: exact over the cut-over, whichever peer is asked.
 
 use http::{Method, StatusCode};
 use tokio::task::JoinSet;

@@ -283,8 +283,8 @@ pub(crate) fn program_built(name: &str) -> PathBuf {
         // of their environment, and have them run again.
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
-            let told = ["CARGO_PKG_", "CARGO_BIN_", "CARGO_MANIFEST_", "CARGO_CRATE_"];
-            if told.iter().any(|prefix| text.starts_with(prefix))
+            let prefixes = ["CARGO_PKG_", "CARGO_BIN_", "CARGO_MANIFEST_", "CARGO_CRATE_"];
+            if prefixes.iter().any(|prefix| text.starts_with(prefix))
                 || ["CARGO", "CARGO_PRIMARY_PACKAGE", "CARGO_TARGET_TMPDIR"].contains(&&*text)
             {
                 cargo.env_remove(&name);

@@ -118,7 +118,7 @@ async fn one_trace_spans_client_entry_peer_hop_and_app() {
         assert!(span.end_time_unix_nano >= span.start_time_unix_nano);
         assert_eq!(text_of(&span.attributes, "http.request.method"), "GET");
         assert_eq!(text_of(&span.attributes, "http.response.status_code"), "200");
-        assert!(!format!("{span:?}").contains("secret"), "the query is not told");
+        assert!(!format!("{span:?}").contains("secret"), "the query is not recorded");
     }
     let (server, asked) = (2, 3);
     assert_eq!(
@@ -133,7 +133,10 @@ async fn one_trace_spans_client_entry_peer_hop_and_app() {
     assert_eq!(parent, app_parent, "the app's own spans go on from there");
     assert_eq!(spans.len(), 4);
     let entry = &spans.iter().find(|(_, span)| hex(&span.parent_span_id) == CLIENT_SPAN).unwrap().1;
-    assert!(entry.events.iter().any(|event| event.name == "hop"), "why is told: {entry:?}");
+    assert!(
+        entry.events.iter().any(|event| event.name == "hop"),
+        "the reason is recorded: {entry:?}"
+    );
     assert_eq!(text_of(&entry.attributes, "warmhop.way"), "hop");
     assert_eq!(text_of(&entry.attributes, "warmhop.request_id"), reply.request_id().unwrap());
 
@@ -155,7 +158,7 @@ async fn one_trace_spans_client_entry_peer_hop_and_app() {
 }
 
 #[tokio::test]
-async fn what_a_peer_knows_is_sent_before_it_ends() {
+async fn a_leaving_peer_sends_its_last_spans_before_it_ends() {
     let (addr, received) = collector().await;
     let mut world = traced_world(addr).await;
     Client::new().get(world.http(0), "/whoami").await.unwrap().ok().unwrap();

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_no_use_is_told_with_its_line() {
+    fn an_unusable_file_is_reported_with_its_line() {
         let dir = std::env::temp_dir().join(format!("warmhop-variables-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let file = dir.join(".env");

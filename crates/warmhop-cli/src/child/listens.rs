@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn it_is_told_where_a_process_listens() {
+    fn it_is_found_where_a_process_listens() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let place = listener.local_addr().expect("it has an address");
         let group = nix::unistd::getpgrp().as_raw();

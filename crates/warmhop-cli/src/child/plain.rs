@@ -380,7 +380,7 @@ fn read_head(read: &mut BytesMut, method: &Method) -> Head {
     Head::Answer(Box::new((response.into_parts().0, length)))
 }
 
-/// The name of a field. Those that most answers have are told apart by their lengths, which costs a
+/// The name of a field. Those that most answers have are distinguished by their lengths, which costs a
 /// fraction of a look at each letter.
 fn name_of(sent: &[u8]) -> Option<HeaderName> {
     let is = |name: &HeaderName| sent.eq_ignore_ascii_case(name.as_str().as_bytes());

@@ -211,16 +211,16 @@ mod tests {
         let mut last = Some("it refuses connections".to_owned());
         let asking = probe.until_ready(&service, short, &mut last);
         timeout(Duration::from_secs(60), asking).await.expect("it would answer another probe");
-        assert!(last.unwrap().contains("was not answered"), "what came last is told");
+        assert!(last.unwrap().contains("was not answered"), "the last answer is in the error");
     }
 
     #[tokio::test]
-    async fn what_answers_something_else_than_http_is_unwell_and_not_silent() {
+    async fn an_answer_that_is_not_http_makes_a_copy_unwell_and_not_silent() {
         for garbage in ["what is this?\r\n\r\n", "HTTP/9.9 200 OK\r\n\r\n", "HTTP/1.1 2x0\r\n\r\n"]
         {
             let Answer::Unwell(said) = asked(garbage).await else { panic!("{garbage}") };
-            let told = "/healthz was answered by something that is not HTTP: ";
-            assert!(said.contains(told), "{said}");
+            let expected = "/healthz was answered by something that is not HTTP: ";
+            assert!(said.contains(expected), "{said}");
         }
         let Answer::Silent(said) = asked("").await else { panic!("nothing came") };
         assert!(said.contains("/healthz was not answered"), "{said}");

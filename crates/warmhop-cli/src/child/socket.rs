@@ -93,7 +93,7 @@ struct Again {
 pub(super) struct Socket {
     stream: TcpStream,
     talk: Talk,
-    /// Several requests share it, as in HTTP/2: their beginnings cannot be told apart.
+    /// Several requests share it, as in HTTP/2: their beginnings cannot be distinguished.
     is_shared: bool,
     /// The error of a failed write.
     deaf: Option<io::ErrorKind>,
@@ -123,7 +123,7 @@ impl Socket {
         self.talk.clone()
     }
 
-    /// Wakes whoever registers there once the reader has dealt with all that has come and waits for
+    /// Wakes the task that registers there once the reader has dealt with all that has come and waits for
     /// more.
     pub(super) fn caught_up(&self) -> Arc<AtomicWaker> {
         Arc::clone(&self.caught_up)
@@ -328,7 +328,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_an_app_said_before_it_closed_is_heard_after_a_write_has_failed() {
+    async fn an_answer_sent_before_the_close_is_read_after_a_write_has_failed() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut socket = Socket::new(connect(listener.local_addr().unwrap()).await.unwrap());
         let (mut app, _) = listener.accept().unwrap();

@@ -165,7 +165,7 @@ fn the_least_configuration_gets_every_default() {
 }
 
 #[test]
-fn what_is_printed_reads_back_to_the_same() {
+fn a_printed_configuration_reads_back_to_the_same() {
     for text in [FULL, "[peer]\nname = 'p'", "[peer]\nname = 'p'\n[http]\nlisten = []"] {
         let once = parse(text).to_string();
         // In another folder, which makes no difference because the printed paths are absolute.
@@ -274,7 +274,7 @@ fn the_token_is_never_printed() {
 }
 
 #[test]
-fn every_mistake_of_a_file_is_told_at_once_and_in_order() {
+fn every_mistake_of_a_file_is_reported_at_once_and_in_order() {
     let text =
         "clutser = 'demo'\n[peer]\nname = 'p'\n[session]\ncopies = 0\nttl = 5\n[[app]]\nname = 'é'";
     let places: Vec<String> = problems(text)
@@ -291,20 +291,20 @@ fn every_mistake_of_a_file_is_told_at_once_and_in_order() {
 
 #[test]
 fn broken_toml_is_placed() {
-    let told = problems("[peer]\nname = \"p\"\nzone = ü\n");
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].starts_with(&format!("{FILE}:3:8: ")), "{told:?}");
-    assert!(told[0].ends_with("; mend the TOML there"), "{told:?}");
+    let reported = problems("[peer]\nname = \"p\"\nzone = ü\n");
+    assert_eq!(reported.len(), 1, "{reported:?}");
+    assert!(reported[0].starts_with(&format!("{FILE}:3:8: ")), "{reported:?}");
+    assert!(reported[0].ends_with("; mend the TOML there"), "{reported:?}");
 }
 
 #[test]
-fn of_broken_toml_only_the_first_mistake_is_told() {
-    let told = problems(&FULL.replacen("\"[::1]:8081\"]", "\"[::1]:8081\"", 1));
-    assert_eq!(told.len(), 1, "what follows is its consequence: {told:#?}");
-    assert!(told[0].starts_with(&format!("{FILE}:10:1: ")), "{told:?}");
-    let told = problems("[peer]\nname = 'p'\nname = 'q'\nzone = ü\n");
-    assert_eq!(told.len(), 1, "{told:#?}");
-    assert!(told[0].starts_with(&format!("{FILE}:3:")), "{told:?}");
+fn of_broken_toml_only_the_first_mistake_is_reported() {
+    let reported = problems(&FULL.replacen("\"[::1]:8081\"]", "\"[::1]:8081\"", 1));
+    assert_eq!(reported.len(), 1, "what follows is its consequence: {reported:#?}");
+    assert!(reported[0].starts_with(&format!("{FILE}:10:1: ")), "{reported:?}");
+    let reported = problems("[peer]\nname = 'p'\nname = 'q'\nzone = ü\n");
+    assert_eq!(reported.len(), 1, "{reported:#?}");
+    assert!(reported[0].starts_with(&format!("{FILE}:3:")), "{reported:?}");
 }
 
 #[test]
@@ -315,7 +315,7 @@ fn an_app_may_have_a_redis_of_its_own_where_the_mesh_has_none() {
 }
 
 #[test]
-fn what_is_missing_on_this_machine_is_only_a_warning() {
+fn a_program_or_file_that_is_missing_here_is_only_a_warning() {
     let text = "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['no-such-program']\n\
                 [[app]]\nname = 'y'\nrun = ['sh']\ndir = 'nowhere'\nmatch = { path = '/y' }";
     let (config, warnings) = Config::parse(Path::new("/tmp/warmhop.toml"), text).unwrap();
@@ -323,10 +323,13 @@ fn what_is_missing_on_this_machine_is_only_a_warning() {
     let is_root = nix::unistd::Uid::effective().is_root();
     let of_root: Vec<String> = config.apps_as_root().map(|problem| problem.to_string()).collect();
     assert_eq!(of_root.len(), if is_root { 2 } else { 0 });
-    assert!(of_root.iter().all(|told| told.contains(".user: the app runs as root")), "{of_root:?}");
-    let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    assert!(
+        of_root.iter().all(|reported| reported.contains(".user: the app runs as root")),
+        "{of_root:?}"
+    );
+    let reported: Vec<String> = warnings.iter().map(ToString::to_string).collect();
     assert_eq!(
-        told,
+        reported,
         [
             "/tmp/warmhop.toml:5:7: warning: app.x.run: there is no program \"no-such-program\" in PATH; install it, or correct run or dir",
             "/tmp/warmhop.toml:9:7: warning: app.y.dir: there is no folder /tmp/nowhere to run \"sh\" in; make it, or correct dir",
@@ -350,23 +353,23 @@ fn no_value_of_an_apps_env_is_shown_and_no_variable_of_the_peer_in_its_command()
 }
 
 #[test]
-fn a_key_that_every_user_may_read_is_told_with_the_remedy() {
+fn a_key_that_every_user_may_read_is_reported_with_the_remedy() {
     use std::os::unix::fs::PermissionsExt;
 
     let dir = std::env::temp_dir().join(format!("warmhop-exposed-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     let text = format!("[peer]\nname = 'p'\n[mesh]\nidentity = '{}'\n", dir.display());
     let (config, _) = Config::parse(Path::new("/tmp/warmhop.toml"), &text).unwrap();
-    let told = || config.exposed_keys().map(|problem| problem.to_string()).collect::<Vec<_>>();
+    let reported = || config.exposed_keys().map(|problem| problem.to_string()).collect::<Vec<_>>();
     for name in ["key.pem", "cookie.key"] {
         let file = dir.join(name);
         std::fs::write(&file, "secret").unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(told().is_empty(), "{:?}", told());
+        assert!(reported().is_empty(), "{:?}", reported());
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
-        let told = told();
+        let reported = reported();
         let part = format!("every user of this machine may read {}; chmod 600", file.display());
-        assert!(told.len() == 1 && told[0].contains(&part), "{told:?}");
+        assert!(reported.len() == 1 && reported[0].contains(&part), "{reported:?}");
         std::fs::remove_file(&file).unwrap();
     }
     let file = dir.join("warmhop.toml");
@@ -374,19 +377,19 @@ fn a_key_that_every_user_may_read_is_told_with_the_remedy() {
     std::fs::write(&file, &text).unwrap();
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     let (config, _) = Config::parse(&file, &text).unwrap();
-    let told: Vec<String> = config.exposed_keys().map(|problem| problem.to_string()).collect();
-    assert!(told.len() == 1 && told[0].contains("admin.token: every user"), "{told:?}");
-    assert!(!told[0].contains("sesame"), "{told:?}");
+    let reported: Vec<String> = config.exposed_keys().map(|problem| problem.to_string()).collect();
+    assert!(reported.len() == 1 && reported[0].contains("admin.token: every user"), "{reported:?}");
+    assert!(!reported[0].contains("sesame"), "{reported:?}");
     std::fs::remove_dir_all(&dir).unwrap();
 }
 
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
     let file = Path::new("/nowhere/at-all.toml");
-    let told = Config::load(file).unwrap_err();
-    assert_eq!(told.len(), 1);
-    let told = told[0].to_string();
-    assert!(told.starts_with("/nowhere/at-all.toml: cannot read the file: "), "{told}");
+    let reported = Config::load(file).unwrap_err();
+    assert_eq!(reported.len(), 1);
+    let reported = reported[0].to_string();
+    assert!(reported.starts_with("/nowhere/at-all.toml: cannot read the file: "), "{reported}");
 }
 
 #[test]
@@ -491,10 +494,10 @@ fn peers_share_a_file_that_names_variables_of_their_environment() {
 }
 
 #[test]
-fn a_variable_that_is_missing_or_out_of_form_names_its_place_and_remedy() {
+fn a_missing_or_malformed_variable_is_reported_with_its_place_and_remedy() {
     let problems = in_environment("[peer]\nname = '${NOBODY}'\n").unwrap_err();
     assert_eq!(
-        problems.iter().filter(|told| told.contains("peer.name")).count(),
+        problems.iter().filter(|reported| reported.contains("peer.name")).count(),
         1,
         "{problems:?}"
     );
@@ -507,13 +510,14 @@ fn a_variable_that_is_missing_or_out_of_form_names_its_place_and_remedy() {
 }
 
 #[test]
-fn what_a_missing_variable_should_have_been_is_not_judged() {
+fn the_value_of_a_missing_variable_is_not_checked() {
     let problems = in_environment(
         "[peer]\nname = 'p'\n[http]\nlisten = ['${NOBODY}']\ndrain_grace = '${NOBODY}'\n\
          [mesh]\nidentity = '${NOBODY}'\n[session]\ncopies = 9\n",
     )
     .unwrap_err();
-    let keys: Vec<&str> = problems.iter().map(|told| told.split(": ").nth(1).unwrap()).collect();
+    let keys: Vec<&str> =
+        problems.iter().map(|reported| reported.split(": ").nth(1).unwrap()).collect();
     let expected = ["http.listen", "http.drain_grace", "mesh.identity", "session.copies"];
     assert_eq!(
         keys, expected,
@@ -542,8 +546,8 @@ fn an_apps_environment_names_variables_of_the_peers_and_dollars_as_they_are() {
         "[peer]\nname = 'p'\n[[app]]\nname = 'a'\nrun = ['sh']\nenv = { A = '${NOBODY}' }\n",
     )
     .unwrap_err();
-    let told = problems.iter().filter(|told| told.contains("NOBODY")).count();
-    assert_eq!(told, 1, "{problems:?}");
+    let reported = problems.iter().filter(|reported| reported.contains("NOBODY")).count();
+    assert_eq!(reported, 1, "{problems:?}");
     assert!(problems[0].starts_with("/tmp/warmhop.toml:6:13: app.a.env.A: "), "{problems:?}");
 }
 
@@ -561,9 +565,9 @@ fn where_an_apps_variables_come_from_is_checked() {
         ("inherit_env = [1]", ":6:16: app.a.inherit_env[0]: ", "a text in quotes"),
         ("env_file = ['.env']", ":6:12: app.a.env_file: ", "a text in quotes"),
     ] {
-        let told = app(keys);
-        assert_eq!(told.len(), 1, "{keys}: {told:?}");
-        assert!(told[0].contains(place) && told[0].contains(part), "{keys}: {told:?}");
+        let reported = app(keys);
+        assert_eq!(reported.len(), 1, "{keys}: {reported:?}");
+        assert!(reported[0].contains(place) && reported[0].contains(part), "{keys}: {reported:?}");
     }
     assert!(app("env_file = '.env'").is_empty(), "it may be on the machine that it runs on");
 
@@ -573,8 +577,11 @@ fn where_an_apps_variables_come_from_is_checked() {
     let text = "[peer]\nname = 'p'\n[[app]]\nname = 'a'\nrun = ['sh']\nenv_file = '.env'\n";
     let problems = Config::parse(&folder.join("warmhop.toml"), text).unwrap_err();
     std::fs::remove_dir_all(&folder).unwrap();
-    let told = problems[0].to_string();
-    assert!(told.contains(":6:12: app.a.env_file: ") && told.contains(".env:2: "), "{told}");
+    let reported = problems[0].to_string();
+    assert!(
+        reported.contains(":6:12: app.a.env_file: ") && reported.contains(".env:2: "),
+        "{reported}"
+    );
 }
 
 #[test]
@@ -594,12 +601,12 @@ fn the_share_of_one_address_is_read_checked_and_printed() {
         let config = parse(&format!("{app}{text}\n"));
         assert_eq!(config.apps[0].spec.policy.share(), share, "{text}");
     }
-    for (wrong, told) in [
+    for (wrong, expected) in [
         ("concurrency = 4\nconcurrency_per_address = 5", ":7:27: app.a.concurrency_per_address: "),
         ("concurrency_per_address = 2", ":6:27: app.a.concurrency_per_address: "),
     ] {
         let problems = problems(&format!("{app}{wrong}\n"));
-        assert!(problems.len() == 1 && problems[0].contains(told), "{wrong}: {problems:?}");
+        assert!(problems.len() == 1 && problems[0].contains(expected), "{wrong}: {problems:?}");
     }
 }
 
@@ -619,7 +626,7 @@ fn how_an_app_scales_and_what_does_not_wake_it_is_read_checked_and_printed() {
     let printed = config.to_string();
     assert!(printed.contains("\nscale = { at = 0.55, max = 7 }\n"), "{printed}");
     assert_eq!(parse(&printed).apps[0].spec.policy, *policy);
-    for (wrong, told) in [
+    for (wrong, expected) in [
         ("concurrency = 4\nscale = { at = 80 }", "a part of one, 0.01 to 1, such as 0.8"),
         ("concurrency = 4\nscale = { max = 1 }", "expected a whole number from 2 to 64"),
         ("scale = {}", "add concurrency = 4"),
@@ -628,7 +635,7 @@ fn how_an_app_scales_and_what_does_not_wake_it_is_read_checked_and_printed() {
         ("wake = { not_agent = ['x'] }", "not_agent"),
     ] {
         let problems = problems(&format!("{app}{wrong}\n"));
-        assert!(problems.len() == 1 && problems[0].contains(told), "{wrong}: {problems:?}");
+        assert!(problems.len() == 1 && problems[0].contains(expected), "{wrong}: {problems:?}");
         assert!(problems[0].contains(":6:") || problems[0].contains(":7:"), "{problems:?}");
     }
 }

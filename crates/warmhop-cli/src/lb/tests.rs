@@ -218,7 +218,7 @@ fn a_front_door_on_every_address_is_named_by_where_the_mesh_reaches_its_peer() {
 }
 
 #[test]
-fn where_nothing_tells_how_a_peer_is_reached_a_person_has_to() {
+fn without_an_address_to_advertise_the_operator_has_to_give_one() {
     let status = Status::deserialize(json!({
         "peer": {"name": "peer-1", "http": ["0.0.0.0:8080"], "mesh": "[fd00::1]:7001"},
         "peers": [

@@ -185,19 +185,19 @@ mod tests {
             .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (told, mut heard) = mpsc::channel(1);
+        let (sender, mut heard) = mpsc::channel(1);
         tokio::spawn(async move {
             let acceptor = TlsAcceptor::from(Arc::new(server));
             // The client that does not trust it comes first, and leaves.
             while let Ok((stream, _)) = listener.accept().await {
                 let Ok(stream) = acceptor.accept(stream).await else { continue };
-                let told = told.clone();
+                let sender = sender.clone();
                 let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-                    let told = told.clone();
+                    let sender = sender.clone();
                     async move {
                         let packing = request.headers().get(CONTENT_ENCODING).cloned();
                         let body = request.into_body().collect().await?.to_bytes();
-                        let _ = told.send((packing, body)).await;
+                        let _ = sender.send((packing, body)).await;
                         Ok::<_, hyper::Error>(http::Response::new(Full::new(Bytes::new())))
                     }
                 });

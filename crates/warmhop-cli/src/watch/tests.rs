@@ -83,8 +83,8 @@ fn a_pause_between_two_answers_changes_no_rate() {
 }
 
 #[test]
-fn a_request_is_told_by_what_it_came_to() {
-    let told = |steps: &[&str], status: Option<u16>| {
+fn a_request_is_described_by_its_outcome() {
+    let described = |steps: &[&str], status: Option<u16>| {
         let steps: Vec<_> = steps.iter().map(|what| json!({"what": what, "why": what})).collect();
         let trace = json!({"role": "entry", "status": status, "sent_to": "peer-3",
                            "served_by": "peer-2", "steps": steps});
@@ -102,7 +102,7 @@ fn a_request_is_told_by_what_it_came_to() {
         (&["problem"], Some(404), "problem", "404"),
         (&[], None, "", ""),
     ] {
-        assert_eq!(told(steps, status), (what.into(), answered.into()), "{steps:?}");
+        assert_eq!(described(steps, status), (what.into(), answered.into()), "{steps:?}");
     }
 }
 
@@ -177,7 +177,7 @@ impl Seat {
     }
 }
 
-fn told() -> Watch {
+fn informed() -> Watch {
     let mut watch = Watch::default();
     watch.hear(status(1000, 10), recent());
     watch.hear(status(3000, 25), recent());
@@ -191,27 +191,28 @@ fn told() -> Watch {
 
 /// A mesh with more of everything than fits.
 fn crowd() -> Watch {
-    let mut told = status(1000, 1);
-    told.peers[0].state = "alive".into();
+    let mut reported = status(1000, 1);
+    reported.peers[0].state = "alive".into();
     let copy = |name: &str| json!({"name": name, "state": "cold"});
     for number in 0..20 {
-        told.apps.push(AppStatus::deserialize(copy(&format!("tenant-{number:02}"))).unwrap());
+        reported.apps.push(AppStatus::deserialize(copy(&format!("tenant-{number:02}"))).unwrap());
     }
-    told.apps[19].state = "starting".into();
-    told.apps[18].name = "tenant-with-a-very-long-name-that-never-ends-acme-corporation-eu".into();
-    told.apps[18].state = "ready".into();
+    reported.apps[19].state = "starting".into();
+    reported.apps[18].name =
+        "tenant-with-a-very-long-name-that-never-ends-acme-corporation-eu".into();
+    reported.apps[18].state = "ready".into();
     for number in 3..9 {
         let peer = json!({"name": format!("peer-{number}"), "alive": number != 8});
-        told.peers.push(OtherPeer::deserialize(peer).unwrap());
+        reported.peers.push(OtherPeer::deserialize(peer).unwrap());
     }
     let mut watch = Watch::default();
-    watch.hear(told, (0..3).flat_map(|_| recent()).collect());
+    watch.hear(reported, (0..3).flat_map(|_| recent()).collect());
     watch
 }
 
 #[test]
 fn one_page_of_an_ordinary_terminal_shows_the_mesh_its_traffic_and_its_decisions() {
-    let mut seat = Seat::before(told(), 80, 24);
+    let mut seat = Seat::before(informed(), 80, 24);
     let text = seat.look();
     for line in [
         "peer-1 is serving, up 3.0 s, version 0.1.0; owns 1 session, holds 30 copies, to…\n",
@@ -230,7 +231,7 @@ fn one_page_of_an_ordinary_terminal_shows_the_mesh_its_traffic_and_its_decisions
     }
     assert!(!text.contains('\u{1b}'), "{text:?}");
 
-    let mut wide = Seat::before(told(), 140, 30);
+    let mut wide = Seat::before(informed(), 140, 30);
     let text = wide.look();
     let shop = text.lines().find(|line| line.starts_with("shop")).unwrap();
     assert!(shop.contains('█') && shop.contains("▂") | shop.contains("▃"), "no plot in {shop:?}");
@@ -239,7 +240,7 @@ fn one_page_of_an_ordinary_terminal_shows_the_mesh_its_traffic_and_its_decisions
 #[test]
 fn keys_sort_filter_and_open_what_is_chosen() {
     use KeyCode::{Char, Down, Enter, Esc, Tab};
-    let mut seat = Seat::before(told(), 80, 24);
+    let mut seat = Seat::before(informed(), 80, 24);
     let order = |text: &str| -> Vec<String> {
         let lines = text.lines().skip_while(|line| !line.starts_with("APP")).skip(1).take(3);
         lines.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
@@ -248,13 +249,13 @@ fn keys_sort_filter_and_open_what_is_chosen() {
     assert_eq!(order(&seat.press(&[Char('s'), Char('s')])), ["shop", "atlas", "blog"]);
 
     let page = seat.press(&[Down, Down, Enter]);
-    for told in ["blog\n", "peer-1 (this one)  cold, failed", "peer-2             ready", "boom\n"]
+    for part in ["blog\n", "peer-1 (this one)  cold, failed", "peer-2             ready", "boom\n"]
     {
-        assert!(page.contains(told), "{told:?} in\n{page}");
+        assert!(page.contains(part), "{part:?} in\n{page}");
     }
     let page = seat.press(&[Esc, Tab, Down, Enter]);
-    for told in ["request    r-1\n", "sent here by peer-2: serve it"] {
-        assert!(page.contains(told), "{told:?} in\n{page}");
+    for part in ["request    r-1\n", "sent here by peer-2: serve it"] {
+        assert!(page.contains(part), "{part:?} in\n{page}");
     }
     // Its trace is shown for as long as the peer sends it.
     seat.watch.hear(status(4000, 25), Vec::new());
@@ -273,10 +274,10 @@ fn keys_sort_filter_and_open_what_is_chosen() {
 
 #[test]
 fn an_apps_page_draws_its_last_minutes() {
-    let mut seat = Seat::before(told(), 80, 24);
+    let mut seat = Seat::before(informed(), 80, 24);
     let page = seat.press(&[KeyCode::End, KeyCode::Enter]);
-    let told = "requests: 1.0 a second; 120 in the last 10 min, of them 3 failed\n";
-    assert!(page.contains(told), "{page}");
+    let expected = "requests: 1.0 a second; 120 in the last 10 min, of them 3 failed\n";
+    assert!(page.contains(expected), "{page}");
     assert!(page.contains('█'), "{page}");
 }
 
@@ -307,7 +308,7 @@ fn the_choice_stays_in_sight_however_far_it_goes() {
 }
 
 #[test]
-fn a_silent_peer_is_said_to_be_silent_above_what_it_told_last() {
+fn a_silent_peer_is_said_to_be_silent_above_its_last_status() {
     const SILENCE: &str = "no answer for 7 s, trying again: nobody listens at that address";
     let mut seat = Seat::before(Watch::default(), 36, 24);
     seat.silence = Some(SILENCE);
@@ -315,7 +316,7 @@ fn a_silent_peer_is_said_to_be_silent_above_what_it_told_last() {
     assert!(text.starts_with("no answer for 7 s, trying again:\nnobody listens at that"), "{text}");
 
     seat.coloured = true;
-    seat.watch = told();
+    seat.watch = informed();
     let text = seat.look();
     let begins = "no answer for 7 s, trying again: no…\npeer-1 was serving";
     assert!(text.starts_with(begins), "{text}");
@@ -330,7 +331,7 @@ fn a_silent_peer_is_said_to_be_silent_above_what_it_told_last() {
 
 #[test]
 fn without_colours_nothing_is_coloured_and_with_them_only_what_says_something() {
-    let mut seat = Seat::before(told(), 120, 30);
+    let mut seat = Seat::before(informed(), 120, 30);
     seat.look();
     let coloured = |seat: &Seat| {
         let cells = seat.terminal.backend().buffer().content().iter();
@@ -346,7 +347,7 @@ fn without_colours_nothing_is_coloured_and_with_them_only_what_says_something() 
 #[test]
 fn any_size_is_drawn_and_a_resized_terminal_is_drawn_anew() {
     use KeyCode::{Char, Enter, Esc, Tab};
-    for watch in [Watch::default, told, crowd] {
+    for watch in [Watch::default, informed, crowd] {
         let mut seat = Seat::before(watch(), 80, 24);
         for keys in [&[][..], &[Enter], &[Esc, Tab], &[Enter], &[Char('?')]] {
             if seat.watch.latest.is_some() {

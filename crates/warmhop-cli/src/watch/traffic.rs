@@ -103,16 +103,18 @@ mod tests {
 
     #[test]
     fn intervals_of_two_peers_that_do_not_begin_together_are_counted_once() {
-        let told = |apps: serde_json::Value| {
-            let told = json!({"interval_ms": 10_000, "intervals_max": 4, "apps": apps});
-            History::deserialize(told).unwrap()
+        let history = |apps: serde_json::Value| {
+            let body = json!({"interval_ms": 10_000, "intervals_max": 4, "apps": apps});
+            History::deserialize(body).unwrap()
         };
         let traffic = Traffic::of(&[
-            told(json!({"shop": [
+            history(json!({"shop": [
                 {"ended_ms_ago": 30_000, "lasted_ms": 10_000, "requests": 8},
                 {"ended_ms_ago": 0, "lasted_ms": 5_000, "requests": 6, "failed": 2}
             ]})),
-            told(json!({"shop": [{"ended_ms_ago": 5_000, "lasted_ms": 10_000, "requests": 10}]})),
+            history(
+                json!({"shop": [{"ended_ms_ago": 5_000, "lasted_ms": 10_000, "requests": 10}]}),
+            ),
         ]);
         assert_eq!(traffic.counts("shop"), (24.0, 2.0));
         assert_eq!(traffic.parts("shop", 4), [(8, 0), (0, 0), (5, 0), (11, 2)]);

@@ -163,16 +163,16 @@ impl Allowed {
     fn read(stream: &mut TcpStream) -> std::io::Result<Self> {
         let mut allowed = Self { streams: 100, each: 65_535, in_all: 65_535 };
         let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
-        let mut told = 0;
+        let mut answered = 0;
         // Its settings, and the window of the connection.
-        while told < 2 {
+        while answered < 2 {
             let mut head = [0; 9];
             stream.read_exact(&mut head)?;
             let mut payload = vec![0; number(&[0, head[0], head[1], head[2]]) as usize];
             stream.read_exact(&mut payload)?;
             match (head[3], head[4]) {
                 (4, 0) => {
-                    told += 1;
+                    answered += 1;
                     for setting in payload.chunks_exact(6) {
                         match setting[1] {
                             3 => allowed.streams = number(&setting[2..]),
@@ -182,7 +182,7 @@ impl Allowed {
                     }
                 }
                 (8, _) => {
-                    told += 1;
+                    answered += 1;
                     allowed.in_all += number(&payload) as usize;
                 }
                 _ => {}

@@ -70,8 +70,8 @@ async fn an_app_inherits_of_the_peers_environment_what_it_is_said_to() {
     ] {
         let env = [("A".to_owned(), "own".to_owned())].into();
         let child = ChildApp { inherit, env, ..sh("") };
-        let told = variables(child, script).await;
-        assert_eq!(told, format!("{expected}|own|has a port|has a path"));
+        let output = variables(child, script).await;
+        assert_eq!(output, format!("{expected}|own|has a port|has a path"));
     }
 }
 
@@ -81,8 +81,8 @@ async fn a_file_of_variables_is_read_at_each_start_and_yields_to_the_apps_table(
     std::fs::write(&file, "# ours\nexport A='from the file'\nB=\"two words\"\nPORT=1\n").unwrap();
     let env = [("A".to_owned(), "from the table".to_owned())].into();
     let child = ChildApp { env, env_file: Some(file.clone()), ..sh("") };
-    let told = variables(child.clone(), "$A, $B, $((PORT > 1))").await;
-    assert_eq!(told, "from the table, two words, 1");
+    let output = variables(child.clone(), "$A, $B, $((PORT > 1))").await;
+    assert_eq!(output, "from the table, two words, 1");
     std::fs::write(&file, "B=new\n").unwrap();
     assert_eq!(variables(child.clone(), "$B").await, "new");
     std::fs::write(&file, "B=new\noops\n").unwrap();
@@ -137,28 +137,28 @@ async fn an_app_that_is_not_ready_in_time_is_killed_with_all_it_started() {
         failed.reason.starts_with("it was not ready within 5s: GET http://127.0.0.1:"),
         "{failed:?}"
     );
-    let told = failed.output.iter().find_map(|line| line.strip_prefix("the app runs as ")).unwrap();
-    let pids: Vec<i32> = told.split(' ').map(|pid| pid.parse().unwrap()).collect();
+    let line = failed.output.iter().find_map(|line| line.strip_prefix("the app runs as ")).unwrap();
+    let pids: Vec<i32> = line.split(' ').map(|pid| pid.parse().unwrap()).collect();
     assert!(!pids.iter().any(|pid| is_alive(*pid)), "{pids:?}: the failure came after their end");
 }
 
 #[tokio::test]
-async fn an_app_that_listens_elsewhere_than_at_its_port_is_told_where() {
+async fn an_app_that_listens_at_another_port_is_reported_with_that_port() {
     let mut child = app("app", &[]);
     // Any port but the one that it is given.
     let elsewhere = ["sh", "-c", "PORT=0 exec \"$0\" \"$@\""].map(str::to_owned);
     child.run = [&elsewhere[..], &child.run].concat();
-    let mut told = String::new();
+    let mut reason = String::new();
     // As long as it takes until it listens.
     for within in [1, 4, 16, 64] {
         child.ready.timeout = Duration::from_secs(within);
-        told = child.launch(&name()).await.err().unwrap().reason;
-        if !told.contains("nothing listens at 127.0.0.1:") {
+        reason = child.launch(&name()).await.err().unwrap().reason;
+        if !reason.contains("nothing listens at 127.0.0.1:") {
             break;
         }
     }
-    assert!(told.contains(": it listens at 127.0.0.1:"), "{told}");
-    assert!(told.ends_with(", which its variable PORT asks for"), "{told}");
+    assert!(reason.contains(": it listens at 127.0.0.1:"), "{reason}");
+    assert!(reason.ends_with(", which its variable PORT asks for"), "{reason}");
 }
 
 #[tokio::test]
@@ -206,21 +206,21 @@ async fn an_app_that_does_not_heed_sigterm_is_killed_after_its_grace() {
     // Enough for it to say that it got SIGTERM.
     launched.process.stop(Duration::from_secs(2)).await;
     assert!(!pids.iter().any(|pid| is_alive(*pid)), "{pids:?}");
-    let told = exited.await.reason;
-    assert!(told.starts_with("it was killed by SIGKILL (status 137)"), "{told}");
-    assert!(told.contains("not now"), "it had got SIGTERM: {told}");
+    let reason = exited.await.reason;
+    assert!(reason.starts_with("it was killed by SIGKILL (status 137)"), "{reason}");
+    assert!(reason.contains("not now"), "it had got SIGTERM: {reason}");
 }
 
 #[tokio::test]
-async fn a_crash_is_told_with_its_status_and_leaves_no_descendant() {
+async fn a_crash_is_reported_with_its_status_and_leaves_no_descendant() {
     let launched = app("app", &[]).launch(&name()).await.unwrap();
     let pids = pids(&launched.service).await;
     let exited = launched.process.exited();
     let request = Request::get("/exit").body(Body::empty()).unwrap();
     launched.service.clone().oneshot(request).await.unwrap_err();
-    let told = exited.await.reason;
-    assert!(told.starts_with("it exited with status 7\n"), "{told}");
-    assert!(told.contains("the app runs as"), "the last lines are told too: {told}");
+    let reason = exited.await.reason;
+    assert!(reason.starts_with("it exited with status 7\n"), "{reason}");
+    assert!(reason.contains("the app runs as"), "the last lines are part of it: {reason}");
     assert!(!pids.iter().any(|pid| is_alive(*pid)), "{pids:?}");
 }
 
@@ -230,8 +230,8 @@ async fn where_the_guard_is_killed_the_peer_kills_the_app() {
     let pids = pids(&launched.service).await;
     let exited = launched.process.exited();
     kill(Pid::from_raw(launched.process.group()), Signal::SIGKILL).unwrap();
-    let told = exited.await.reason;
-    assert!(told.starts_with("its guard process was killed by SIGKILL"), "{told}");
+    let reason = exited.await.reason;
+    assert!(reason.starts_with("its guard process was killed by SIGKILL"), "{reason}");
     let app = pids[0];
     tokio::task::spawn_blocking(move || wait_until_gone(&[app])).await.unwrap();
     // What left the group on purpose is beyond the peer's reach then, but not beyond ours.
@@ -244,10 +244,10 @@ async fn a_port_that_somebody_else_took_is_exchanged_for_another() {
     let marker = dir.join("port");
     let child = app("app", &[("CLASH", marker.to_str().unwrap())]);
     let starting = tokio::spawn(async move { child.launch(&name()).await });
-    let told = marker.clone();
+    let written = marker.clone();
     let listener = tokio::task::spawn_blocking(move || {
-        wait_until("the first port is known", || told.exists());
-        let port: u16 = std::fs::read_to_string(told).unwrap().parse().unwrap();
+        wait_until("the first port is known", || written.exists());
+        let port: u16 = std::fs::read_to_string(written).unwrap().parse().unwrap();
         std::net::TcpListener::bind(("127.0.0.1", port)).unwrap()
     })
     .await
@@ -267,11 +267,11 @@ fn nothing_of_an_app_outlives_a_peer_that_is_killed() {
         .spawn()
         .unwrap();
     let lines = BufReader::new(peer.stdout.take().unwrap()).lines();
-    let told = lines
+    let line = lines
         .map_while(Result::ok)
         .find_map(|line| Some(line.strip_prefix("started ")?.to_owned()))
         .unwrap();
-    let pids: Vec<i32> = told.split(' ').map(|pid| pid.parse().unwrap()).collect();
+    let pids: Vec<i32> = line.split(' ').map(|pid| pid.parse().unwrap()).collect();
     assert_eq!(pids.len(), 3, "guard, app, descendant");
     assert!(pids.iter().all(|pid| is_alive(*pid)));
     peer.kill().unwrap();

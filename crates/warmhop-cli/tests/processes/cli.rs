@@ -292,11 +292,11 @@ fn a_check_says_of_what_passes_whether_a_peer_would_take_it_here() {
         (false, "app.shop.user", app("user = 'no-such-user'\n")),
     ] {
         let file = write(&dir, &text_of);
-        let (code, _, told) = run(&["check", text(&file)]);
-        assert_eq!(code, 0, "{key}: {told}");
-        assert_eq!(!told.contains(would_refuse), is_taken, "{key}: {told}");
+        let (code, _, output) = run(&["check", text(&file)]);
+        assert_eq!(code, 0, "{key}: {output}");
+        assert_eq!(!output.contains(would_refuse), is_taken, "{key}: {output}");
         if !is_taken {
-            assert_eq!(told.matches(&format!("warning: {key}: ")).count(), 1, "{key}: {told}");
+            assert_eq!(output.matches(&format!("warning: {key}: ")).count(), 1, "{key}: {output}");
             let (code, _, refused) = run(&["run", "--config", text(&file)]);
             assert_eq!(code, 2, "{key}: {refused}");
             assert!(refused.contains(&format!(": {key}: ")), "{key}: {refused}");
@@ -305,11 +305,11 @@ fn a_check_says_of_what_passes_whether_a_peer_would_take_it_here() {
     let taken = "[[app]]\nname = 'redis'\nrun = ['sh']\n[session]\nredis = '127.0.0.1:0'\n";
     let file = write(&dir, &config(taken));
     for command in [vec!["check", text(&file)], vec!["run", "--config", text(&file)]] {
-        let (code, _, told) = run(&command);
-        assert_eq!(code, 2, "{told}");
+        let (code, _, output) = run(&command);
+        assert_eq!(code, 2, "{output}");
         assert!(
-            told.contains("app.redis.name: this name is reserved for the keys of the endpoint"),
-            "{told}"
+            output.contains("app.redis.name: this name is reserved for the keys of the endpoint"),
+            "{output}"
         );
     }
 }
@@ -529,20 +529,23 @@ fn datagram(socket: &UnixDatagram) -> String {
 }
 
 #[test]
-fn a_service_manager_is_told_when_the_peer_serves_and_when_it_drains() {
+fn a_service_manager_is_notified_when_the_peer_serves_and_when_it_drains() {
     let dir = certified("notify", "peer-1");
     let (path, socket) = manager(&dir);
     let file = write(&dir, &config(""));
     let mut peer = Peer::start_with(&file, &[("NOTIFY_SOCKET", text(&path))]);
-    let told = datagram(&socket);
-    assert!(told.lines().any(|line| line == "READY=1"), "{told}");
-    assert!(told.lines().any(|line| line == "STATUS=serving as peer-1"), "{told}");
+    let output = datagram(&socket);
+    assert!(output.lines().any(|line| line == "READY=1"), "{output}");
+    assert!(output.lines().any(|line| line == "STATUS=serving as peer-1"), "{output}");
     peer.signal(Signal::SIGTERM);
-    let told = datagram(&socket);
-    assert!(told.lines().any(|line| line == "STOPPING=1"), "a watchdog nobody asked for? {told}");
+    let output = datagram(&socket);
+    assert!(
+        output.lines().any(|line| line == "STOPPING=1"),
+        "a watchdog nobody asked for? {output}"
+    );
     assert_eq!(peer.wait().code(), Some(0));
     socket.set_nonblocking(true).unwrap();
-    assert!(socket.recv(&mut [0; 16]).is_err(), "nothing else was told");
+    assert!(socket.recv(&mut [0; 16]).is_err(), "nothing else was sent");
 }
 
 #[test]
@@ -617,7 +620,7 @@ fn a_second_signal_ends_the_peer_at_once_and_its_app_with_it() {
 }
 
 #[test]
-fn a_peer_that_is_told_to_end_while_it_starts_ends_in_good_order() {
+fn a_peer_that_is_stopped_while_it_starts_ends_in_good_order() {
     let dir = certified("early", "peer-1");
     let file = dir.join("warmhop.toml");
     let _ = std::fs::remove_file(&file);
@@ -709,12 +712,12 @@ fn a_hang_up_has_the_list_of_refused_members_read_again_unless_the_file_is_wrong
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replacen("[mesh]", "[mesh]\nrefuse = ['peer-7']", 1)).unwrap();
     peer.signal(Signal::SIGHUP);
-    let told = peer.logged("[mesh] refuse was read again");
-    assert!(told.contains("peer-7"), "{told}");
+    let output = peer.logged("[mesh] refuse was read again");
+    assert!(output.contains("peer-7"), "{output}");
     std::fs::write(&file, text.replacen("[mesh]", "[mesh]\nrefuse = ['peer 7']", 1)).unwrap();
     peer.signal(Signal::SIGHUP);
-    let told = peer.logged("nothing was changed");
-    assert!(told.contains("mesh.refuse[0]"), "{told}");
+    let output = peer.logged("nothing was changed");
+    assert!(output.contains("mesh.refuse[0]"), "{output}");
     assert_eq!(peer.run(&["status"]).0, 0);
     peer.signal(Signal::SIGTERM);
     assert_eq!(peer.wait().code(), Some(0));
@@ -759,8 +762,8 @@ fn a_log_on_a_full_disk_costs_its_lines_and_nothing_else() {
     let log = sync_channel(0).1;
     let (admin, http, early) = (String::new(), String::new(), Vec::new());
     let mut peer = Peer { child, admin, http, log, early };
-    let told = datagram(&socket);
-    assert!(told.lines().any(|line| line == "READY=1"), "{told}");
+    let output = datagram(&socket);
+    assert!(output.lines().any(|line| line == "READY=1"), "{output}");
     wait_until("the app has said all it had to say", || said.exists());
     peer.signal(Signal::SIGTERM);
     assert_eq!(peer.wait().code(), Some(0));

@@ -33,12 +33,12 @@ async fn an_app_of_a_user_of_its_own_reads_neither_keys_nor_its_peer() {
     let wanted = Wanted { user: Some("nobody".into()), files: Some(100), ..Wanted::default() };
     let confine = wanted.here(None).unwrap();
     let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
-    let told = words(ChildApp { confine, ..sh(&script) }).await;
+    let output = words(ChildApp { confine, ..sh(&script) }).await;
     std::fs::remove_file(&secret).unwrap();
     let (user, group) = (nobody.uid.to_string(), nobody.gid.to_string());
     let home = nobody.dir.display().to_string();
     let expected = [&user, &group, "denied", "denied", "NoNewPrivs:\t1", &home, "100"];
-    assert_eq!(told, expected);
+    assert_eq!(output, expected);
 }
 
 #[tokio::test]
@@ -59,8 +59,8 @@ async fn an_app_whose_control_group_cannot_be_made_does_not_start_and_says_what_
     let wanted = Wanted { memory: Some(64 << 20), cgroup: true, ..Wanted::default() };
     // Nobody has divided the control group of this test.
     let confine = wanted.here(None).unwrap();
-    let told = words(ChildApp { confine, ..sh("echo started; exit 3") }).await.concat();
-    assert!(told.contains("control group") && !told.contains("started"), "{told}");
+    let output = words(ChildApp { confine, ..sh("echo started; exit 3") }).await.concat();
+    assert!(output.contains("control group") && !output.contains("started"), "{output}");
 }
 
 #[tokio::test]
@@ -69,11 +69,11 @@ async fn an_app_stays_within_its_limits_or_does_not_start() {
     let user = Uid::effective().is_root().then(|| "nobody".to_owned());
     let limits = Wanted { user, memory: Some(64 << 20), cpu: Some(1), ..Wanted::default() };
     let confine = limits.here(None).unwrap();
-    let told = words(ChildApp { confine, ..sh("ulimit -d; nproc; exit 3") }).await;
-    assert_eq!(told, ["65536", "1"]);
+    let output = words(ChildApp { confine, ..sh("ulimit -d; nproc; exit 3") }).await;
+    assert_eq!(output, ["65536", "1"]);
 
     let missing = Wanted { memory: Some(64 << 20), ..Wanted::default() }.here(None).unwrap();
     let run = vec!["/nowhere/at/all".into()];
-    let told = words(ChildApp { confine: missing, run, ..sh("") }).await;
-    assert!(told.concat().contains("cannot run /nowhere/at/all"), "{told:?}");
+    let output = words(ChildApp { confine: missing, run, ..sh("") }).await;
+    assert!(output.concat().contains("cannot run /nowhere/at/all"), "{output:?}");
 }

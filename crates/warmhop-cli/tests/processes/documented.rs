@@ -42,7 +42,7 @@ fn calls(block: &str) -> Vec<String> {
     let call = |line: &str| {
         let line = line.split(" #").next().unwrap_or_default().trim();
         let at = line.find("warmhop ").filter(|at| {
-            // Variables of the environment may stand before it.
+            // Variables of the environment may come before it.
             line[..*at].split_whitespace().all(|word| word.contains('='))
         })?;
         Some(line[at..].to_owned())
@@ -60,8 +60,8 @@ fn shell(dir: &Path, script: &str) -> (i32, String) {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    let told = [output.stdout, output.stderr].concat();
-    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&told).into_owned())
+    let printed = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&printed).into_owned())
 }
 
 #[test]
@@ -75,9 +75,9 @@ fn every_printed_command_is_one_that_there_is_with_flags_that_there_are() {
             let own = call.split(" -- ").next().unwrap_or_default();
             let own = own.split(['|', '>', ';']).next().unwrap_or_default();
             let script = format!("warmhop() {{ \"$WARMHOP_BINARY\" \"$@\" --help; }}; {own}");
-            let (code, told) = shell(&dir, &script);
-            assert_eq!(code, 0, "{}: {call}\n{told}", page.display());
-            assert!(told.contains("Usage: warmhop"), "{}: {call}\n{told}", page.display());
+            let (code, printed) = shell(&dir, &script);
+            assert_eq!(code, 0, "{}: {call}\n{printed}", page.display());
+            assert!(printed.contains("Usage: warmhop"), "{}: {call}\n{printed}", page.display());
             found += 1;
         }
     }
@@ -118,9 +118,9 @@ fn the_first_peer_of_the_readme_runs_as_it_is_printed() {
     let all: Vec<String> = blocks(&readme, "sh").iter().flat_map(|block| calls(block)).collect();
     let run = |call: &str| {
         let script = format!("warmhop() {{ \"$WARMHOP_BINARY\" \"$@\"; }}; {call}");
-        let (code, told) = shell(&dir, &script);
-        assert_eq!(code, 0, "{call}\n{told}");
-        told
+        let (code, printed) = shell(&dir, &script);
+        assert_eq!(code, 0, "{call}\n{printed}");
+        printed
     };
     run("warmhop init mesh");
     assert!(readme.contains("`warmhop init mesh`"));
@@ -162,9 +162,9 @@ fn the_first_peer_of_the_readme_runs_as_it_is_printed() {
     for (args, expected) in
         [(&["status"][..], "shop"), (&["logs", "shop"], "ready"), (&["lb", "haproxy"], "backend")]
     {
-        let (code, told, error) = peer.run(args);
+        let (code, printed, error) = peer.run(args);
         assert_eq!(code, 0, "{args:?}: {error}");
-        assert!(told.contains(expected), "{args:?}: {told}");
+        assert!(printed.contains(expected), "{args:?}: {printed}");
     }
     assert!(text(&file).ends_with("running.toml"));
 }

@@ -59,7 +59,7 @@ async fn each_command_works_with_a_service_that_embeds_the_mesh() {
         (&status["peer"]["name"], &status["apps"][0]["state"]),
         (&"one".into(), &"ready".into())
     );
-    for (args, told) in [
+    for (args, expected) in [
         (&["status"][..], "greeting"),
         (&["members"], "one"),
         (&["why", "a-request"], "greeting"),
@@ -72,7 +72,7 @@ async fn each_command_works_with_a_service_that_embeds_the_mesh() {
         (&["lb", "haproxy"], "cookie"),
     ] {
         let text = done(args);
-        assert!(text.contains(told), "{args:?}: {text}");
+        assert!(text.contains(expected), "{args:?}: {text}");
     }
     assert!(mesh.takes_traffic());
     // A log is the service's own affair.

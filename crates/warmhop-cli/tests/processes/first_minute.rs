@@ -171,21 +171,21 @@ fn dev_says_that_there_are_too_few_ports_behind_the_first() {
 }
 
 #[test]
-fn what_init_writes_passes_check_and_is_never_overwritten() {
+fn the_files_of_init_pass_check_and_are_never_overwritten() {
     let dir = scratch("init").join("mesh");
     let _ = std::fs::remove_dir_all(&dir);
-    let (code, told, error) = run(&["init", "--peers", "2", text(&dir)]);
+    let (code, printed, error) = run(&["init", "--peers", "2", text(&dir)]);
     assert_eq!(code, 0, "{error}");
     for name in ["peer-1", "peer-2"] {
         let file = dir.join(name).join("warmhop.toml");
-        assert!(told.contains(&format!("warmhop run --config {}", text(&file))), "{told}");
+        assert!(printed.contains(&format!("warmhop run --config {}", text(&file))), "{printed}");
         let (code, printed, error) = run(&["check", text(&file)]);
         assert_eq!(code, 0, "{error}");
         // Where root looks at it, the app would be root as well.
         let expected = usize::from(nix::unistd::Uid::effective().is_root());
-        let is_told = |line: &&str| line.contains("warning: app.app.user: the app runs as root");
+        let is_warning = |line: &&str| line.contains("warning: app.app.user: the app runs as root");
         assert_eq!(error.lines().count(), expected, "{error}");
-        assert_eq!(error.lines().filter(is_told).count(), expected, "{error}");
+        assert_eq!(error.lines().filter(is_warning).count(), expected, "{error}");
         assert!(printed.contains(&format!("name = \"{name}\"")), "{printed}");
     }
     let before = std::fs::read(dir.join("ca/ca-key.pem")).unwrap();
@@ -205,10 +205,10 @@ fn certificates_show_their_dates_and_are_renewed() {
     assert!(shown.contains("364 days left") && shown.contains("authority of"), "{shown}");
 
     let key = std::fs::read(certs.join("key.pem")).unwrap();
-    let (code, told, error) =
+    let (code, printed, error) =
         run(&["cert", "renew", text(&certs), "--ca", text(&ca), "--days", "7"]);
     assert_eq!(code, 0, "{error}");
-    assert!(told.contains("peer-1, for 7 days"), "{told}");
+    assert!(printed.contains("peer-1, for 7 days"), "{printed}");
     assert_ne!(std::fs::read(certs.join("key.pem")).unwrap(), key);
     let (_, shown, _) = run(&["cert", "show", text(&certs)]);
     assert!(shown.contains("6 days left") && shown.contains("expires soon"), "{shown}");
@@ -217,8 +217,8 @@ fn certificates_show_their_dates_and_are_renewed() {
     let file = write(&dir, &config(""));
     let (code, _, warned) = run(&["check", text(&file)]);
     assert_eq!(code, 0, "{warned}");
-    let told = "mesh.identity: the certificate ends in 6 days, on ";
-    assert!(warned.contains(told) && warned.contains("`warmhop cert renew`"), "{warned}");
+    let expected = "mesh.identity: the certificate ends in 6 days, on ";
+    assert!(warned.contains(expected) && warned.contains("`warmhop cert renew`"), "{warned}");
     let peer = Peer::start(&file);
     let (code, shown, error) = peer.run(&["status"]);
     assert_eq!(code, 0, "{error}");

@@ -75,8 +75,8 @@ impl Door {
             .env("WARMHOP_ADMIN", format!("https://{name}:{}", self.port))
             .env("WARMHOP_ADMIN_TOKEN", TOKEN);
         let output = command.output().unwrap();
-        let told = [output.stdout, output.stderr].concat();
-        (output.status.code().unwrap(), String::from_utf8(told).unwrap())
+        let printed = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap(), String::from_utf8(printed).unwrap())
     }
 }
 
@@ -96,15 +96,15 @@ fn commands_ask_a_peer_by_https_and_check_who_answers() {
     let at = format!("localhost:{}", door.port);
     let ask = |args: &[&str]| door.ask("localhost", &[args, &trusted].concat());
 
-    wait_until("the app is ready, as it is told by HTTPS", || {
-        let (code, told) = ask(&["status"]);
-        assert_eq!(code, 0, "{told}");
-        told.contains("ready")
+    wait_until("the app is ready, as the status over HTTPS says", || {
+        let (code, printed) = ask(&["status"]);
+        assert_eq!(code, 0, "{printed}");
+        printed.contains("ready")
     });
-    let (code, told) = ask(&["logs", "shop"]);
-    assert!(code == 0 && told.contains("ready"), "{told}");
-    let (code, told) = ask(&["app", "stop", "shop"]);
-    assert_eq!(code, 0, "{told}");
+    let (code, printed) = ask(&["logs", "shop"]);
+    assert!(code == 0 && printed.contains("ready"), "{printed}");
+    let (code, printed) = ask(&["app", "stop", "shop"]);
+    assert_eq!(code, 0, "{printed}");
 
     // As deploy.md prints it, but for where the peer is.
     let content = std::fs::read_to_string(root().join("docs/deploy.md")).unwrap();
@@ -117,21 +117,21 @@ fn commands_ask_a_peer_by_https_and_check_who_answers() {
     shell.env("WARMHOP_BINARY", env!("CARGO_BIN_EXE_warmhop")).current_dir(&dir);
     // What this system trusts, for the command that names no file.
     let output = shell.env("SSL_CERT_FILE", &door.trusted).output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && told.contains("peer-1"), "{output:?}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.contains("peer-1"), "{output:?}");
 
     // Who is not trusted gets no token.
-    let (code, told) = door.ask("localhost", &["status"]);
-    assert_eq!(code, 1, "{told}");
-    assert!(told.contains("no TLS connection to https://localhost:"), "{told}");
-    assert!(told.contains("--ca-file FILE or WARMHOP_ADMIN_CA_FILE"), "{told}");
+    let (code, printed) = door.ask("localhost", &["status"]);
+    assert_eq!(code, 1, "{printed}");
+    assert!(printed.contains("no TLS connection to https://localhost:"), "{printed}");
+    assert!(printed.contains("--ca-file FILE or WARMHOP_ADMIN_CA_FILE"), "{printed}");
 
-    let (code, told) = door.ask("127.0.0.1", &[&["status"], &trusted[..]].concat());
-    assert!(code == 1 && told.contains("certificate is for another name"), "{told}");
+    let (code, printed) = door.ask("127.0.0.1", &[&["status"], &trusted[..]].concat());
+    assert!(code == 1 && printed.contains("certificate is for another name"), "{printed}");
 
     let absent = dir.join("absent.pem");
-    let (code, told) = door.ask("localhost", &["status", "--ca-file", text(&absent)]);
-    assert!(code == 1 && told.contains("absent.pem") && told.contains("in PEM"), "{told}");
+    let (code, printed) = door.ask("localhost", &["status", "--ca-file", text(&absent)]);
+    assert!(code == 1 && printed.contains("absent.pem") && printed.contains("in PEM"), "{printed}");
 }
 
 #[test]
@@ -139,20 +139,23 @@ fn commands_say_what_is_wrong_with_an_https_listener() {
     let peer = Peer::start(&write(&certified("not-https", "peer-1"), &config("")));
     let old = Door::open("old-door", 2001, admin(&peer));
     let trusted = ["status", "--ca-file", text(&old.trusted)];
-    let (code, told) = old.ask("localhost", &trusted);
-    assert!(code == 1 && told.contains("its certificate has expired; renew it there"), "{told}");
+    let (code, printed) = old.ask("localhost", &trusted);
+    assert!(
+        code == 1 && printed.contains("its certificate has expired; renew it there"),
+        "{printed}"
+    );
 
     let plain = peer.admin.replace("http://", "https://");
-    let (code, told) = {
+    let (code, printed) = {
         let output = warmhop(&trusted).env("WARMHOP_ADMIN", plain).output().unwrap();
         (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
     };
-    assert!(code == 1 && told.contains("it does not speak TLS"), "{told}");
-    assert!(told.contains("asked by http://"), "{told}");
+    assert!(code == 1 && printed.contains("it does not speak TLS"), "{printed}");
+    assert!(printed.contains("asked by http://"), "{printed}");
 }
 
 #[test]
-fn a_front_doors_certificate_that_has_ended_is_told_wherever_somebody_looks() {
+fn a_front_doors_expired_certificate_is_reported_by_every_command_that_checks_it() {
     let dir = certified("old-front-door", "peer-1");
     let (certificate, key) = certificate(2001);
     std::fs::write(dir.join("cert.pem"), certificate.pem()).unwrap();
@@ -160,8 +163,8 @@ fn a_front_doors_certificate_that_has_ended_is_told_wherever_somebody_looks() {
     let tls = "[http]\ntls = { cert = 'cert.pem', key = 'key.pem' }\n";
     let file = write(&dir, &config("").replace("[http]\n", tls));
     let (code, _, warned) = run(&["check", text(&file)]);
-    let told = "http.tls: the certificate expired on 2001-01-01";
-    assert!(code == 0 && warned.contains(told), "{warned}");
+    let expected = "http.tls: the certificate expired on 2001-01-01";
+    assert!(code == 0 && warned.contains(expected), "{warned}");
 
     let peer = Peer::start(&file);
     let logged = peer

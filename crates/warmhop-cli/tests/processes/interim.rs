@@ -336,7 +336,7 @@ async fn a_hint_comes_before_a_switch_of_protocols_too() {
 }
 
 #[tokio::test]
-async fn what_passes_an_upgraded_connection_is_counted_at_once_and_recorded_at_its_end() {
+async fn the_bytes_of_an_upgraded_connection_are_counted_at_once_and_recorded_at_its_end() {
     let app = App::start().await;
     let (meshes, doors) = two_doors(&app).await;
     for (mesh, door) in meshes.iter().zip(doors) {

@@ -23,7 +23,7 @@ pub(crate) fn mesh_addr(peer: &Peer) -> String {
 }
 
 #[test]
-fn a_seed_that_cannot_be_reached_is_told_with_the_reason() {
+fn a_seed_that_cannot_be_reached_is_reported_with_the_reason() {
     let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
     let silent = silent.local_addr().unwrap().to_string();
     let dir = certified("seeds", "peer-1");
@@ -40,7 +40,7 @@ fn a_seed_that_cannot_be_reached_is_told_with_the_reason() {
 }
 
 #[test]
-fn a_peer_of_another_authority_is_told_so_at_both_ends() {
+fn a_peer_of_another_authority_is_reported_at_both_ends() {
     let (dir, other) = (certified("authority", "peer-1"), certified("authority-other", "peer-2"));
     let peer = Peer::start(&write(&dir, &config("")));
     let seed = mesh_addr(&peer);
@@ -84,7 +84,7 @@ fn a_peer_that_is_ended_while_it_starts_says_goodbye() {
 }
 
 #[test]
-fn a_peer_that_joins_and_leaves_is_told_of() {
+fn a_peer_that_joins_and_leaves_is_logged() {
     let dir = certified("joins", "peer-1");
     let second = second(&dir, "20");
     let peer = Peer::start(&write(&dir, &config("")));

@@ -35,11 +35,11 @@ fn each_request_is_a_line_of_the_access_log_and_a_renamed_log_is_begun_anew() {
     let read = |file| std::fs::read_to_string(file).unwrap_or_default();
 
     ask(&peer, "/cart?token=secret", "the-first");
-    wait_until("the request is told", || read(&file).contains("the-first"));
-    let told: Value = serde_json::from_str(read(&file).trim()).unwrap();
-    assert_eq!((&told["app"], &told["way"]), (&"shop".into(), &"serve".into()), "{told}");
-    assert_eq!((&told["peer"], &told["path"]), (&"peer-1".into(), &"/cart".into()), "{told}");
-    assert!(!read(&file).contains("secret"), "{told}");
+    wait_until("the request is recorded", || read(&file).contains("the-first"));
+    let record: Value = serde_json::from_str(read(&file).trim()).unwrap();
+    assert_eq!((&record["app"], &record["way"]), (&"shop".into(), &"serve".into()), "{record}");
+    assert_eq!((&record["peer"], &record["path"]), (&"peer-1".into(), &"/cart".into()), "{record}");
+    assert!(!read(&file).contains("secret"), "{record}");
 
     std::fs::rename(&file, &old).unwrap();
     peer.signal(Signal::SIGUSR1);
@@ -52,7 +52,7 @@ fn each_request_is_a_line_of_the_access_log_and_a_renamed_log_is_begun_anew() {
 }
 
 #[test]
-fn an_access_log_that_cannot_be_opened_is_told_before_anyone_is_served() {
+fn an_access_log_that_cannot_be_opened_is_reported_before_anyone_is_served() {
     let dir = certified("access-none", "peer-1");
     let file = write(&dir, &config("[log]\naccess = 'no/such/folder/access.log'\n"));
     let (code, _, error) = crate::cli::run(&["run", "--config", crate::cli::text(&file)]);
@@ -106,15 +106,15 @@ fn an_answer_that_was_cut_off_is_found_in_the_logs_of_both_peers() {
         let answer = ask(peer, "/", &id);
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("half"), "{answer}");
         let line = peer.logged(&id);
-        let told: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(told["level"], "INFO", "{line}");
-        assert_eq!((&told["app"], &told["way"]), (&"shop".into(), &way.into()), "{line}");
-        assert_eq!((&told["peer"], &told["bytes"]), (&"peer-1".into(), &4.into()), "{line}");
-        assert!(told["reason"].as_str().is_some_and(|why| !why.is_empty()), "{line}");
+        let record: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(record["level"], "INFO", "{line}");
+        assert_eq!((&record["app"], &record["way"]), (&"shop".into(), &way.into()), "{line}");
+        assert_eq!((&record["peer"], &record["bytes"]), (&"peer-1".into(), &4.into()), "{line}");
+        assert!(record["reason"].as_str().is_some_and(|why| !why.is_empty()), "{line}");
     }
     let line = first.logged("cut-off-by-hop");
-    let told: Value = serde_json::from_str(&line).unwrap();
-    assert_eq!((&told["from"], &told["bytes"]), (&"peer-2".into(), &4.into()), "{line}");
+    let record: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&record["from"], &record["bytes"]), (&"peer-2".into(), &4.into()), "{line}");
     for peer in [&first, &second] {
         let (code, metrics) = get(&peer.admin, "/metrics");
         assert_eq!(code, 200);
@@ -139,8 +139,8 @@ fn a_log_in_json_has_no_lines_that_are_none() {
         ask(&peer, "/nowhere", "the-one");
         let line = peer.logged("GET");
         assert!(line.contains("the-one"), "{line}");
-        let told = serde_json::from_str::<Value>(&line);
-        assert_eq!(told.is_ok_and(|told| told["id"] == "the-one"), is_json, "{line}");
+        let record = serde_json::from_str::<Value>(&line);
+        assert_eq!(record.is_ok_and(|record| record["id"] == "the-one"), is_json, "{line}");
     }
 }
 

@@ -63,8 +63,8 @@ fn an_answer_in_a_coding_that_nobody_asked_for_is_not_passed_on_as_if_it_had_non
     let answer = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n{chunks}");
     let peer = Peer::start(&write(&dir, &answering(&answer, "")));
     peer.ever_logged("\"ready\"");
-    let told = asked(&peer);
-    assert!(told.starts_with("HTTP/1.1 502 ") && told.contains("app-failed"), "{told}");
+    let answer = asked(&peer);
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("app-failed"), "{answer}");
 }
 
 #[test]
@@ -74,18 +74,18 @@ fn where_a_new_version_answers_its_health_check_with_garbage_the_old_copy_serves
     let peer = Peer::start(&write(&dir, &answering(old, "version = '1'\n")));
     peer.ever_logged("\"ready\"");
     let app = || -> Value {
-        let (code, told, error) = peer.run(&["status", "--json"]);
+        let (code, printed, error) = peer.run(&["status", "--json"]);
         assert_eq!(code, 0, "{error}");
-        serde_json::from_str::<Value>(&told).unwrap()["apps"][0].clone()
+        serde_json::from_str::<Value>(&printed).unwrap()["apps"][0].clone()
     };
     assert!(asked(&peer).ends_with("old"));
     write(&dir, &answering("what is this?\r\n\r\n", "version = '2'\n"));
-    let (code, told, error) = peer.run(&["reload"]);
+    let (code, printed, error) = peer.run(&["reload"]);
     assert_eq!(code, 0, "{error}");
-    assert!(told.contains("replaced by a new copy once that is ready: shop"), "{told}");
+    assert!(printed.contains("replaced by a new copy once that is ready: shop"), "{printed}");
     let failed = peer.logged("did not start");
     assert!(failed.contains("/healthz was answered by something that is not HTTP"), "{failed}");
-    wait_until("the failed version is told", || app()["error"].is_string());
+    wait_until("the failed version is reported", || app()["error"].is_string());
     let app = app();
     assert_eq!(
         (&app["state"], &app["version"], &app["copy"]),
@@ -96,7 +96,7 @@ fn where_a_new_version_answers_its_health_check_with_garbage_the_old_copy_serves
 }
 
 #[test]
-fn a_server_that_closes_without_a_word_on_a_long_session_field_is_told_as_what_it_is() {
+fn a_server_that_closes_its_connection_on_a_long_session_field_is_reported_as_such() {
     let dir = certified("short-heads", "peer-1");
     let table =
         answering("", "session = 'portable'\n").replace("ANSWERS = \"\"", "SHORT_HEADS = '1'");

@@ -73,7 +73,7 @@ fn a_log_is_followed_until_its_reader_leaves() {
         }
     });
     // The first of these commands after the follower has connected is reported.
-    wait_until("what happens at the one is told through the other", || {
+    wait_until("the events of the one are shown through the other", || {
         first.run(&["app", "stop", "shop"]);
         first.run(&["app", "start", "shop"]);
         heard.try_iter().any(|line| line.contains("\"starting\"") && line.contains("shop"))
@@ -94,8 +94,8 @@ fn a_restart_of_an_app_that_runs_nowhere_says_so() {
         let (code, _, error) = second.run(&["app", "restart", "shop", "--mesh"]);
         code == 1 && error.contains("shop runs on no peer")
     });
-    let (code, told, error) = first.run(&["app", "restart", "shop", "--mesh"]);
-    assert_eq!((code, told.as_str()), (1, ""), "{error}");
+    let (code, printed, error) = first.run(&["app", "restart", "shop", "--mesh"]);
+    assert_eq!((code, printed.as_str()), (1, ""), "{error}");
     assert!(error.contains("shop runs on no peer, so there is nothing to restart"), "{error}");
 }
 
@@ -107,9 +107,9 @@ fn an_archive_for_a_report_holds_no_secrets() {
     let table = config(&app).replace("[admin]", &format!("[admin]\ntoken = '{token}'"));
     let peer = Peer::start(&write(&dir, &table));
     let file = dir.join("debug.tar.gz");
-    let (code, told, error) = peer.run(&["debug", "--token", token, "--out", text(&file)]);
+    let (code, printed, error) = peer.run(&["debug", "--token", token, "--out", text(&file)]);
     assert_eq!(code, 0, "{error}");
-    assert!(told.contains(text(&file)), "{told}");
+    assert!(printed.contains(text(&file)), "{printed}");
     let mut archive =
         tar::Archive::new(flate2::read::GzDecoder::new(std::fs::File::open(&file).unwrap()));
     let mut names = Vec::new();
@@ -132,9 +132,9 @@ fn an_archive_for_a_report_holds_no_secrets() {
 fn a_drain_is_waited_for_and_called_off_again() {
     let (first, second) = two("drain");
     let state = |peer: &Peer| {
-        let (code, told, error) = peer.run(&["status", "--json"]);
+        let (code, printed, error) = peer.run(&["status", "--json"]);
         assert_eq!(code, 0, "{error}");
-        serde_json::from_str::<Value>(&told).unwrap()["peer"]["state"].clone()
+        serde_json::from_str::<Value>(&printed).unwrap()["peer"]["state"].clone()
     };
     let seen_as = |expected: &str| {
         wait_until(&format!("the other peer sees it {expected}"), || {
@@ -142,13 +142,13 @@ fn a_drain_is_waited_for_and_called_off_again() {
             members.lines().any(|line| line.starts_with("peer-1") && line.contains(expected))
         });
     };
-    let (code, told, error) = first.run(&["drain", "--wait", "--timeout", "60s"]);
-    assert_eq!((code, told.as_str()), (0, "drained\n"), "{error}");
+    let (code, printed, error) = first.run(&["drain", "--wait", "--timeout", "60s"]);
+    assert_eq!((code, printed.as_str()), (0, "drained\n"), "{error}");
     assert_eq!(state(&first), "drained");
     seen_as("draining");
 
-    let (code, told, error) = first.run(&["undrain"]);
-    assert_eq!((code, told.as_str()), (0, "the peer takes traffic again\n"), "{error}");
+    let (code, printed, error) = first.run(&["undrain"]);
+    assert_eq!((code, printed.as_str()), (0, "the peer takes traffic again\n"), "{error}");
     assert_eq!(state(&first), "serving");
     seen_as("alive");
 
@@ -158,7 +158,7 @@ fn a_drain_is_waited_for_and_called_off_again() {
     assert!(error.contains("not drained within 1ms") && error.contains("undrain"), "{error}");
     assert_eq!(first.run(&["undrain"]).0, 0, "in the middle of a drain as well");
     assert_eq!(state(&first), "serving");
-    let (code, told, _) = first.run(&["drain", "--wait", "--json"]);
-    let told: Value = serde_json::from_str(&told).unwrap();
-    assert_eq!((code, &told["peer"]["state"]), (0, &"drained".into()));
+    let (code, printed, _) = first.run(&["drain", "--wait", "--json"]);
+    let printed: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!((code, &printed["peer"]["state"]), (0, &"drained".into()));
 }

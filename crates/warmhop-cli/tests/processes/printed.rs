@@ -100,10 +100,10 @@ fn run(dir: &Path, block: &str, peer: Option<&Peer>) -> String {
         command.env("WARMHOP_ADMIN", &peer.admin);
     }
     let output = command.output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{block}\n{told}\n{error}");
-    told
+    assert!(output.status.success(), "{block}\n{stdout}\n{error}");
+    stdout
 }
 
 /// A peer whose app is ready.
@@ -209,8 +209,8 @@ fn a_peer_sends_its_spans_as_it_is_printed() {
     // Its log is read as JSON; and the shell becomes the peer, so that this is what is ended.
     let script = format!("exec env {} --log json", printed.trim());
     let mut peer = Peer::from_command(&mut shell(&dir, &script));
-    let told = peer.ever_logged("spans are sent to a collector");
-    assert!(told.contains("http://127.0.0.1:4318"), "{told}");
+    let line = peer.ever_logged("spans are sent to a collector");
+    assert!(line.contains("http://127.0.0.1:4318"), "{line}");
     peer.signal(Signal::SIGTERM);
     assert!(peer.wait().success());
 }

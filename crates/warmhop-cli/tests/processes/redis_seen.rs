@@ -30,7 +30,7 @@ impl Redis {
     }
 }
 
-/// The value of a metric of this peer, with its labels; empty where it is not told.
+/// The value of a metric of this peer, with its labels; empty if it has none.
 pub(crate) fn metric(peer: &Peer, series: &str) -> String {
     let addr = peer.admin.trim_start_matches("http://");
     let mut stream = TcpStream::connect(addr).unwrap();
@@ -71,14 +71,14 @@ fn the_redis_endpoints_clients_commands_and_refusals_are_seen_from_outside() {
 
     assert_eq!(first.ask(&["CLIENT", "SETINFO", "LIB-NAME", "bookshop-client"]), "+OK");
     for _ in 0..3 {
-        let told = first.ask(&["XADD", "stream", "*", "a", "b"]);
-        assert!(told.starts_with("-ERR"), "{told}");
+        let reply = first.ask(&["XADD", "stream", "*", "a", "b"]);
+        assert!(reply.starts_with("-ERR"), "{reply}");
     }
     let refused = "{command=\"xadd\",library=\"bookshop-client\"}";
     assert_eq!(metric(&peer, &format!("warmhop_redis_not_offered_total{refused}")), "3");
-    let told = peer.logged("a Redis client sends a command that is not offered here");
-    assert!(told.contains("WARN") && told.contains("XADD"), "{told}");
-    assert!(told.contains("bookshop-client") && told.contains("docs/redis.md"), "{told}");
+    let line = peer.logged("a Redis client sends a command that is not offered here");
+    assert!(line.contains("WARN") && line.contains("XADD"), "{line}");
+    assert!(line.contains("bookshop-client") && line.contains("docs/redis.md"), "{line}");
     // All three were refused by now, and another command's line comes behind theirs.
     assert!(first.ask(&["BITOP", "AND", "a", "b"]).starts_with("-ERR"));
     let next = peer.logged("a Redis client sends a command that is not offered here");

@@ -192,7 +192,7 @@ async fn play_app() {
 fn play_answers(port: u16, answers: &str) -> ! {
     let listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
     loop {
-        // Whoever asks may have left.
+        // The client may have left.
         let Ok((mut client, _)) = listener.accept() else { continue };
         let mut head = [0; 4096];
         let read = client.read(&mut head).unwrap_or(0);

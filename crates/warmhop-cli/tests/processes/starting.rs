@@ -7,7 +7,7 @@ use crate::cli::{certified, config, outcome, run, text, warmhop, write};
 use crate::role::scratch;
 
 #[test]
-fn what_keeps_a_peer_from_starting_is_one_message_with_its_key() {
+fn a_failed_start_is_one_message_with_the_configurations_key() {
     let dir = certified("start", "peer-1");
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -106,7 +106,7 @@ fn a_log_filter_that_means_nothing_keeps_a_peer_from_starting() {
 }
 
 #[test]
-fn what_run_refuses_to_use_check_refuses_in_the_same_words() {
+fn check_refuses_what_run_refuses_in_the_same_words() {
     let (dir, other) = (certified("refuse", "peer-1"), certified("refuse-other", "peer-1"));
     let own = |name: &str| std::fs::read(dir.join("certs").join(name)).unwrap();
     let others = |name: &str| std::fs::read(other.join("certs").join(name)).unwrap();
@@ -143,7 +143,7 @@ fn what_run_refuses_to_use_check_refuses_in_the_same_words() {
 }
 
 #[test]
-fn all_that_is_missing_is_told_at_once() {
+fn everything_that_is_missing_is_reported_at_once() {
     let dir = scratch("missing");
     let tls = "tls = { cert = 'c.pem', key = 'k.pem' }\n[mesh]";
     let more = "[[app]]\nname = 'shop'\nrun = ['no-such-program']\n";

@@ -43,11 +43,11 @@ fn a_program_that_watches_gets_one_object_a_line_and_no_error_among_them() {
     assert!(said.starts_with("warmhop: no answer, trying again: "), "{said}");
     watching.kill().unwrap();
     watching.wait().unwrap();
-    let mut told = String::new();
-    watching.stdout.take().unwrap().read_to_string(&mut told).unwrap();
+    let mut printed = String::new();
+    watching.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
     let lines: Vec<Value> =
-        told.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
-    let [only] = &lines[..] else { panic!("{told}") };
+        printed.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let [only] = &lines[..] else { panic!("{printed}") };
     assert_eq!(only["peer"]["name"], "peer-1");
     assert_eq!(only["requests"], json!([{ "id": "r-1", "request": "GET /" }]));
 }

@@ -4,7 +4,7 @@
 //! The bytes between a token's version and its tag are combined, by exclusive or, with a mask that the
 //! tag and the key give: its n-th 16 bytes are the tag of `\0veil `, the token's tag and n. This is the
 //! construction of a synthetic initialization vector (RFC 5297 section 2.4) with the cookie's tag as
-//! the pseudo-random function: tokens of different contents have different masks, and whoever has the
+//! the pseudo-random function: tokens of different contents have different masks, and anyone who has the
 //! key needs nothing else to take the veil off.
 
 use alloc::vec::Vec;

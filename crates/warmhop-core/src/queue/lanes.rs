@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(lanes.next(), Lane::Here);
         lanes.took(Lane::Here, 1);
         assert_eq!(lanes.next(), Lane::Any, "not the hundred that it did not wait for");
-        // Whoever leaves and comes again has had its turn all the same.
+        // A client that leaves and comes again has had its turn all the same.
         lanes.begins(Lane::Here);
         assert_eq!(lanes.next(), Lane::Any);
     }

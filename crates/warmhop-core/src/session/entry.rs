@@ -139,7 +139,7 @@ pub struct Here<'a> {
     pub me: Incarnation,
     /// It is about to leave.
     pub draining: bool,
-    /// It began a moment ago, or stood still until then ([`Stillness`]), and may not have heard yet
+    /// It began a moment ago, or was suspended until then ([`Stillness`]), and may not have heard yet
     /// of every peer that knows of a session.
     pub newborn: bool,
     /// It hears most of the others: see [`hears_most`].
@@ -391,7 +391,7 @@ impl Errand {
     }
 
     /// Whether it has to wait until this peer hears another, or is no longer newborn. A peer that was
-    /// started a moment ago, or stood still, and hears no other yet would find that nobody knows of
+    /// started a moment ago, or was suspended, and hears no other yet would find that nobody knows of
     /// the session, and begin it beside those that do.
     #[must_use]
     pub fn must_meet(&self, here: &Here<'_>) -> bool {
@@ -443,7 +443,7 @@ impl Errand {
     /// Whether it is too old to be attempted again after an attempt of unknown outcome, of which
     /// `may_have_run` is as for [`Errand::seen`]: it may have been applied to what has ended and been
     /// forgotten since, so that nobody could tell any more. That takes `forget_grace` at least, and no
-    /// request lasts for as long unless this process stood still.
+    /// request lasts for as long unless this process was suspended.
     #[must_use]
     pub fn is_too_old(&self, may_have_run: bool, forget_grace: Duration, here: &Here<'_>) -> bool {
         let unsure = self.may_have_run || may_have_run;

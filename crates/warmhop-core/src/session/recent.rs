@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_deleted_or_over_takes_requests_of_peers_that_have_not_seen_the_latest() {
+    fn a_deleted_or_expired_session_accepts_requests_with_older_tokens() {
         let policy = policy(2, 4);
         let mut body = Body::default();
         for n in 1..=3 {
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_used_for_another_request_is_told_apart() {
+    fn a_key_used_for_another_request_is_recognized() {
         let body = apply(&Body::default(), 1, true, 1, &policy(2, 2));
         assert_eq!(look_up(&body, RequestKey([1; 16]), 2, true, None), Known::Differs);
     }

@@ -624,7 +624,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_rests_on_a_claim_whose_proposer_was_not_asked() {
+    fn a_claim_is_not_trusted_if_its_proposer_was_not_asked() {
         assert_eq!(mend_claimed(&claimed()), Mend::Ask);
         let noted = Claimed { scope: Scope::Noted, ..claimed() };
         assert_eq!(mend_claimed(&noted), Mend::Nothing);

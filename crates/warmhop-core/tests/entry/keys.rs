@@ -20,7 +20,7 @@ fn anyone(_: SessionId) -> Config {
 }
 
 #[test]
-fn a_key_whose_owner_nobody_told_of_is_looked_for() {
+fn a_key_whose_owner_nobody_named_is_looked_for() {
     let view = view();
     for key in [WRITES, READS] {
         let mut errand = Errand::by_key(POST, key);
@@ -36,7 +36,7 @@ fn a_key_whose_owner_nobody_told_of_is_looked_for() {
 }
 
 #[test]
-fn what_nobody_knows_is_an_answer_to_those_who_read_and_a_beginning_to_those_who_write() {
+fn an_unknown_key_is_absent_to_a_read_and_begun_by_a_write() {
     let view = view();
     let absent = End::Failed(Failure::Absent);
     let mut errand = Errand::by_key(POST, READS);
@@ -49,7 +49,7 @@ fn what_nobody_knows_is_an_answer_to_those_who_read_and_a_beginning_to_those_who
 }
 
 #[test]
-fn a_lost_session_of_a_key_is_told_and_not_begun_anew_in_silence() {
+fn a_lost_session_of_a_key_is_reported_and_not_silently_begun_anew() {
     let view = view();
     let lost = Failure::Lost { ran: false };
     let mut errand = Errand::by_key(POST, WRITES);
@@ -151,7 +151,7 @@ fn another_peer_is_asked_once_where_the_owner_of_a_key_is_not_heard() {
     assert!(!matches!(&step, Step::Relay { to, .. } if *to == name(2)));
     assert!(is_again(&errand.ended(End::Elsewhere(None), true, &here(&view))));
     assert!(matches!(errand.next(look, &here(&view), stays), Step::AtOwner { .. }));
-    // Whoever was asked so asks nobody in turn.
+    // A peer that is asked in this way asks nobody in turn.
     let mut errand = Errand::relayed(POST, BY_KEY);
     let step = errand.next(look, &here(&view), stays);
     assert_eq!(step, takes_over(TakeOver::OwnerSilent));
@@ -179,7 +179,7 @@ fn another_peer_is_asked_where_this_one_reaches_no_majority() {
 }
 
 #[test]
-fn what_a_deposed_owner_knew_is_pinned_for_the_attempt_that_follows() {
+fn a_deposed_owners_number_is_pinned_for_the_next_attempt() {
     let view = view();
     let asked = Asked { seen: Some(0), may_repeat: true, ..POST };
     let mut errand = Errand::by_key(asked, BY_KEY);
@@ -192,7 +192,7 @@ fn what_a_deposed_owner_knew_is_pinned_for_the_attempt_that_follows() {
 }
 
 #[test]
-fn what_is_left_of_a_lost_session_is_forgotten_but_not_what_was_begun_since() {
+fn the_remains_of_a_lost_session_are_forgotten_but_not_a_later_session() {
     let policy = SessionPolicy::default();
     let mut process = Process::default();
     let mut copy = Session::new(SID, &process);

@@ -162,7 +162,7 @@ fn a_peer_goes_on_alone_where_the_policy_says_so_or_its_copy_must_hold_everythin
 }
 
 #[test]
-fn what_has_ended_goes_on_for_as_long_as_it_is_remembered() {
+fn an_ended_session_can_be_continued_for_as_long_as_it_is_remembered() {
     let mut solo = Solo::new(alone_policy());
     let mut machine = solo.mint(SID, &[ME]);
     solo.keyed(&mut machine, 1, None);
@@ -237,7 +237,7 @@ fn a_begin_is_taken_back_by_the_attempt_that_committed_it_and_leaves_no_trace() 
         });
         assert!(released(&end), "{end:?}");
     };
-    // What another attempt began stays, and so is a repeat told.
+    // What another attempt began stays, and a repeat gets that answer.
     take_back(&mut solo, &mut machine, 2, 8);
     let end = solo.keyed(&mut machine, 1, None);
     assert!(matches!(&end, Effect::Replay { stored, .. } if *stored == begin), "{end:?}");
@@ -253,7 +253,7 @@ fn a_begin_is_taken_back_by_the_attempt_that_committed_it_and_leaves_no_trace() 
 }
 
 #[test]
-fn a_begin_makes_room_for_its_answer_and_a_repeat_of_the_begin_is_told_of_it() {
+fn a_begin_makes_room_for_its_answer_which_a_repeat_of_the_begin_gets() {
     let mut solo = Solo::new(SessionPolicy::default().with(|made| made.recent_keyed_max = 2));
     let mut machine = solo.mint(SID, &[ME]);
     for rid in [1, 2] {
@@ -363,13 +363,13 @@ fn a_peer_that_was_no_member_and_was_deposed_names_its_successor() {
     machine.note_claim(claim(4, 3));
     assert_eq!(machine.promised(), None);
     match answer_forward(Some(&machine), ME, ME, true) {
-        Forwarded::NotOwner { claim: told, .. } => assert_eq!(told, claim(4, 3)),
+        Forwarded::NotOwner { claim: named, .. } => assert_eq!(named, claim(4, 3)),
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn what_an_owner_leaves_to_the_entry_peer_did_not_run() {
+fn failures_that_the_entry_peer_handles_did_not_run() {
     assert!(is_for_entry(&Failure::Lost { ran: false }));
     assert!(is_for_entry(&Failure::WentOn { into: SID, by: ME }));
     assert!(is_for_entry(&Failure::Deposed { to: None, n: 0 }));

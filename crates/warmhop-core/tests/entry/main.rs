@@ -93,7 +93,7 @@ fn empty() -> (View, Named) {
 }
 
 #[test]
-fn what_was_never_written_begins_anew_at_once_where_its_holders_are_gone() {
+fn a_session_without_a_write_begins_anew_at_once_if_its_holders_are_gone() {
     let (view, empty) = empty();
     let mut errand = Errand::new(POST, Some(empty));
     assert_eq!(errand.next(Look::default(), &here(&view), || unreachable!()), Step::Begin);
@@ -101,7 +101,7 @@ fn what_was_never_written_begins_anew_at_once_where_its_holders_are_gone() {
 }
 
 #[test]
-fn what_may_have_been_written_does_not_begin_anew_in_silence() {
+fn a_session_that_may_have_been_written_is_not_silently_begun_anew() {
     let (view, empty) = empty();
     let begins = |asked, named, look, here: &Here<'_>| {
         Errand::new(asked, Some(named)).next(look, here, stays) == Step::Begin
@@ -181,7 +181,7 @@ fn a_request_goes_to_the_owner_that_its_token_names() {
 }
 
 #[test]
-fn what_this_peer_remembers_of_the_owner_goes_over_the_token() {
+fn this_peers_memory_of_the_owner_takes_precedence_over_the_token() {
     let view = view();
     let look = Look { owns: false, claim: claim(2, 3), ..Look::default() };
     let mut errand = Errand::new(POST, Some(named(2)));
@@ -261,15 +261,15 @@ fn a_move_is_ordered_of_the_owner_that_the_request_finds_not_only_of_whom_it_ask
 }
 
 #[test]
-fn whoever_disclaims_is_not_asked_again_for_what_is_remembered_of_it() {
+fn a_peer_that_disclaims_is_not_asked_again_because_of_old_claims() {
     let view = view();
     let here = here(&view);
-    for told in [claim(3, 3), claim(1, 3)] {
+    for claimed in [claim(3, 3), claim(1, 3)] {
         let look = Look { owns: false, claim: claim(2, 2), ..Look::default() };
         let mut errand = Errand::new(POST, Some(named(2)));
         assert_eq!(to(&errand.next(look, &here, stays)), Some(inc(2)));
-        assert!(is_again(&errand.ended(End::Elsewhere(told), true, &here)));
-        assert_eq!(to(&errand.next(look, &here, stays)), Some(inc(3)), "{told:?}");
+        assert!(is_again(&errand.ended(End::Elsewhere(claimed), true, &here)));
+        assert_eq!(to(&errand.next(look, &here, stays)), Some(inc(3)), "{claimed:?}");
     }
 }
 
@@ -295,10 +295,11 @@ fn a_session_that_went_back_to_a_peer_that_was_asked_is_followed_there_and_not_t
     let here = here(&view);
     let mut errand = Errand::new(POST, Some(named(2)));
     // p2 had handed it to p3, which has handed it back meanwhile.
-    for (asked, told) in [(2, claim(3, 3)), (3, claim(4, 2)), (2, claim(5, 3)), (3, claim(6, 4))] {
+    for (asked, claimed) in [(2, claim(3, 3)), (3, claim(4, 2)), (2, claim(5, 3)), (3, claim(6, 4))]
+    {
         let step = errand.next(Look::default(), &here, stays);
         assert_eq!(to(&step), Some(inc(asked)), "{step:?}");
-        errand.ended(End::Elsewhere(told), true, &here);
+        errand.ended(End::Elsewhere(claimed), true, &here);
     }
     assert_eq!(to(&errand.next(Look::default(), &here, stays)), Some(inc(4)));
 }
@@ -375,7 +376,7 @@ fn a_request_whose_body_is_gone_is_never_tried_again() {
 // What may run again.
 
 #[test]
-fn what_ran_with_an_unknown_outcome_is_tried_again_only_if_it_may_run_twice() {
+fn a_run_with_an_unknown_outcome_is_tried_again_only_if_it_may_run_twice() {
     let view = view();
     let here = here(&view);
     let deposed = Failure::Deposed { to: claim(3, 3), n: 0 };
@@ -397,7 +398,7 @@ fn what_ran_with_an_unknown_outcome_is_tried_again_only_if_it_may_run_twice() {
 }
 
 #[test]
-fn whoever_deposed_this_peer_is_asked_before_it_takes_over_again() {
+fn the_peer_that_deposed_this_one_is_asked_before_this_one_takes_over_again() {
     let view = view();
     let here = here(&view);
     let mut errand = Errand::new(KEYED, Some(named(2)));
@@ -411,7 +412,7 @@ fn whoever_deposed_this_peer_is_asked_before_it_takes_over_again() {
 }
 
 #[test]
-fn answers_are_told_and_not_tried_again() {
+fn answers_are_passed_on_and_not_tried_again() {
     let view = view();
     let here = here(&view);
     let failures = [
@@ -475,7 +476,7 @@ fn where_no_majority_is_left_this_peer_tries_to_go_on_alone_before_anything_else
 }
 
 #[test]
-fn what_was_said_of_a_session_is_not_believed_of_the_one_that_it_goes_on_as() {
+fn claims_about_a_session_do_not_apply_to_the_one_that_continues_it() {
     let view = view();
     let here = here(&view);
     let mut errand = Errand::new(POST, Some(named(2)));
@@ -489,15 +490,15 @@ fn what_was_said_of_a_session_is_not_believed_of_the_one_that_it_goes_on_as() {
 }
 
 #[test]
-fn a_session_that_is_lost_is_begun_anew_and_the_client_is_told_if_it_held_anything() {
+fn a_lost_session_is_begun_anew_and_the_client_learns_it_if_it_held_anything() {
     let view = view();
     let failure = Failure::Lost { ran: false };
-    for (n, told) in [(0, false), (4, true)] {
+    for (n, is_lost) in [(0, false), (4, true)] {
         let mut errand = Errand::new(POST, Some(Named { n, ..named(2) }));
         lost(&mut errand, failure, &view);
         assert!(is_again(&errand.tried_alone(failure, None, None, true, &here(&view))));
         assert_eq!(errand.next(Look::default(), &here(&view), stays), Step::Begin);
-        assert_eq!((errand.lost(), errand.forked()), (told, false));
+        assert_eq!((errand.lost(), errand.forked()), (is_lost, false));
     }
     // One that cannot be reached is not lost.
     let failure = Failure::NoMajority { ran: false };

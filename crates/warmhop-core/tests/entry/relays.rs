@@ -98,7 +98,7 @@ fn the_owner_of_two_members_commits_nothing_while_one_of_them_does_not_hear_it()
 }
 
 #[test]
-fn whoever_was_sent_the_request_of_another_owner_sends_it_on_where_it_hears_that_one() {
+fn a_peer_that_gets_a_request_for_another_owner_forwards_it_if_it_hears_that_one() {
     let view = without(&[3]);
     assert_eq!(way_on(None, inc(2), &here(&view)), Some(inc(2)));
     assert_eq!(way_on(None, inc(3), &here(&view)), None, "nor is it heard here");
@@ -145,7 +145,7 @@ fn an_owner_that_is_cut_off_from_the_members_asks_another_peer() {
 }
 
 #[test]
-fn whoever_was_asked_does_not_send_the_request_back() {
+fn a_peer_that_was_asked_does_not_send_the_request_back() {
     let view = view();
     let mut errand = asked_by(2, named(2));
     assert_eq!(errand.next(Look::default(), &here(&view), stays), takes_over(TakeOver::Unknown));
@@ -159,7 +159,7 @@ fn whoever_was_asked_does_not_send_the_request_back() {
 }
 
 #[test]
-fn what_may_have_been_applied_stays_pinned_at_the_peer_that_is_asked() {
+fn a_request_that_may_have_been_applied_stays_pinned_at_the_peer_that_is_asked() {
     assert_eq!(asked_by(5, named(2)).seen(false), None);
     let unsure = Errand::relayed_token(POST, named(2), inc(5));
     assert_eq!(unsure.seen(false), Some(4));
@@ -167,7 +167,7 @@ fn what_may_have_been_applied_stays_pinned_at_the_peer_that_is_asked() {
 }
 
 #[test]
-fn what_cannot_be_sent_again_is_refused_where_no_majority_was_found() {
+fn a_request_that_cannot_be_sent_again_is_refused_if_no_majority_was_found() {
     let none = Failure::NoMajority { ran: false };
     let view = view();
     let after = may_be_relayed().tried_alone(none, None, None, false, &here(&view));
@@ -175,7 +175,7 @@ fn what_cannot_be_sent_again_is_refused_where_no_majority_was_found() {
 }
 
 #[test]
-fn whoever_found_no_majority_asks_one_that_may() {
+fn a_peer_without_a_majority_asks_one_that_may_have_it() {
     let view = view();
     let none = Failure::NoMajority { ran: false };
     let mut errand = may_be_relayed();
@@ -191,7 +191,7 @@ fn whoever_found_no_majority_asks_one_that_may() {
 }
 
 #[test]
-fn whoever_was_asked_goes_to_the_owner_and_asks_nobody_in_turn() {
+fn a_peer_that_was_asked_goes_to_the_owner_and_asks_nobody_in_turn() {
     let mut errand = asked_by(5, named(2));
     let step = errand.next(Look::default(), &here(&view()), stays);
     assert_eq!(to(&step), Some(inc(2)), "{step:?}");
@@ -201,7 +201,7 @@ fn whoever_was_asked_goes_to_the_owner_and_asks_nobody_in_turn() {
 }
 
 #[test]
-fn whoever_was_asked_for_an_empty_session_begins_none_for_the_client_of_another() {
+fn a_peer_that_was_asked_for_an_empty_session_begins_none_for_the_client_of_another() {
     let empty = Named { n: 0, ..named(2) };
     let view = without(&[2, 3]);
     let step = asked_by(5, empty).next(Look::default(), &here(&view), stays);
@@ -285,7 +285,7 @@ fn a_register_of_two_members_is_no_more_lost_than_a_session() {
 }
 
 #[test]
-fn whoever_was_asked_tells_how_it_went_on_or_asks_the_member_that_may() {
+fn a_peer_that_was_asked_reports_the_fork_or_asks_the_member_that_may_make_it() {
     let (view, named) = of_two();
     let into = SessionId([8; 16]);
     let ended = |end, here: &Here<'_>| {
@@ -313,7 +313,7 @@ fn whoever_was_asked_tells_how_it_went_on_or_asks_the_member_that_may() {
 }
 
 #[test]
-fn whoever_was_asked_looks_on_where_the_session_is_owned_elsewhere_and_tells_all_else() {
+fn a_peer_that_was_asked_follows_the_owner_and_reports_every_other_end() {
     let view = view();
     let ended = |end, newborn| {
         let here = Here { newborn, ..here(&view) };

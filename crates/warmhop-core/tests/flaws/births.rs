@@ -122,7 +122,7 @@ fn a_peer_that_was_added_begins_keys_as_soon_as_one_that_is_settled_knows_it() {
 
 /// The danger: A and C hold tea under a key, and B, the third member, does not. D, which reached neither
 /// of the two, asked B to begin the session at B, D and E, above what A began; then D and E are started
-/// anew. Whoever takes the session over hears of that birth, and has to close it; but those who could
+/// anew. The peer that takes the session over hears of that birth, and has to close it; but those who could
 /// are gone for good. It and every peer after it would fail, and nobody could get tea any more,
 /// although its members live.
 /// The rule: where a majority of the members holds what was found, nobody closed those members for the
@@ -195,7 +195,7 @@ fn a_birth_whose_beginner_holds_nothing_of_it_came_to_nothing() {
 /// nothing of what it proposes.
 /// The rule: a peer that gave a birth up forgets that it tried, and its list of births shows that.
 #[test]
-fn a_birth_that_its_beginner_gave_up_came_to_nothing_whoever_its_members_are() {
+fn a_birth_that_its_beginner_gave_up_came_to_nothing_whichever_members_it_had() {
     let mut s = five("a birth that its beginner gave up");
     a_birth_without_b(&mut s);
     s.parts("B", "A C D E");
@@ -216,7 +216,7 @@ fn a_birth_that_its_beginner_gave_up_came_to_nothing_whoever_its_members_are() {
 /// can never be closed, D cannot tell that it proposed nothing, and nobody asks B for a promise.
 /// The rule: every peer is asked what it knows, B included, and B's answer counts at once.
 #[test]
-fn whoever_began_a_session_is_asked_what_came_of_it_by_those_who_remember_it() {
+fn the_beginner_of_a_session_is_asked_for_its_outcome_by_those_that_remember_it() {
     let mut s = five("a beginner is asked what came of it");
     s.asks_by_key("A", "change tea", "A C D");
     for other in ["B", "C", "E"] {
@@ -288,7 +288,7 @@ fn a_birth_that_made_its_beginner_the_owner_is_never_passed_over() {
 /// take what A sent for an order to forget cocoa.
 /// The rule: what was found lost is forgotten, and nothing that was begun beside the search for it.
 #[test]
-fn what_was_begun_beside_a_search_is_not_forgotten_with_what_the_search_found_lost() {
+fn a_session_begun_during_a_search_is_not_forgotten_with_the_lost_one_that_was_found() {
     let mut s = five("forgetting what was lost comes late");
     s.clock_is_off("A", 1);
     s.asks_by_key("D", "change milk", "C D E");
@@ -335,9 +335,9 @@ fn what_was_begun_beside_a_search_is_not_forgotten_with_what_the_search_found_lo
 
 /// The danger: another peer called the session lost, and its word reaches A late: A has taken it over
 /// since, and serves it. Were A to have everyone forget it now, tea would be lost indeed.
-/// The rule: whoever has the others forget a session has found it lost itself, and nothing since.
+/// The rule: a peer that has the others forget a session has found it lost itself, and nothing since.
 #[test]
-fn whoever_serves_a_session_has_nobody_forget_it_whatever_another_peer_found() {
+fn a_peer_that_serves_a_session_has_nobody_forget_it_whatever_another_peer_found() {
     let mut s = five("a late word that it is lost");
     s.asks_by_key("A", "change tea", "A B C");
     s.settles();
@@ -351,12 +351,12 @@ fn whoever_serves_a_session_has_nobody_forget_it_whatever_another_peer_found() {
     s.answered("list", "tea/A");
 }
 
-/// The danger: A looks for the session, and two of five take their time. B, C and D have told A that they
+/// The danger: A looks for the session, and two of five take their time. B, C and D have answered A that they
 /// know nothing when B begins the session, and its change is acknowledged. Then another request comes
 /// to A, waits beside the first, and gets the same answer: that there is no such session.
 /// The rule: what was answered before a request came says nothing to it; everyone is asked again.
 #[test]
-fn a_request_that_came_while_others_were_asked_is_told_nothing_older_than_itself() {
+fn a_request_that_came_while_others_were_asked_gets_no_answer_older_than_itself() {
     let mut s = five("answers that are older than the request");
     s.looks_by_key("A", "read list");
     for other in ["B", "C", "D"] {
@@ -410,7 +410,7 @@ fn answers_to_an_earlier_look_say_nothing_to_a_later_one() {
     s.answered("again", "tea/B");
 }
 
-/// The danger: as above, and what arrives late would stand for promises that nobody gave: two peers that
+/// The danger: as above, and what arrives late would count as promises that nobody gave: two peers that
 /// begin the session at once would not meet.
 /// The rule: a peer that reported that it knows nothing, before it was asked to promise, has promised
 /// nothing.

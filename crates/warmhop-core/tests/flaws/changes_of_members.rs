@@ -37,7 +37,7 @@ fn five_configurations(title: &str) -> (Stage, TokenHint) {
     s.asks("A", "change jam", "E");
     s.settles();
     s.answered("jam", "tea/A milk/D jam/E");
-    s.tell("It goes to and fro: D's ballot is higher than the first one of whoever takes it over by a token.");
+    s.tell("It goes to and fro: D's ballot is higher than the first one of a peer that takes it over by a token.");
     for (from, to) in [("A", "D"), ("D", "A"), ("A", "D")] {
         s.hands_over(from, to);
         s.settles();
@@ -199,7 +199,7 @@ fn a_token_of_long_ago_leads_to_the_newest_record() {
 /// The rule: a process that was restarted is nobody's voter, and says so; then everyone is
 /// asked whether they know of the session.
 #[test]
-fn where_all_that_a_token_names_are_gone_the_others_are_asked() {
+fn if_all_members_in_a_token_are_gone_the_other_peers_are_asked() {
     let (mut s, token) = five_configurations("all that a token names are gone");
     for name in ["A", "B", "C"] {
         s.restarts(name);
@@ -235,7 +235,7 @@ fn where_the_majority_of_today_is_gone_the_takeover_says_so() {
     s.takes_over_with("H", &token, "A B C D E F G");
     s.asks("H", "read list", "H");
     s.settles();
-    s.tell("Those that are left have promised others, and H is told of them first.");
+    s.tell("Those that are left have promised others, and H hears of them first.");
     s.sent_on("list", Some("D"));
     s.takes_over_with("H", &token, "A B C D E F G");
     s.asks("H", "read list", "H");
@@ -479,7 +479,7 @@ fn a_member_that_forgot_that_it_went_on_alone_gets_its_copy_again() {
 }
 
 /// The danger: A owned the session, was cut off, and proposed to replace C by D, which nobody agreed to.
-/// Meanwhile B took the session over and replaced A by E. A is told of the members since, as many changes
+/// Meanwhile B took the session over and replaced A by E. A learns the members since, as many changes
 /// on as its own proposal, and goes on to take that for the newer one: it counts on peers that are no members.
 /// The rule: what is open was chosen, and outlasts every seal of as many changes.
 #[test]

@@ -1,5 +1,5 @@
 //! Claims and owners: a promise says who wanted the session last, not who has it. Nobody asks for
-//! the sessions of these stories; whoever holds them has to find out by itself.
+//! the sessions of these stories; their holders have to find out by themselves.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -40,7 +40,7 @@ fn a_claimant_that_owns_nothing_is_asked_before_anyone_rests_on_its_claim() {
     s.takes_over_without_a_token("A", "B C");
     s.settles();
     s.serves("A");
-    s.tell("Now B is told of an owner that is one.");
+    s.tell("Now B learns of an owner that is one.");
     s.asks_claimant("B");
     s.settles();
     assert_eq!(s.claimant("B"), Claimant::Owns);
@@ -103,7 +103,7 @@ fn an_answer_about_one_claim_says_nothing_of_the_next() {
 /// itself among the members for as long as it keeps its copy.
 /// The rule: it is informed several times.
 #[test]
-fn a_member_that_was_replaced_is_told_more_than_once() {
+fn a_member_that_was_replaced_is_informed_more_than_once() {
     let mut s = Stage::new("a member that was replaced", "A B C D");
     s.draws("A", "A B C");
     s.asks("A", "keyed tea", "A");
@@ -125,8 +125,8 @@ fn a_member_that_was_replaced_is_told_more_than_once() {
 /// The rule: a member whose companions are gone asks everyone who the members are by now, and from then
 /// on does as those do.
 #[test]
-fn a_member_that_was_not_told_of_later_members_asks_everyone_for_them() {
-    let mut s = Stage::new("a member that was not told of later members", "A B C D E");
+fn a_member_that_missed_later_members_asks_everyone_for_them() {
+    let mut s = Stage::new("a member that missed later members", "A B C D E");
     s.draws("B", "A B C");
     s.asks("B", "keyed tea", "B");
     s.settles();
@@ -145,7 +145,7 @@ fn a_member_that_was_not_told_of_later_members_asks_everyone_for_them() {
     s.heals();
     s.settles();
     let set = |s: &Stage| s.machine("A").map(|it| it.members().to_vec()).unwrap_or_default();
-    assert!(set(&s).contains(&b) && set(&s).contains(&c), "nobody told it");
+    assert!(set(&s).contains(&b) && set(&s).contains(&c), "nobody informed it");
 
     s.asks_everyone("A", "D E");
     s.settles();
@@ -161,7 +161,7 @@ fn a_member_that_was_not_told_of_later_members_asks_everyone_for_them() {
 /// The rule: each peer reports how many sessions it knows that are short of members or of an owner, until
 /// they are repaired; sessions that cannot be repaired do not count.
 #[test]
-fn what_is_short_of_members_or_of_an_owner_is_told_until_it_is_repaired() {
+fn a_session_without_owner_or_enough_members_is_reported_until_it_is_repaired() {
     let mut s = Stage::new("short of members", "A B C D");
     s.draws("A", "A B C");
     s.asks("A", "keyed tea", "A");
@@ -195,11 +195,11 @@ fn what_is_short_of_members_or_of_an_owner_is_told_until_it_is_repaired() {
 }
 
 /// The danger: D began the session at C alone, at a higher ballot than that of A, and died. A begins it with B,
-/// and hears of that while its first change is on its way: it steps down, and its client is told that the
+/// and hears of that while its first change is on its way: it steps down, and its client learns that the
 /// outcome is unknown, although B accepts the change.
 /// The rule: a majority promised A its ballot just now. A waits for the others before it steps down.
 #[test]
-fn a_claim_of_somebody_who_is_gone_does_not_depose_whoever_begins() {
+fn a_claim_of_a_peer_that_is_gone_does_not_depose_the_beginner() {
     let mut s = late_refusal("a claim of somebody who is gone");
     s.arrives("Accept A>B");
     s.arrives("Accepted B>A");
@@ -209,8 +209,8 @@ fn a_claim_of_somebody_who_is_gone_does_not_depose_whoever_begins() {
 /// The danger: as above, but the others accept nothing either, and A waits for ever.
 /// The rule: it waits until it would send again.
 #[test]
-fn whoever_begins_waits_for_the_others_for_a_moment_only() {
-    let mut s = late_refusal("whoever begins waits for a moment only");
+fn a_beginner_waits_for_the_others_for_a_moment_only() {
+    let mut s = late_refusal("a beginner waits for a moment only");
     s.loses("Accept A>B");
     s.passes(Duration::from_secs(1));
     s.does_not_serve("A");

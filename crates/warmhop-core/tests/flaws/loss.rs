@@ -50,7 +50,7 @@ fn a_member_that_lost_its_memory_does_not_vote_as_the_one_that_it_was() {
     s.takes_over("B");
     s.asks("B", "read list", "B");
     s.settles();
-    s.tell("A is back, and tea with it. Milk, whose client was told that it may, came along.");
+    s.tell("A is back, and tea with it. Milk, whose client was warned that it may, came along.");
     s.serves("B");
     s.answered("list", "tea/C milk/A");
 
@@ -174,7 +174,7 @@ fn when_two_of_three_holders_die_at_once_it_is_said_to_be_lost() {
     s.runs("milk", 0);
     s.does_not_serve("C");
 
-    s.tell("D is told no more: first that C may own it, then that it is lost.");
+    s.tell("D hears nothing more: first that C may own it, then that it is lost.");
     let token = s.token();
     s.takes_over_with("D", &token, "A B C");
     s.settles();
@@ -207,9 +207,9 @@ fn a_change_of_members_that_nobody_can_agree_to_makes_no_session_look_alive() {
     s.does_not_serve("A");
     for name in ["A", "D"] {
         let machine = s.machine(name).expect("the change was accepted there");
-        let told = machine.deciders(|peer| s.lives(peer));
-        let living = told.iter().filter(|(_, votes)| *votes).count();
-        assert!(2 * living <= told.len(), "{name} takes it for one that goes on");
+        let deciders = machine.deciders(|peer| s.lives(peer));
+        let living = deciders.iter().filter(|(_, votes)| *votes).count();
+        assert!(2 * living <= deciders.len(), "{name} takes it for one that goes on");
     }
     s.takes_over_without_a_token("D", "A B C");
     s.asks("D", "read list", "D");
@@ -232,9 +232,9 @@ fn a_member_that_forgot_makes_no_session_look_alive() {
     s.takes_over_without_a_token("A", "B D");
     s.settles();
     s.does_not_serve("A");
-    let told = s.machine("A").expect("it holds a copy").deciders(|peer| s.lives(peer));
-    let votes = told.iter().filter(|(_, votes)| *votes).count();
-    assert_eq!((told.len(), votes), (3, 1));
+    let deciders = s.machine("A").expect("it holds a copy").deciders(|peer| s.lives(peer));
+    let votes = deciders.iter().filter(|(_, votes)| *votes).count();
+    assert_eq!((deciders.len(), votes), (3, 1));
 }
 
 /// The danger: as above, but the two are only silent; if they were taken for gone, their return

@@ -1,10 +1,10 @@
-//! The dangers that the rules of a session answer, each told as a story and played on the real
+//! The dangers that the rules of a session answer, each written as a story and played on the real
 //! machines.
 //!
 //! Every test stages one danger: peers A, B, C and so on, each with its own process, clock and
 //! machines; clients that ask for changes; messages that arrive when the story says so, twice,
 //! late or never. Its documentation says what the danger is and which rule answers it; the body
-//! is the story; what the machines did in between is told line by line. To read one:
+//! is the story; what the machines did in between is printed line by line. To read one:
 //!
 //! ```text
 //! cargo test -p warmhop-core --test flaws -- --nocapture a_deposed_owner

@@ -162,15 +162,15 @@ fn a_higher_number_of_a_lower_ballot_is_older() {
 #[test]
 fn of_two_takeovers_at_once_one_serves_and_none_answers_early() {
     let s = two_takeovers();
-    let told = s.narrative();
+    let narrative = s.narrative();
     let golden = include_str!("two_takeovers.txt");
     if std::env::var_os("TELL_ANEW").is_some() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/flaws/two_takeovers.txt");
-        std::fs::write(file, told.trim_start()).expect("the story is written down");
-    } else if told.trim() != golden.trim() {
-        let first = told.trim().lines().zip(golden.trim().lines()).find(|(is, was)| is != was);
+        std::fs::write(file, narrative.trim_start()).expect("the story is written down");
+    } else if narrative.trim() != golden.trim() {
+        let first = narrative.trim().lines().zip(golden.trim().lines()).find(|(is, was)| is != was);
         s.fail(&format!(
-            "the story is told otherwise than in two_takeovers.txt, first here: {first:?}; if it \
+            "the story differs from two_takeovers.txt, first here: {first:?}; if it \
              should be, write it down by TELL_ANEW=1"
         ));
     }
@@ -239,8 +239,8 @@ fn two_takeovers() -> Stage {
 /// neither ever does.
 /// The rule: ballots of one round are ordered by who made them, and each made only one.
 #[test]
-fn takeovers_of_the_same_round_are_told_apart() {
-    let mut s = Stage::new("takeovers of the same round are told apart", "A B C");
+fn takeovers_of_the_same_round_are_distinguished() {
+    let mut s = Stage::new("takeovers of the same round are distinguished", "A B C");
     s.draws("A", "A B C");
     s.asks("A", "change tea", "B");
     s.settles();
@@ -268,7 +268,7 @@ fn takeovers_of_the_same_round_are_told_apart() {
 /// answers that the outcome of what ran is unknown, and forwards what did not run.
 #[test]
 fn an_owner_that_stood_still_finds_itself_deposed() {
-    let mut s = Stage::new("an owner that stood still finds itself deposed", "A B C");
+    let mut s = Stage::new("an owner that was suspended finds itself deposed", "A B C");
     s.draws("A", "A B C");
     s.asks("A", "keyed tea", "A");
     s.settles();
@@ -360,7 +360,7 @@ fn a_deposed_owner_never_answers_a_read() {
     s.arrives("Promise C>A 1.A");
     s.waits("list");
     s.heals();
-    s.tell("A asks again, and is told.");
+    s.tell("A asks again, and gets the answer.");
     s.passes(std::time::Duration::from_millis(200));
     s.is_sent("Prepare A>C 1.A");
     s.settles();

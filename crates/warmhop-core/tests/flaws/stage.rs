@@ -1,4 +1,4 @@
-//! The stage: peers with real machines, messages in flight that arrive when they are told to, and
+//! The stage: peers with real machines, messages in flight that arrive when the story says so, and
 //! a narrator.
 
 mod curtain;
@@ -325,14 +325,14 @@ impl Stage {
         self.peer_mut(name).is_full = false;
     }
 
-    /// The peer stands still; what is sent to it waits.
+    /// The peer is suspended; what is sent to it waits.
     pub(crate) fn pauses(&mut self, name: &str) {
-        self.say(format!("{name} stands still"));
+        self.say(format!("{name} is suspended"));
         self.peer_mut(name).health = Health::Paused;
     }
 
     pub(crate) fn resumes(&mut self, name: &str) {
-        self.say(format!("{name} goes on where it stood"));
+        self.say(format!("{name} goes on where it was"));
         self.peer_mut(name).health = Health::Well;
     }
 
@@ -359,7 +359,7 @@ impl Stage {
         self.peer_mut(name).ahead = hours * 3_600_000;
     }
 
-    /// Time passes for everyone; whoever stands does what its timers ask for.
+    /// Time passes for every peer; those that run do what their timers ask for.
     pub(crate) fn passes(&mut self, span: Duration) {
         self.say(format!("{} pass", spoken(span)));
         self.now += u64::try_from(span.as_millis()).expect("stories are short");
@@ -399,7 +399,7 @@ impl Stage {
     }
 }
 
-/// What peers believe of the mesh. Before they are told they know nobody.
+/// What peers believe of the mesh. At first they know nobody.
 impl Stage {
     /// The peer knows the processes that run on `others` at the moment, and does not hear `silent` of
     /// them. Its own process is no young one.
@@ -483,10 +483,10 @@ impl Stage {
         self.on(owner, |machine, ctx, out| machine.reassure(ctx, out));
     }
 
-    /// The peer asks whoever claims the session whether it owns it.
+    /// The peer asks the one that claims the session whether it owns it.
     #[track_caller]
     pub(crate) fn asks_claimant(&mut self, name: &str) {
-        self.say(format!("{name} asks whoever claims the session"));
+        self.say(format!("{name} asks the peer that claims the session"));
         self.on(name, |machine, ctx, out| machine.ask_claimant(ctx.now, out));
     }
 
@@ -498,7 +498,7 @@ impl Stage {
         self.on(name, |machine, _, out| machine.locate(&peers, out));
     }
 
-    /// What the peer was told of the claim.
+    /// The answer that the peer got about the claim.
     #[track_caller]
     pub(crate) fn claimant(&self, name: &str) -> Claimant {
         self.machine(name).map_or(Claimant::Unasked, Session::claimant)
@@ -568,7 +568,7 @@ impl Stage {
     }
 }
 
-/// What clients do, and what they are told.
+/// What clients do, and the answers that they get.
 impl Stage {
     /// A client sends a request to `entry`, to be run by the app on `executor` if its turn comes:
     /// `change tea`, `keyed tea`, `keyed large tea`, `read list` or, by a method that is not safe,
@@ -629,8 +629,8 @@ impl Stage {
         self.on(entry, |machine, ctx, out| machine.enter(ctx, submit, enter, out));
     }
 
-    /// As [`Stage::asks_by_key`], for a request that makes nothing: where nobody knows of the session it
-    /// is told so.
+    /// As [`Stage::asks_by_key`], for a request that makes nothing: if nobody knows of the session, its
+    /// answer says so.
     #[track_caller]
     pub(crate) fn looks_by_key(&mut self, entry: &str, request: &str) {
         self.say(format!("{entry} looks whether anybody knows of the session"));
@@ -655,7 +655,7 @@ impl Stage {
         let (at, _) = self.attempt(name);
         let end = self.attempts[at].end.clone();
         if end != *expected {
-            self.fail(&format!("{name} should stand at {expected:?}, but stands at {end:?}"));
+            self.fail(&format!("{name} should end at {expected:?}, but is at {end:?}"));
         }
     }
 
@@ -672,7 +672,7 @@ impl Stage {
         self.say(format!("the client of {name} waits"));
     }
 
-    /// Its client was told so.
+    /// Its client learned so.
     #[track_caller]
     pub(crate) fn failed(&mut self, name: &str, failure: Failure) {
         self.ended(name, &End::Failed(failure));
@@ -689,14 +689,14 @@ impl Stage {
         self.failed(name, Failure::NoMajority { ran: false });
     }
 
-    /// Its client was told that the peer owns the session, and can tell what came of it.
+    /// Its client learned that the peer owns the session, and can tell what came of it.
     #[track_caller]
     pub(crate) fn deposed(&mut self, name: &str, by: &str) {
         let (at, _) = self.attempt(name);
         let owner = self.inc(by);
         match self.attempts[at].end.clone() {
             End::Failed(Failure::Deposed { to: Some(claim), .. }) if claim.proposer == owner => {}
-            end => self.fail(&format!("{name} should be deposed by {by}, but stands at {end:?}")),
+            end => self.fail(&format!("{name} should be deposed by {by}, but is at {end:?}")),
         }
     }
 

@@ -16,7 +16,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// see a session with tea and jam, and without milk: half of one.
 /// The rule: a peer that forgets a session remembers its stamp, and votes under it no more.
 #[test]
-fn what_was_forgotten_at_its_time_votes_no_more() {
+fn a_copy_forgotten_at_its_time_votes_no_more() {
     let mut s = Stage::new("what was forgotten at its time votes no more", "A B C");
     s.draws("A", "A B C");
     s.asks("A", "change tea", "A");
@@ -163,7 +163,7 @@ fn a_member_whose_clock_is_behind_brings_nothing_back() {
 
     s.heals();
     for entry in ["C", "A"] {
-        is_told_that_it_is_lost(&mut s, entry);
+        learns_that_it_is_lost(&mut s, entry);
     }
 }
 
@@ -187,7 +187,7 @@ fn an_owner_whose_clock_is_behind_loses_its_session_and_says_so() {
     s.settles();
     s.sent_on("list", None);
     for entry in ["A", "B"] {
-        is_told_that_it_is_lost(&mut s, entry);
+        learns_that_it_is_lost(&mut s, entry);
     }
 }
 
@@ -246,7 +246,7 @@ fn a_session_that_is_over_begins_wholly_afresh() {
     s.answered("list", "bread/B");
 }
 
-fn is_told_that_it_is_lost(s: &mut Stage, entry: &str) {
+fn learns_that_it_is_lost(s: &mut Stage, entry: &str) {
     s.takes_over(entry);
     s.settles();
     s.tell("Where another tried before, the ballot has to be higher than that one's.");
@@ -263,7 +263,7 @@ fn is_told_that_it_is_lost(s: &mut Stage, entry: &str) {
 /// The rule: once it is over, its owner writes that, and the members drop what it held; a little later
 /// it is forgotten, by its owner first, which informs D.
 #[test]
-fn what_lasts_for_a_moment_is_not_kept_for_longer() {
+fn a_short_lived_key_is_not_kept_for_longer() {
     let mut s = Stage::new("what lasts for a moment", "A B C D");
     for (name, others) in [("A", "B C D"), ("B", "A C D"), ("C", "A B D"), ("D", "A B C")] {
         s.knows(name, others, "");
@@ -297,7 +297,7 @@ fn what_lasts_for_a_moment_is_not_kept_for_longer() {
     assert!(s.machine("A").is_none(), "its owner forgets it first");
     assert!(s.machine("B").is_some() && s.machine("C").is_some());
     s.settles();
-    assert!(s.machine("D").is_none(), "D is told");
+    assert!(s.machine("D").is_none(), "D was informed");
     s.passes(6 * SECOND);
     assert!(s.machine("B").is_none() && s.machine("C").is_none(), "then its members do");
 
@@ -312,7 +312,7 @@ fn what_lasts_for_a_moment_is_not_kept_for_longer() {
 /// The rule: what was forgotten votes no more. B is alone with what it holds, and shows it to nobody:
 /// what too many have forgotten is over, and nothing that would be called lost.
 #[test]
-fn what_is_over_takes_with_it_what_was_there_before() {
+fn an_expired_key_hides_its_former_value() {
     let mut s = Stage::new("what is over takes with it what was there before", "A B C");
     s.knows("A", "B C", "");
     s.knows("B", "A C", "");
@@ -354,14 +354,14 @@ fn over_at_three(title: &str) -> Stage {
     s
 }
 
-/// The danger: the owner of what is over stands still while its members forget it, and is asked for it
-/// before it has looked at the clock. Nobody votes for what it proposes any more: its client would be
-/// told that the outcome is unknown.
+/// The danger: the owner of what is over is suspended while its members forget it, and is asked for it
+/// before it has looked at the clock. Nobody votes for what it proposes any more: its client would
+/// learn that the outcome is unknown.
 /// The rule: an owner past its time gives nobody a turn. It forgets as well, and the request goes on
 /// to begin the session anew.
 #[test]
 fn an_owner_that_stood_still_past_its_time_serves_nobody() {
-    let mut s = over_at_three("an owner that stood still past its time");
+    let mut s = over_at_three("an owner that was suspended past its time");
     s.pauses("A");
     s.passes(MINUTE + 10 * SECOND);
     assert!(s.machine("B").is_none() && s.machine("C").is_none(), "they forget it");
@@ -397,10 +397,10 @@ fn an_owner_that_is_never_idle_forgets_in_time() {
 /// over and forgotten, and begin another under the same key. A is back, with the highest ballot that
 /// anybody knows, and finds that too few of its members are left: it calls the session lost, and its key
 /// free, although jam is there for everybody else.
-/// The rule: what too many have *forgotten* is over, not lost. Whoever holds the rest of it forgets that,
+/// The rule: what too many have *forgotten* is over, not lost. A peer that holds the rest of it forgets that,
 /// and searches again.
 #[test]
-fn what_was_forgotten_is_over_and_hides_nothing_that_was_begun_since() {
+fn a_forgotten_session_hides_no_later_one() {
     let mut s = Stage::new("what was forgotten hides nothing", "A B C");
     s.knows("A", "B C", "");
     s.knows("B", "A C", "A");
@@ -536,7 +536,7 @@ fn a_member_that_hears_of_something_newer_waits_for_it() {
 /// The danger: B is gone, and nobody can tell whether it comes back. What is over is kept for as long.
 /// The rule: a majority is enough. A and C ask each other, and forget it.
 #[test]
-fn what_is_over_is_forgotten_while_a_member_is_silent() {
+fn an_expired_session_is_forgotten_while_a_member_is_silent() {
     let mut s = over_at_three("what is over is forgotten while a member is silent");
     s.crashes("B");
     s.knows("A", "B C", "B");

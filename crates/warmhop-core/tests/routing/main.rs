@@ -92,7 +92,7 @@ fn a_second_candidate_is_tried_only_after_the_first_and_then_none() {
 }
 
 #[test]
-fn a_hop_that_arrives_where_it_is_not_ready_is_told_so_and_starts_nothing() {
+fn a_hop_that_arrives_where_it_is_not_ready_is_refused_and_starts_nothing() {
     let app = AppPolicy::default();
     let p = peers(1);
     let others = [ready(&p[0])];
@@ -100,10 +100,10 @@ fn a_hop_that_arrives_where_it_is_not_ready_is_told_so_and_starts_nothing() {
         let q =
             Question { local: local(state), arrived: Arrived::ByHop, ..question(&app, &others) };
         let decision = decide(&q);
-        let Action::Refuse(Refusal::NotReadyHere { state: told, .. }) = decision.action else {
+        let Action::Refuse(Refusal::NotReadyHere { state: reported, .. }) = decision.action else {
             panic!("{decision}")
         };
-        assert_eq!((told, decision.start_here), (state, false));
+        assert_eq!((reported, decision.start_here), (state, false));
     }
 }
 
@@ -255,7 +255,7 @@ fn a_client_that_has_its_share_waits_and_is_held_back_only_where_that_alone_keep
 }
 
 #[test]
-fn whoever_comes_takes_no_place_from_those_that_wait_and_none_of_theirs_in_the_queue() {
+fn a_newcomer_takes_no_place_from_those_that_wait_and_none_of_theirs_in_the_queue() {
     let app = AppPolicy::default().with(|made| {
         made.concurrency = Some(2);
         made.waiting_max = 3;
@@ -394,7 +394,7 @@ fn a_peer_that_never_starts_the_app_asks_the_first_able_one_and_waits() {
 }
 
 #[test]
-fn what_is_paused_everywhere_is_refused_at_once_and_not_waited_for() {
+fn a_request_for_an_app_that_is_paused_everywhere_is_refused_at_once() {
     let app = AppPolicy::default();
     let never = AppPolicy::default().with(|made| made.start = StartMode::Never);
     let p = peers(2);

@@ -204,7 +204,7 @@ impl Client {
         };
         let sid = first_cookie.as_deref().and_then(sid_in);
         let before = world.before(sid);
-        // Whether an attempt before may have been applied, as far as this client was told.
+        // Whether an attempt before may have been applied, as far as this client knows.
         let mut in_doubt = false;
         for _ in 0..ATTEMPTS_MAX {
             let newest = self.state.borrow().cookie.clone();
@@ -295,7 +295,7 @@ impl Client {
             return None;
         }
         if reply.lost {
-            world.count("told lost");
+            world.count("reported lost");
         }
         let given = reply.cookie.clone().or(cookie);
         let Some(sid) = given.as_deref().and_then(sid_in) else {

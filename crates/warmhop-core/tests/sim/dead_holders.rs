@@ -25,7 +25,7 @@ pub(crate) struct Scene {
     pub(crate) come_back: bool,
 }
 
-/// How long one request took, in milliseconds, and how it ended: whether its client was told that its session is
+/// How long one request took, in milliseconds, and how it ended: whether its client learned that its session is
 /// lost.
 #[derive(Debug, Clone)]
 pub(crate) struct Wait {
@@ -97,7 +97,7 @@ fn look(world: &Rc<World>, clients: &[Rc<Client>]) -> Vec<Wait> {
     waits
 }
 
-/// Asks once, to the end; whether the client was told that its session is lost.
+/// Asks once, to the end; whether the client learned that its session is lost.
 fn ask(world: &Rc<World>, client: &Rc<Client>, at: usize, does: Does) -> Result<bool, String> {
     let end = Rc::new(RefCell::new(Err("it has no end".to_owned())));
     let (of, client, into) = (Rc::clone(world), Rc::clone(client), Rc::clone(&end));

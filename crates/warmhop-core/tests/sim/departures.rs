@@ -245,8 +245,8 @@ fn look_at_registers_of(world: &Rc<World>, node: usize, group: u64, lists: &List
     });
 }
 
-/// Of five peers two stand still for a while, one after the other, and two others leave in good order and are
-/// started again: the first as the second one stands still, the other while it still does. Nobody crashes,
+/// Of five peers two are suspended for a while, one after the other, and two others leave in good order and are
+/// started again: the first as the second one is suspended, the other while it still is. Nobody crashes,
 /// so nothing is lost.
 pub(crate) fn two_stand_still_and_two_leave(seed: u64, listening: bool) -> Report {
     let is_young = seed.is_multiple_of(3);

@@ -3,10 +3,10 @@
 //!
 //! What is promised of them, by the times at which requests were sent and answered, and by clocks that differ:
 //!
-//! * What was answered is there for whoever asks later, until its end, a deletion, or a death that nobody
+//! * What was answered is there for every later request, until its end, a deletion, or a death that nobody
 //!   promised to survive.
 //! * What has ended, was deleted or was replaced never comes back, and what was set since does not show it.
-//! * Each request takes effect once at most, and not at all where its client was told so.
+//! * Each request takes effect once at most, and not at all if the answer to its client said so.
 //! * Once all has healed, every request at every peer is answered.
 
 use std::collections::BTreeMap;
@@ -176,7 +176,7 @@ async fn demand(world: Rc<World>) {
                 [Does::Read, Does::Delete, Does::Begin, Does::Append, Does::Delete, Does::Read];
             for does in all {
                 let mut end = ask(&world, 99, node, number, does, 3_000).await;
-                // A peer that promised more to somebody who is long gone deposes whoever begins beside it,
+                // A peer that promised more to somebody who is long gone deposes a peer that begins beside it,
                 // once: what came of that request is not known, and said to be so.
                 if end == unknown {
                     world.count("unknown though healed");
@@ -288,7 +288,7 @@ struct Request {
     does: Does,
     lasts_ms: u64,
     sent: u64,
-    /// Its client was told that it did nothing.
+    /// The answer to its client says that it did nothing.
     was_refused: bool,
 }
 
@@ -306,7 +306,7 @@ struct Seen {
 type Shown = (Option<u32>, Vec<u16>);
 
 impl Register {
-    /// The client was told that the request failed.
+    /// The answer to the client says that the request failed.
     fn refused(&self, id: u16) -> Result<(), String> {
         let refused = self.requests.get(&id).is_some_and(|it| it.was_refused);
         match self.list_of.get(&id).filter(|_| refused) {

@@ -1,6 +1,6 @@
 //! A register that is used often, so that it forgets soon which requests were applied to it, and whose owner
 //! dies while a request is on its way to it. The peer that the request came to need not own the register,
-//! and cannot know what became of the request; whoever owns it next can.
+//! and cannot know the outcome of the request; the next owner can.
 
 use std::rc::Rc;
 
@@ -48,7 +48,7 @@ async fn ask_hastily(world: Rc<World>, at: usize, sid: warmhop_core::ids::Sessio
         if let Err(what) = ask(&world, 0, at, sid, Does::Append).await
             && what == forgotten
         {
-            world.violated(Some(sid), format!("a request sent just now was told: {what}"));
+            world.violated(Some(sid), format!("a request sent just now got: {what}"));
         }
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! `cargo test -p warmhop-core --test sim` runs a fixed set of seeds: what it
 //! says depends on the code alone. A million others: `SEEDS=1+1000000 cargo test --release -p warmhop-core --test sim -- --nocapture`. One
-//! seed alone, told line by line if it fails: `SEEDS=7+1`, the same way.
+//! seed alone, printed line by line if it fails: `SEEDS=7+1`, the same way.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -85,12 +85,12 @@ fn asked_for() -> Option<(u64, u64)> {
     Some((first.parse().expect("a number"), count.parse().expect("a number")))
 }
 
-/// A run by its seed; told in words if somebody listens.
+/// A run by its seed; narrated if somebody listens.
 type Run = fn(seed: u64, listening: bool) -> Report;
 
 fn run_one(seed: u64, run: impl Fn(u64, bool) -> Report) -> Result<Report, String> {
-    let told = catch_unwind(AssertUnwindSafe(|| run(seed, false)));
-    match told {
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(seed, false)));
+    match outcome {
         Ok(report) => match report.violation {
             None => Ok(report),
             Some(what) => Err(format!("{what}\n{}", tell(seed, run))),
@@ -101,8 +101,9 @@ fn run_one(seed: u64, run: impl Fn(u64, bool) -> Report) -> Result<Report, Strin
 
 /// Runs a seed again, in words.
 fn tell(seed: u64, run: impl Fn(u64, bool) -> Report) -> String {
-    catch_unwind(AssertUnwindSafe(|| run(seed, true).story))
-        .unwrap_or_else(|_| "it panics before its story is told: see the panic's own words".into())
+    catch_unwind(AssertUnwindSafe(|| run(seed, true).story)).unwrap_or_else(|_| {
+        "it panics before its story is printed: see the panic's own words".into()
+    })
 }
 
 fn run_all(seeds: &[u64], run: Run) -> BTreeMap<&'static str, u64> {
@@ -199,7 +200,7 @@ fn nothing_answered_is_lost_and_a_healed_mesh_serves_everyone() {
         "successions",
         "replayed",
         "forked",
-        "told lost",
+        "reported lost",
         "handed over",
         "below floor",
         "expired states",
@@ -209,7 +210,7 @@ fn nothing_answered_is_lost_and_a_healed_mesh_serves_everyone() {
 }
 
 #[test]
-fn what_lasts_for_a_moment_is_there_until_its_end_and_never_after() {
+fn a_short_lived_key_is_there_until_its_end_and_never_after() {
     if let Some((first, count)) = asked_for() {
         run_all(&(first..first + count).collect::<Vec<_>>(), fleeting::run);
         return;
@@ -235,7 +236,7 @@ fn what_lasts_for_a_moment_is_there_until_its_end_and_never_after() {
 }
 
 #[test]
-fn what_one_peer_holds_alone_is_not_absent_while_it_stands_still() {
+fn a_key_that_one_peer_holds_alone_is_not_absent_while_that_peer_is_suspended() {
     let scenes = [(3, 20_000), (4, 20_000), (3, 2_000), (4, 2_000)];
     for (seed, (peers, ms)) in (1..=8).flat_map(|seed| scenes.map(|scene| (seed, scene))) {
         let report = sole::run(seed, false, peers, ms);
@@ -265,7 +266,7 @@ fn a_request_sent_just_now_is_not_too_old_to_tell_where_it_does_not_reach_its_ow
 }
 
 #[test]
-fn what_has_ended_in_a_pair_is_set_again_by_the_one_that_is_left() {
+fn a_key_that_ended_in_a_pair_can_be_set_again_by_the_peer_that_is_left() {
     for seed in 1..=12 {
         for is_deleted in [false, true] {
             let report = fleeting::in_a_pair(seed, false, is_deleted);
@@ -281,7 +282,7 @@ const THREE: Scene = Scene { peers: 3, copies: 3, restarted: &[], die: &[0], com
 const FIVE: Scene = Scene { peers: 5, ..THREE };
 
 #[test]
-fn what_was_never_written_begins_anew_wherever_its_holders_are_gone() {
+fn a_session_without_a_write_begins_anew_at_any_peer_if_its_holders_are_gone() {
     let scenes = [
         THREE,
         Scene { restarted: &[1], ..THREE },
@@ -312,7 +313,7 @@ fn what_was_never_written_begins_anew_wherever_its_holders_are_gone() {
 }
 
 #[test]
-fn a_session_whose_holders_are_proven_gone_is_told_as_lost_at_once() {
+fn a_session_whose_holders_are_proven_gone_is_reported_as_lost_at_once() {
     let scenes = [
         Scene { die: &[0, 1], come_back: true, ..THREE },
         Scene { die: &[0, 1, 2], come_back: true, ..FIVE },
@@ -321,13 +322,13 @@ fn a_session_whose_holders_are_proven_gone_is_told_as_lost_at_once() {
         for seed in 1..=6 {
             let run = |listens| dead_holders::run(seed, listens, scene, Does::Append, (900, None));
             let (_, waits) = run(false);
-            let told: Vec<_> = waits.iter().flatten().filter(|it| it.end == Ok(true)).collect();
-            assert!(told.len() >= 6, "seed {seed}, {scene:?}: {waits:?}");
+            let losses: Vec<_> = waits.iter().flatten().filter(|it| it.end == Ok(true)).collect();
+            assert!(losses.len() >= 6, "seed {seed}, {scene:?}: {waits:?}");
             // The reborn know of each other only by one that was there before.
-            if let Some(late) = told.iter().find(|it| it.took_ms > 1_000) {
+            if let Some(late) = losses.iter().find(|it| it.took_ms > 1_000) {
                 let story = run(true).0.story;
                 let (at, ms) = (late.at + 1, late.took_ms);
-                panic!("seed {seed}, {scene:?}: peer-{at} told it after {ms} ms\n{story}");
+                panic!("seed {seed}, {scene:?}: peer-{at} reported it after {ms} ms\n{story}");
             }
         }
     }
@@ -377,7 +378,7 @@ fn a_peer_that_hears_nobody_acknowledges_nothing_that_it_alone_would_hold() {
 }
 
 #[test]
-fn whoever_stays_while_others_leave_in_good_order_serves_every_session_without_them() {
+fn the_peer_that_stays_serves_every_session_without_those_that_left_in_good_order() {
     for seed in 1..=24 {
         for begun_at in 0..3 {
             let report = departures::one_after_the_other(seed, false, begun_at);
@@ -391,7 +392,7 @@ fn whoever_stays_while_others_leave_in_good_order_serves_every_session_without_t
 }
 
 #[test]
-fn what_two_hold_while_the_third_is_away_outlives_one_of_them() {
+fn a_session_of_two_members_survives_one_while_the_third_is_away() {
     for seed in 1..=24 {
         for victim in 0..2 {
             let report = departures::one_away_and_one_crash(seed, false, victim);
@@ -405,7 +406,7 @@ fn what_two_hold_while_the_third_is_away_outlives_one_of_them() {
 }
 
 #[test]
-fn what_one_of_three_holds_outlives_a_crash_while_another_is_down_in_good_order() {
+fn a_session_of_three_survives_a_crash_while_another_member_is_down_in_good_order() {
     for seed in 1..=6 {
         for (begun_at, victim) in [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)] {
             for after_ms in [10, 1_000, 15_000] {
@@ -423,7 +424,7 @@ fn what_one_of_three_holds_outlives_a_crash_while_another_is_down_in_good_order(
 }
 
 #[test]
-fn whoever_stays_serves_alone_if_one_peer_crashes_just_before_another_leaves_in_good_order() {
+fn the_peer_that_stays_serves_alone_if_one_crashes_just_before_another_leaves_in_good_order() {
     for seed in 1..=6 {
         for (begun_at, victim) in [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)] {
             for after_ms in [0, 300, 1_500, 4_000] {
@@ -501,7 +502,7 @@ fn nothing_is_lost_as_two_of_five_stand_still_and_two_leave_in_good_order() {
 }
 
 #[test]
-fn whoever_stays_serves_alone_while_one_peer_is_silent_and_another_restarts_in_good_order() {
+fn the_peer_that_stays_serves_alone_while_one_is_silent_and_another_restarts_in_good_order() {
     for seed in 1..=8 {
         for (begun_at, leaver) in [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)] {
             for silent in [Silent::Dead, Silent::CutOff] {
@@ -576,7 +577,7 @@ fn one_seed_run_twice_is_one_trace() {
 }
 
 #[test]
-fn peers_that_forget_what_they_answered_are_noticed_and_the_failure_is_told_line_by_line() {
+fn peers_that_forget_what_they_answered_are_noticed_and_the_failure_is_printed_line_by_line() {
     // Not every seed lets a client come back to what was forgotten.
     const SEEDS: u64 = 24;
     let forgets_all = |seed, listening| run(seed, listening, Planted::Amnesia);
@@ -587,11 +588,11 @@ fn peers_that_forget_what_they_answered_are_noticed_and_the_failure_is_told_line
         let mut lines = failure.lines();
         let what = lines.next().unwrap_or_default().to_owned();
         assert!(!what.contains("panicked"), "{failure}");
-        let told: Vec<&str> = lines.collect();
-        assert!(told.len() > 20, "a story of {} lines: {failure}", told.len());
-        assert!(told.iter().any(|line| line.contains("everything heals")), "{failure}");
-        assert!(told.iter().any(|line| line.contains("asks peer-")), "{failure}");
-        let violation = told.iter().find(|line| line.contains("VIOLATION"));
+        let lines: Vec<&str> = lines.collect();
+        assert!(lines.len() > 20, "a story of {} lines: {failure}", lines.len());
+        assert!(lines.iter().any(|line| line.contains("everything heals")), "{failure}");
+        assert!(lines.iter().any(|line| line.contains("asks peer-")), "{failure}");
+        let violation = lines.iter().find(|line| line.contains("VIOLATION"));
         assert!(violation.is_some_and(|line| line.contains(&what[..20])), "{what}: {failure}");
     }
 }

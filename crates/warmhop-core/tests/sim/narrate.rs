@@ -55,11 +55,11 @@ impl Narrator {
         let wanted = |about: &Option<SessionId>| {
             self.about.is_none() || about.is_none() || *about == self.about
         };
-        let told: Vec<_> = self.lines.iter().filter(|(_, about, _)| wanted(about)).collect();
+        let shown: Vec<_> = self.lines.iter().filter(|(_, about, _)| wanted(about)).collect();
         let printed = std::env::var("TRACE_LINES").ok().and_then(|text| text.parse().ok());
-        let from = told.len().saturating_sub(printed.unwrap_or(PRINTED_MAX));
+        let from = shown.len().saturating_sub(printed.unwrap_or(PRINTED_MAX));
         let mut story = String::new();
-        for (now, _, line) in &told[from..] {
+        for (now, _, line) in &shown[from..] {
             let line: String = line.chars().take(LINE_CHARS_MAX).collect();
             story.push_str(&format!("{:>9.3} {line}\n", *now as f64 / 1000.0));
         }

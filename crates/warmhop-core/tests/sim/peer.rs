@@ -56,7 +56,7 @@ pub(crate) struct Peer {
     pub(crate) life: Life,
     generation: u64,
     pub(crate) born: u64,
-    /// How long its monotonic clock stood still.
+    /// How long its monotonic clock was stopped.
     pub(crate) lag: Cell<u64>,
     pub(crate) dead: Cell<bool>,
     pub(crate) draining: Cell<bool>,
@@ -273,7 +273,7 @@ impl Peer {
         )
     }
 
-    /// It notices whether it stood still.
+    /// It notices whether it was suspended.
     pub(crate) fn runs(&self) {
         let mut stillness = self.stillness.get();
         stillness.runs(self.now(), self.wall());
@@ -327,9 +327,9 @@ impl Peer {
     }
 
     /// Gossip has reported the heartbeats of others.
-    pub(crate) fn on_heartbeats(&self, told: &BTreeMap<Incarnation, u64>) {
+    pub(crate) fn on_heartbeats(&self, counts: &BTreeMap<Incarnation, u64>) {
         let now = self.now();
-        for (inc, count) in told.iter().filter(|(inc, _)| **inc != self.inc) {
+        for (inc, count) in counts.iter().filter(|(inc, _)| **inc != self.inc) {
             let known = self.heartbeats.borrow_mut().insert(*inc, *count);
             if known > Some(*count) {
                 self.heartbeats.borrow_mut().extend(known.map(|known| (*inc, known)));

@@ -5,7 +5,7 @@
 //! * An answered change is in every later answer (I4, I8), and no request is in a list twice (I6).
 //! * The lists of one session extend one another (I4): there are never two histories.
 //! * A session ends only where that was allowed: it was idle for long, or so many of its holders
-//!   were gone at once that nobody promised to keep it; and its client is told.
+//!   were gone at once that nobody promised to keep it; and its client learns of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,9 +37,9 @@ struct History {
     used_at: u64,
     /// So many holders were gone at once that it may be lost.
     may_be_lost: bool,
-    /// Requests of which a client was told that they were applied, without their answer.
+    /// Requests that were applied according to what their client learned, without their answer.
     applied: BTreeSet<u16>,
-    /// Requests of which a client was told that they were not applied, and which it did not repeat.
+    /// Requests that were not applied according to what their client learned, and that it did not repeat.
     refused: BTreeSet<u16>,
 }
 
@@ -178,7 +178,7 @@ impl World {
         may_expire: bool,
     ) -> Result<(), String> {
         if reply.forked {
-            // Whoever goes on alone by default holds every answered change.
+            // A peer that goes on alone by default holds every answered change.
             let refuses = self.knobs.policy.without_majority == WithoutMajority::Refuse;
             if let Some((known, count)) = before.answered.filter(|_| refuses && !may_expire) {
                 let reference = self.reference.borrow();
@@ -217,13 +217,13 @@ impl World {
         self.now() + 2 * SKEW_MS_MAX > before.used_at + half
     }
 
-    /// A client was told that the request was applied.
+    /// A client learned that the request was applied.
     pub(crate) fn was_applied(&self, sid: SessionId, id: u16) {
         let mut reference = self.reference.borrow_mut();
         reference.histories.entry(sid).or_default().applied.insert(id);
     }
 
-    /// A client was told that the request was not applied, and will not repeat it.
+    /// A client learned that the request was not applied, and will not repeat it.
     pub(crate) fn was_refused(&self, sid: SessionId, id: u16) {
         let mut reference = self.reference.borrow_mut();
         reference.histories.entry(sid).or_default().refused.insert(id);

@@ -3,7 +3,7 @@
 //! the answers extend one another and each holds what was answered before it was asked for: the
 //! same judge as for sessions.
 //!
-//! A fresh key is begun every few seconds, by all clients at once, whatever links are cut and whoever
+//! A fresh key is begun every few seconds, by all clients at once, whatever links are cut and whichever peer
 //! was reborn by then.
 //!
 //! It is assumed that nobody is served for so long as a process has not met half of the others since
@@ -106,7 +106,7 @@ pub(crate) async fn ask(
 }
 
 /// A peer found that a register is lost, asked for or not: that is counted and logged, and from then on its
-/// key is free, whoever is asked for it. It may only be lost after deaths that nobody promised to survive.
+/// key is free, whichever peer is asked for it. It may only be lost after deaths that nobody promised to survive.
 pub(crate) fn is_lost(world: &World, sid: SessionId) {
     if !is_register(world, sid) || !world.is_hopeless(sid) || world.noted_endangered(sid) {
         return;
@@ -117,7 +117,7 @@ pub(crate) fn is_lost(world: &World, sid: SessionId) {
     world.note_endangered(sid);
 }
 
-/// Whether those who hold what was answered, or whoever called it absent, have, in a long life, never met any
+/// Whether those that hold what was answered, or the peer that called it absent, have, in a long life, never met any
 /// of those who hold another list under the same key.
 fn is_held_by_strangers(world: &World, sid: SessionId, reply: &Reply) -> bool {
     let list_of = |bytes: &[u8]| read_list(bytes).0;

@@ -165,7 +165,7 @@ fn look_at_idle_sessions(world: &World) {
             peer.look(sid, |machine| machine.is_owner() && machine.version() > 0) == Some(true)
         };
         let owners: Vec<_> = peers.iter().filter(owns).map(|peer| peer.node).collect();
-        let told = match owners[..] {
+        let outcome = match owners[..] {
             _ if world.is_hopeless(sid) => {
                 world.count("lost sessions looked at");
                 is_known_as_lost(world, sid, &owners)
@@ -175,7 +175,7 @@ fn look_at_idle_sessions(world: &World) {
             _ => Err(format!("it has {} owners", owners.len())),
         };
         world.count("idle sessions looked at");
-        if let Err(what) = told {
+        if let Err(what) = outcome {
             world.violated(Some(sid), format!("nobody asks for it: {what}"));
             return;
         }

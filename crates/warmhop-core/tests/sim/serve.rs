@@ -731,7 +731,7 @@ impl Peer {
         self.look(sid, cut_off).flatten()
     }
 
-    /// What the peer that forwarded a request is told of how it ended here.
+    /// The outcome of a request here, for the peer that forwarded it.
     pub(crate) fn tell_entry(
         self: &Rc<Self>,
         forward: &Forward,

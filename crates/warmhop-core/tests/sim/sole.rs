@@ -11,7 +11,7 @@ use crate::run::{Report, finish, report};
 use crate::world::{To, sleep};
 
 const REGISTERS: u64 = 4;
-/// How long its holder stands still.
+/// How long its holder is suspended.
 const STOPPED_MS: [u64; 2] = [8_000, 24_000];
 
 /// `runs_for_ms`: for how long all of them have run before. In a mesh that has just begun nobody is settled.
@@ -49,7 +49,7 @@ pub(crate) fn run(seed: u64, listening: bool, peers: usize, runs_for_ms: u64) ->
                 let node = 1 + of.below(of.knobs.peers as u64 - 1) as usize;
                 let does = if of.chance(50) { Does::Read } else { Does::Begin };
                 if ask(&of, 1, node, sid, does).await.is_ok() {
-                    of.count("answered while its holder stands still");
+                    of.count("answered while its holder is suspended");
                 }
             }
             sleep(&of, To::World, 50).await;

@@ -106,7 +106,7 @@ impl Peer {
         if !matches!(effect, Effect::Send { .. }) {
             world.note(Some(sid), || format!("{} decides {effect:?}", self.me));
         }
-        let (ticket, told) = match effect {
+        let (ticket, answer) = match effect {
             Effect::Send { to, message } => {
                 outgoing.push((to, message));
                 return;
@@ -145,7 +145,7 @@ impl Peer {
             Effect::Redirect { ticket, to } => (ticket, Told::Redirect(to)),
         };
         if let Some(waiting) = entry.tickets.get(&ticket) {
-            waiting.put(told);
+            waiting.put(answer);
         }
     }
 
@@ -374,11 +374,11 @@ pub(crate) struct InLine {
 
 impl InLine {
     pub(crate) async fn next(&self) -> Told {
-        let told = self.telling.take().await.unwrap_or(Told::Redirect(None));
-        if let Told::Execute { exec, .. } = &told {
+        let answer = self.telling.take().await.unwrap_or(Told::Redirect(None));
+        if let Told::Execute { exec, .. } = &answer {
             *self.running.borrow_mut() = Some(exec.p);
         }
-        told
+        answer
     }
 
     pub(crate) fn begin(&self, executor: Incarnation) {

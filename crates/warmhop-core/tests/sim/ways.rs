@@ -38,10 +38,10 @@ impl Peer {
     /// What the others said lately of those that are suspect here.
     fn ways_to(&self, suspects: &[Incarnation]) -> BTreeMap<Incarnation, Vec<PeerId>> {
         let now = self.now();
-        let mut told = self.hears.borrow_mut();
-        told.retain(|_, (_, at)| now.since(*at) < ANSWER_WITHIN);
+        let mut reports = self.hears.borrow_mut();
+        reports.retain(|_, (_, at)| now.since(*at) < ANSWER_WITHIN);
         let mut ways: BTreeMap<Incarnation, Vec<PeerId>> = BTreeMap::new();
-        for (peer, (hears, _)) in told.iter() {
+        for (peer, (hears, _)) in reports.iter() {
             for suspect in suspects.iter().filter(|it| hears.contains(it)) {
                 ways.entry(*suspect).or_default().push(peer.clone());
             }

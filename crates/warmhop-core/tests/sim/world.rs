@@ -364,7 +364,7 @@ impl World {
         self.now.set(self.now().max(end));
     }
 
-    /// Stops a process for so long. Its monotonic clock stands still meanwhile if `clock_too`, as
+    /// Stops a process for so long. Its monotonic clock stops meanwhile if `clock_too`, as
     /// that of a virtual machine does; that of a stopped process goes on.
     pub(crate) fn pause(self: &Rc<Self>, node: usize, ms: u64, clock_too: bool) {
         let Some(peer) = self.peer(node) else { return };

@@ -332,9 +332,9 @@ mod tests {
         let response = refused.into_response();
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         let body = response.into_body().collect().await.unwrap().to_bytes();
-        let told: serde_json::Value = serde_json::from_slice(&body).unwrap();
-        assert_eq!(told["type"], "urn:warmhop:session-unreadable");
-        assert!(!told.to_string().contains("secret"), "{told}");
+        let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(problem["type"], "urn:warmhop:session-unreadable");
+        assert!(!problem.to_string().contains("secret"), "{problem}");
         assert_eq!(session.get().unwrap(), "\"secret\"");
     }
 }

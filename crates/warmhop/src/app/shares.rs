@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_takes_more_than_its_share_and_who_has_none_is_forgotten() {
+    fn no_client_takes_more_than_its_share_and_one_without_requests_is_forgotten() {
         let shares = Shares::default();
         assert!(shares.take(1, 2) && shares.take(1, 2) && shares.take(2, 2));
         assert!(!shares.take(1, 2));

@@ -84,7 +84,7 @@ impl Drop for InFlight {
         if let Some(client) = self.client {
             self.copy.shares.give_back(client);
         }
-        // Whoever is woken looks at the counts.
+        // The task that is woken looks at the counts.
         self.slot.places.freed_at(&self.slot.me, self.client);
     }
 }
@@ -285,7 +285,7 @@ impl Slot {
                 }
                 entered.client = Some(flow.client);
             }
-            // Either this sees that the copy was taken out of service meanwhile, or whoever took
+            // Either this sees that the copy was taken out of service meanwhile, or the task that took
             // it out sees the count: with the fence in `Copy::emptied` not neither.
             fence(Ordering::SeqCst);
             if self.copy.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, &copy)) {

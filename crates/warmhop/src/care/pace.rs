@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_is_slow_is_asked_for_less_until_it_keeps_up() {
+    fn a_slow_peer_is_asked_for_less_until_it_keeps_up() {
         let mut pace = Pace::new(64..=512);
         let mut bounds = Vec::new();
         for unfinished in [0, 512, 200, 100, 64, 30, 10, 0, 0, 0, 0] {

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lasts_is_warned_of_at_once_and_each_minute() {
+    fn a_lasting_problem_is_warned_of_at_once_and_each_minute() {
         let (mut watch, now) = (Watch::default(), Instant::now());
         let [one, other] = ["one", "other"].map(|name| PeerId::new(name).unwrap());
         assert!(watch.is_due(&one, now));

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn one_is_written_only_between_what_else_is_written() {
+    fn an_interim_response_is_written_only_between_others() {
         let queue = Arc::new(Queue::default());
         let io = Taking { room: 3, ..Taking::default() };
         let mut io = Interjected::new(io, Arc::clone(&queue), |_: &mut HeaderMap| {});

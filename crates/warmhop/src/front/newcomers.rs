@@ -177,7 +177,7 @@ mod tests {
     use crate::http::clients::ClientLimits;
 
     #[tokio::test]
-    async fn whoever_has_fewest_connections_is_next_and_whoever_has_most_is_turned_away() {
+    async fn the_address_with_fewest_connections_is_next_and_the_one_with_most_is_turned_away() {
         let clients = Clients::new(ClientLimits::default(), Arc::default(), Gauge::default());
         let permits = Arc::new(Semaphore::new(0));
         let mut newcomers = Newcomers::new(Arc::clone(&clients), Arc::clone(&permits), false);

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_ends_the_list() {
+    fn an_invalid_address_ends_the_list() {
         let trust = trusted(&["10.0.0.1", "2001:db8::/32"]);
         for (said, client) in [
             ("6.6.6.6, unknown, 10.0.0.1", "10.0.0.1:1"),

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn an_app_is_told_of_each_prefix_that_it_does_not_get() {
+    fn an_app_learns_each_prefix_that_its_requests_lack() {
         let mut headers = HeaderMap::new();
         tell_prefix(&mut headers, "/shop");
         assert_eq!(headers["x-forwarded-prefix"], "/shop");

@@ -93,7 +93,7 @@ mod tests {
     use crate::http::fields::{remove_hop_by_hop, remove_reserved, remove_shadows};
 
     #[test]
-    fn what_is_taken_out_of_a_message_shows_in_what_it_is_about() {
+    fn fields_that_have_to_be_removed_are_known_from_the_kinds_of_a_message() {
         let names = [
             "accept",
             "connection",

@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_clients_opened_before_the_end_is_accepted_and_nothing_after_it() {
+    async fn connections_opened_before_the_end_are_accepted_and_none_after_it() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let ends = CancellationToken::new();

@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_aside_is_polled_when_it_was_woken_and_not_else() {
+    async fn an_aside_is_polled_only_when_it_was_woken() {
         let polls = Arc::new(AtomicUsize::new(0));
         let (say, said) = tokio::sync::oneshot::channel::<u8>();
         let mut said = Box::pin(said);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_ready_at_once_or_in_time_comes_and_what_is_late_does_not() {
+    async fn an_output_in_time_is_returned_and_a_late_one_is_not() {
         const WITHIN: Duration = Duration::from_secs(1);
         assert_eq!(in_time(Duration::ZERO, std::future::ready(1)).await, Some(1));
         for (took, outcome) in [(WITHIN / 2, Some(2)), (2 * WITHIN, None)] {

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_two_readers_could_end_elsewhere_has_no_end() {
+    fn a_body_whose_end_is_ambiguous_has_no_end() {
         for (good, bad) in [
             ("", "\r\n"),
             ("", ";x\r\n"),

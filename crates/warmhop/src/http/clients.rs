@@ -550,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_sent_or_dropped_is_charged_no_more() {
+    fn bytes_that_were_read_sent_or_dropped_are_charged_no_more() {
         let clients = clients(1 << 30, 100);
         let one = clients.admit(address(1), false).unwrap();
         let account = one.account();
@@ -612,7 +612,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_is_idle_whoever_stands_still_gives_way_to_an_address_with_clearly_fewer() {
+    fn where_nobody_is_idle_a_stalled_client_gives_way_to_an_address_with_clearly_fewer() {
         let clients = clients(1 << 30, 100);
         let many: Vec<_> = (0..3).map(|_| clients.admit(address(2), false).unwrap()).collect();
         many.iter().for_each(|one| one.account().begins(0, true));
@@ -632,7 +632,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_stands_still_for_long_gives_way_to_anybody() {
+    async fn a_client_that_stalls_for_long_gives_way_to_anybody() {
         let clients = clients(1 << 30, 100);
         let both: Vec<_> = (0..2).map(|_| clients.admit(address(1), false).unwrap()).collect();
         for one in &both {

@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn what_connection_names_goes_with_it_but_never_the_host() {
+    fn fields_that_connection_names_are_removed_with_it_but_never_the_host() {
         let mut fields = headers(&[
             ("connection", "close, x-secret, host"),
             ("x-secret", "1"),
@@ -627,7 +627,7 @@ mod tests {
 
     #[test]
     fn one_length_that_is_said_several_times_is_said_once_and_another_beside_it_stays() {
-        for (said, told) in [
+        for (said, expected) in [
             (&["2, 2"] as &[_], &["2"] as &[_]),
             (&["2,2 ,\t2"], &["2"]),
             (&["2", "2"], &["2"]),
@@ -645,7 +645,7 @@ mod tests {
                 .collect();
             mend_framing(StatusCode::OK, &mut fields);
             let left: Vec<_> = fields.get_all(header::CONTENT_LENGTH).iter().collect();
-            assert_eq!(left, told, "{said:?}");
+            assert_eq!(left, expected, "{said:?}");
         }
     }
 
@@ -662,7 +662,7 @@ mod tests {
 
     #[test]
     fn a_response_that_sets_the_cookie_is_for_no_shared_cache() {
-        for (said, told) in [
+        for (said, expected) in [
             ("public, max-age=60", "max-age=60, private"),
             ("s-maxage=50", "private"),
             ("private=\"x-foo, x-bar\", max-age=1", "max-age=1, private"),
@@ -673,7 +673,7 @@ mod tests {
             let mut fields =
                 headers(&[("cache-control", said), ("cdn-cache-control", "max-age=60")]);
             set_affinity(&mut fields, "warmhop=x.y");
-            assert_eq!(fields.get_all(CACHE_CONTROL).iter().collect::<Vec<_>>(), [told]);
+            assert_eq!(fields.get_all(CACHE_CONTROL).iter().collect::<Vec<_>>(), [expected]);
             assert!(!fields.contains_key("cdn-cache-control"));
         }
         let mut fields = HeaderMap::new();

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_for_one_client_is_told_of_no_other() {
+    fn what_is_cached_for_one_client_is_used_for_no_other() {
         let (a, b) = (HeaderValue::from_static("a.example"), HeaderValue::from_static("b.example"));
         let ip = |text: &str| Some(text.parse::<IpAddr>().unwrap());
         // Each twice, and some that share a slot with another.

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_a_connection_or_to_the_mesh_is_removed() {
+    fn fields_of_the_connection_and_of_the_mesh_are_removed() {
         let queue = Arc::new(Queue::default());
         let all = fields(&[
             ("link", "</a>"),

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_is_told_of_the_end_between_two_frames_and_only_once() {
+    async fn the_close_frame_goes_between_two_frames_and_only_once() {
         let tunnels = Tunnels::default();
         let websocket = http::HeaderValue::from_static("WebSocket");
         let mut farewell = tunnels.farewell(Some(&websocket));

@@ -73,7 +73,7 @@ impl Authority {
     /// Reads an authority written by [`Authority::write`].
     ///
     /// # Errors
-    /// [`IdentityError`] names the file and the remedy.
+    /// [`IdentityError`] names the file and what is wrong with it.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self, IdentityError> {
         let dir = dir.as_ref();
         let [ca_path, key_path] = ["ca.pem", "ca-key.pem"].map(|name| dir.join(name));

@@ -31,7 +31,7 @@ impl Identity {
     /// block that `warmhop cert peer` put into `key.pem`.
     ///
     /// # Errors
-    /// [`IdentityError`] names the file and the remedy.
+    /// [`IdentityError`] names the file and what is wrong with it.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self, IdentityError> {
         Self::from_source(Source { dir: dir.as_ref().to_owned(), cookie_keys: Vec::new() })
     }

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_bound_is_told_once_and_a_new_certificate_begins_anew() {
+    fn each_bound_is_logged_once_and_a_new_certificate_begins_anew() {
         let now = SystemTime::now();
         let mut expiry = Expiry::default();
         let ends = now + DAY * 40;
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_told_at_once_and_each_day_until_there_is_another() {
+    fn the_end_is_logged_at_once_and_each_day_until_there_is_another() {
         let now = SystemTime::now();
         let mut expiry = Expiry::default();
         let ends = now + DAY;

@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_told_by_what_to_do_about_it() {
+    fn a_failure_is_classified_by_what_to_do_about_it() {
         use HandshakeFailure as Failure;
         let tls = |error: Error| {
             Failure::of_tls(&io::Error::new(io::ErrorKind::InvalidData, error)).label()

@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn how_long_ago_a_certificate_expired_is_said_in_words() {
-        let told = |ago_s| IdentityError::Expired { path: "cert.pem".into(), ago_s }.to_string();
+        let message = |ago_s| IdentityError::Expired { path: "cert.pem".into(), ago_s }.to_string();
         for (ago_s, words) in [
             (1, "expired 1 second ago"),
             (59, "expired 59 seconds ago"),
@@ -211,7 +211,11 @@ mod tests {
             (86_400, "expired 1 day ago"),
             (86_400 * 40 + 5, "expired 40 days ago"),
         ] {
-            assert!(told(ago_s).starts_with(&format!("cert.pem {words} by ")), "{}", told(ago_s));
+            assert!(
+                message(ago_s).starts_with(&format!("cert.pem {words} by ")),
+                "{}",
+                message(ago_s)
+            );
         }
         let early = IdentityError::NotYetValid { path: "cert.pem".into(), in_s: 90_000 };
         assert!(early.to_string().contains("valid only in 1 day by"), "{early}");

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_fingerprints_are_told_apart_and_read_back() {
+    fn names_and_fingerprints_are_distinguished_and_read_back() {
         let fingerprint = Fingerprint::of(b"certificate");
         let plain = fingerprint.to_string();
         let digits = plain.strip_prefix(SHA256_PREFIX).unwrap().to_ascii_uppercase();

@@ -62,7 +62,7 @@ fn names_of_clusters_that_could_break_a_uri_are_refused() {
 }
 
 #[test]
-fn what_is_written_reads_back_and_works_with_what_is_issued_in_memory() {
+fn a_written_identity_reads_back_and_works_with_one_issued_in_memory() {
     let (ca, peer) = (TempDir::new(), TempDir::new());
     let made = Authority::generate("demo").unwrap();
     made.write(&ca.0, false).unwrap();
@@ -126,7 +126,7 @@ fn with_file(identity: &Identity, at: usize, file: Vec<u8>) -> IdentityError {
 }
 
 #[test]
-fn files_that_do_not_belong_together_are_told_apart() {
+fn files_that_do_not_belong_together_are_refused_with_different_errors() {
     let authority = Authority::generate("demo").unwrap();
     let (a, b) = (authority.issue(&id("a")).unwrap(), authority.issue(&id("b")).unwrap());
     let foreign = Authority::generate("demo").unwrap();

@@ -91,11 +91,11 @@ mod tests {
             meshes.push(builder.start().await.unwrap());
         }
         let late = Instant::now() + PATIENCE;
-        let all_told = |mesh: &Mesh| {
+        let all_have_reported = |mesh: &Mesh| {
             let peers = mesh.status().peers;
             peers.len() == 2 && peers.iter().all(|it| it.alive && it.clock_ahead_ms.is_some())
         };
-        while !meshes.iter().all(all_told) {
+        while !meshes.iter().all(all_have_reported) {
             assert!(Instant::now() < late, "no peer learned the others' clocks");
             sleep(Duration::from_millis(10)).await;
         }
@@ -122,11 +122,11 @@ mod tests {
             let status = wrong.status();
             assert!((status.peer.clock_correction_ms + ahead_ms).abs() < 1_000, "{status:?}");
             assert_eq!(right.status().peer.clock_correction_ms, 0);
-            let told = |mesh: &Mesh| {
+            let clock_of = |mesh: &Mesh| {
                 let peers = mesh.status().peers;
                 peers.iter().find(|it| it.name == "c").unwrap().clock_ahead_ms.unwrap()
             };
-            assert!((told(right) - ahead_ms).abs() < 1_000, "{}", told(right));
+            assert!((clock_of(right) - ahead_ms).abs() < 1_000, "{}", clock_of(right));
             let metrics = right.metrics();
             assert!(metrics.contains("peer_clock_ahead_seconds{peer=\"c\"}"), "{metrics}");
             for mesh in &meshes {

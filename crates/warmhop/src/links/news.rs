@@ -242,22 +242,22 @@ mod tests {
     fn the_first_read_gives_all_records_and_later_ones_give_the_changes() {
         let own = own();
         own.publish_app(&shop(), copy(AppState::Starting, Some(9), 0));
-        let (all, told) = own.since(0);
+        let (all, sent_up_to) = own.since(0);
         assert_eq!(all.len(), 2);
         assert!(matches!(&all[0], News::Peer(peer) if peer.seq == 1));
-        assert_eq!(own.since(told).0, []);
+        assert_eq!(own.since(sent_up_to).0, []);
 
         own.publish_app(&shop(), copy(AppState::Ready, None, 0));
         own.publish_app(&shop(), copy(AppState::Ready, None, 2));
-        let (changed, told) = own.since(told);
+        let (changed, sent_up_to) = own.since(sent_up_to);
         assert_eq!(apps(&changed), [(3, AppState::Ready, 2)], "the latest alone");
         assert_eq!(changed.len(), 1);
         own.publish_draining(true);
         assert!(
-            matches!(&own.since(told).0[..], [News::Peer(peer)] if peer.draining && peer.seq == 2)
+            matches!(&own.since(sent_up_to).0[..], [News::Peer(peer)] if peer.draining && peer.seq == 2)
         );
         own.publish_witness(Witness { knows_more: true, young: false });
-        assert!(matches!(&own.since(told).0[..], [News::Peer(peer)] if peer.knows_more));
+        assert!(matches!(&own.since(sent_up_to).0[..], [News::Peer(peer)] if peer.knows_more));
     }
 
     #[test]
@@ -315,10 +315,10 @@ mod tests {
     fn a_raised_generation_is_in_every_record() {
         let own = own();
         own.publish_app(&shop(), copy(AppState::Ready, None, 0));
-        let (_, told) = own.since(0);
+        let (_, sent_up_to) = own.since(0);
         assert!(!own.raise_generation_above(4));
         assert!(own.raise_generation_above(5));
-        let (news, _) = own.since(told);
+        let (news, _) = own.since(sent_up_to);
         assert_eq!(news.len(), 2);
         for news in news {
             let (News::Peer(PeerNews { generation, .. }) | News::App { generation, .. }) = news;

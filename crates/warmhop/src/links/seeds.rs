@@ -397,15 +397,15 @@ mod tests {
         tokio::time::advance(PATIENCE).await;
         seeds.tried(0, Some(silent));
         assert!(seeds.lock()[0].warned.is_some(), "by then it is");
-        let told = seeds.status();
-        assert!(!told[0].reached && told[0].error.as_deref().unwrap_or("").contains("nobody"));
-        assert_eq!((told[1].reached, told[1].error.as_deref()), (false, None), "not tried yet");
+        let status = seeds.status();
+        assert!(!status[0].reached && status[0].error.as_deref().unwrap_or("").contains("nobody"));
+        assert_eq!((status[1].reached, status[1].error.as_deref()), (false, None), "not tried yet");
         seeds.tried(0, None);
         assert!(seeds.status()[0].reached);
     }
 
     #[test]
-    fn a_refusal_is_told_in_words_and_its_address_once() {
+    fn a_refusal_is_explained_and_its_address_named_once() {
         let closed = |code: quinn::VarInt| {
             let close = quinn::ApplicationClose { error_code: code, reason: Default::default() };
             let error = MeetError::Connection(ConnectionError::ApplicationClosed(close));
@@ -417,16 +417,16 @@ mod tests {
             (close_code::REFUSED, "its operator has shut out"),
             (close_code::WRONG_VERSION, "another version of the protocol"),
         ] {
-            let told = closed(code);
-            assert!(told.starts_with("127.0.0.1:7001: it ") && told.contains(part), "{told}");
+            let why = closed(code);
+            assert!(why.starts_with("127.0.0.1:7001: it ") && why.contains(part), "{why}");
         }
         let seeds = Seeds::new(&["127.0.0.1:7001".into(), "a.example:7001".into()]);
         for number in [0, 1] {
             seeds.tried(number, Some(Trouble::lasting(closed(close_code::GOODBYE))));
         }
-        let told = seeds.status();
-        assert_eq!(told[0].error.as_deref(), Some("it is shutting down"));
-        assert_eq!(told[1].error.as_deref(), Some("127.0.0.1:7001: it is shutting down"));
+        let status = seeds.status();
+        assert_eq!(status[0].error.as_deref(), Some("it is shutting down"));
+        assert_eq!(status[1].error.as_deref(), Some("127.0.0.1:7001: it is shutting down"));
     }
 
     #[tokio::test(start_paused = true)]
@@ -448,13 +448,13 @@ mod tests {
         seeds.leads_here(0, true);
         seeds.tried(0, None);
         seeds.tried(1, Some(Trouble::of_dial(addr(), &DialError::NoAnswer)));
-        let told = seeds.status();
-        assert_eq!((told.len(), told[0].seed.as_str(), told[0].reached), (1, "a:1", false));
+        let status = seeds.status();
+        assert_eq!((status.len(), status[0].seed.as_str(), status[0].reached), (1, "a:1", false));
         // Its name leads to others as well by now.
         seeds.leads_here(0, false);
         seeds.tried(0, None);
-        let told = seeds.status();
-        assert_eq!((told.len(), told[0].seed.as_str(), told[0].reached), (2, "me:1", true));
+        let status = seeds.status();
+        assert_eq!((status.len(), status[0].seed.as_str(), status[0].reached), (2, "me:1", true));
     }
 
     #[tokio::test(start_paused = true)]
@@ -468,8 +468,8 @@ mod tests {
         seeds.changed().await;
         let new = seeds.to_follow();
         assert_eq!((new.len(), new[0].number, new[0].name.as_str()), (1, 2, "c:1"));
-        let told = seeds.status();
-        assert_eq!((told[0].reached, told[1].reached, told.len()), (false, true, 2));
+        let status = seeds.status();
+        assert_eq!((status[0].reached, status[1].reached, status.len()), (false, true, 2));
         assert!(a.gone.is_cancelled() && !b.gone.is_cancelled());
         // The task that tried the former seed reports nothing about the new one.
         seeds.change(&named(&["a:1"]));
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_cannot_mend_itself_is_told_at_once_and_each_minute() {
+    async fn a_lasting_problem_is_logged_at_once_and_each_minute() {
         let seeds = Seeds::new(&["a:1".into()]);
         let trouble = Trouble::unresolved("no such host");
         seeds.tried(0, Some(trouble.clone()));

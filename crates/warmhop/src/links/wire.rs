@@ -727,7 +727,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_peer_says_of_itself_has_bounds() {
+    fn a_peers_news_about_itself_is_bounded() {
         assert!(is_presentable(&peer_news()));
         let bad: [fn(&mut PeerNews); 6] = [
             |peer| peer.incarnation = inc(1),

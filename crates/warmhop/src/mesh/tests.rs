@@ -102,11 +102,14 @@ async fn a_peer_that_others_hear_and_that_cannot_be_reached_is_named_wherever_on
     };
     let (far, addr) = astray("far", StartMode::AtBoot).await;
     let (near, _) = astray("near", StartMode::Never).await;
-    let told = || near.status().peers.into_iter().find(|it| it.name == "far");
-    eventually("it is unlinked", || told().is_some_and(|it| it.state == "unlinked")).await;
-    let told = told().unwrap();
+    let far_peer = || near.status().peers.into_iter().find(|it| it.name == "far");
+    eventually("it is unlinked", || far_peer().is_some_and(|it| it.state == "unlinked")).await;
+    let far_peer = far_peer().unwrap();
     let why = format!("nobody answers at {addr}");
-    assert!(told.alive && told.unlinked.as_ref().is_some_and(|it| it.contains(&why)), "{told:?}");
+    assert!(
+        far_peer.alive && far_peer.unlinked.as_ref().is_some_and(|it| it.contains(&why)),
+        "{far_peer:?}"
+    );
     let metrics = near.metrics();
     assert!(metrics.contains("warmhop_peers{state=\"unlinked\"} 1"), "{metrics}");
     let linked = near.status().peers.into_iter().find(|it| it.name == "hub").unwrap();
@@ -131,8 +134,9 @@ async fn turned_away(session: SessionMode) {
     let entry = peer(&authority, "entry", "a", Some(&near), never).await;
     let serves = |on: &Mesh, version: &str| {
         let serves = |it: &AppNews| it.version.as_ref().is_some_and(|it| it.as_str() == version);
-        let told = believed(&entry, on);
-        told.is_some_and(|it| serves(&it) && it.state == warmhop_core::view::AppState::Ready)
+        let believed_peer = believed(&entry, on);
+        believed_peer
+            .is_some_and(|it| serves(&it) && it.state == warmhop_core::view::AppState::Ready)
     };
     let reached = |on: &Mesh| {
         let name = on.status().peer.name;
@@ -158,7 +162,7 @@ async fn turned_away(session: SessionMode) {
         generation: node
             .net
             .own_news_of(&shop())
-            .and_then(|told| match told {
+            .and_then(|kind| match kind {
                 News::App { generation, .. } => Some(generation),
                 News::Peer(_) => None,
             })

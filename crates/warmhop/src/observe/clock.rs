@@ -471,8 +471,8 @@ mod tests {
         let asked = clock.now();
         let machine = BEGAN_MS + asked.0;
         passes(std::slice::from_ref(clock), round_trip_ms).await;
-        let told = WallTime(machine.checked_add_signed(ahead_ms).unwrap());
-        clock.heard(&PeerId::new(peer).unwrap(), asked, told);
+        let reported = WallTime(machine.checked_add_signed(ahead_ms).unwrap());
+        clock.heard(&PeerId::new(peer).unwrap(), asked, reported);
     }
 
     #[tokio::test(start_paused = true)]
@@ -525,7 +525,7 @@ mod tests {
             let off = off_ms(&clock[0], 50 + MINUTE_MS);
             assert!(off <= 1_001, "set by {by_ms} ms: {off} ms off after a minute");
             let correction = clock[0].correction_ms() + by_ms;
-            assert!(correction.abs() <= 1_001, "it is told how far off it is: {correction}");
+            assert!(correction.abs() <= 1_001, "it learns how far off it is: {correction}");
             // It is set right again, and nothing happens.
             set(&clock[0], -by_ms);
             passes(&clock, MINUTE_MS).await;

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_scraped_is_what_was_counted() {
+    fn a_scrape_shows_what_was_counted() {
         let durations = Durations::default();
         for took in [300, 700, 800, 20_000_000] {
             durations.observe(Duration::from_micros(took));

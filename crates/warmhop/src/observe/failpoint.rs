@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_refused_and_the_points_are_named() {
+    fn an_invalid_failpoint_is_refused_and_the_error_names_the_valid_ones() {
         let wrong = ["seal", "seal.after", "seal.after=panic@1", "seal.after=kill@0", "x=kill@1"];
         for part in wrong {
             let error = parse(&format!("open.after=kill@1,{part}")).unwrap_err();

@@ -134,7 +134,7 @@ mod tests {
         [(app, Totals { requests, failed, heads })].into_iter()
     }
 
-    fn told(
+    fn intervals(
         keeper: &Keeper,
         seconds: u64,
         requests: u64,
@@ -151,7 +151,7 @@ mod tests {
         keeper.turn(Duration::from_secs(10), counted(5, 0));
         keeper.turn(Duration::from_secs(20), counted(5, 0));
         keeper.turn(Duration::from_secs(30), counted(12, 2));
-        let all = told(&keeper, 34, 15, 2);
+        let all = intervals(&keeper, 34, 15, 2);
         assert_eq!(all, [(24_000, 10_000, 5, 0), (4_000, 10_000, 7, 2), (0, 4_000, 3, 0)]);
         let history = keeper.tell(Duration::from_secs(34), counted(15, 2));
         assert_eq!(history.apps["shop"][1].heads[3], 7);
@@ -159,14 +159,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_older_than_ten_minutes_is_forgotten() {
+    fn intervals_older_than_ten_minutes_are_dropped() {
         let keeper = Keeper::default();
         keeper.turn(Duration::from_secs(10), counted(5, 0));
         keeper.turn(Duration::from_secs(20), counted(9, 0));
-        assert_eq!(told(&keeper, 600, 9, 0).len(), 2);
-        assert_eq!(told(&keeper, 610, 9, 0), [(590_000, 10_000, 4, 0)]);
+        assert_eq!(intervals(&keeper, 600, 9, 0).len(), 2);
+        assert_eq!(intervals(&keeper, 610, 9, 0), [(590_000, 10_000, 4, 0)]);
         keeper.turn(Duration::from_secs(900), counted(9, 0));
-        assert_eq!(told(&keeper, 900, 9, 0), []);
+        assert_eq!(intervals(&keeper, 900, 9, 0), []);
     }
 
     #[test]
@@ -174,6 +174,6 @@ mod tests {
         let keeper = Keeper::default();
         keeper.turn(Duration::from_secs(10), counted(5, 0));
         keeper.turn(Duration::from_secs(700), std::iter::empty());
-        assert_eq!(told(&keeper, 710, 5, 0), []);
+        assert_eq!(intervals(&keeper, 710, 5, 0), []);
     }
 }

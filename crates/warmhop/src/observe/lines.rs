@@ -67,11 +67,11 @@ mod tests {
 
     #[test]
     fn of_many_at_once_some_are_logged_and_the_next_line_has_the_number_of_the_others() {
-        let (mut told, now) = (Told::default(), Instant::now());
-        let logged = (0..50).filter(|_| told.line(now).is_some()).count();
+        let (mut lines, now) = (Told::default(), Instant::now());
+        let logged = (0..50).filter(|_| lines.line(now).is_some()).count();
         assert_eq!(logged as u32, MAX);
-        assert_eq!(told.line(now + WITHIN), Some(50 - u64::from(MAX)));
-        assert_eq!(told.line(now + WITHIN), Some(0));
+        assert_eq!(lines.line(now + WITHIN), Some(50 - u64::from(MAX)));
+        assert_eq!(lines.line(now + WITHIN), Some(0));
     }
 
     #[test]

@@ -42,11 +42,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn anybody_is_told_when_and_neither_how_often_nor_why_not() {
+    fn the_public_progress_has_the_time_and_neither_failures_nor_reasons() {
         let eta = Some(Duration::from_secs(3));
         let failed = Progress { state: "failed", eta, elapsed: eta, failures: 3, retry: eta };
-        let told = Progress { state: "starting", eta, elapsed: None, failures: 0, retry: None };
-        assert_eq!(failed.for_anybody(), told);
+        let expected = Progress { state: "starting", eta, elapsed: None, failures: 0, retry: None };
+        assert_eq!(failed.for_anybody(), expected);
         assert_eq!(Progress { state: "ready", ..failed }.for_anybody().state, "ready");
     }
 }

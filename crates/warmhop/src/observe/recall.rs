@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_wait_is_told_from_its_first_decision_to_its_last() {
+    fn a_long_wait_is_recorded_from_its_first_decision_to_its_last() {
         let traces = Arc::new(Traces::new());
         let id = RequestId::new("long").unwrap();
         let peer = PeerId::new("one").unwrap();

@@ -46,7 +46,7 @@ impl Node {
         call.waits.may_wait_there.then_some(left.min(TURN_WITHIN))
     }
 
-    /// Waits for a place at the copy here. Whoever gets one holds it before it tells its entry peer.
+    /// Waits for a place at the copy here. A request that gets one holds it before its entry peer hears of it.
     pub(super) async fn wait_at_door(
         &self,
         door: &Door<'_>,

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_of_ids_is_bounded_and_believed_for_a_while() {
+    fn the_table_of_ids_is_bounded_and_its_entries_expire() {
         let (peer, incarnation) = (PeerId::new("one").unwrap(), Incarnation([1; 16]));
         let holder = Holder { peer, incarnation, version: None, taken: WallTime(0) };
         let learnt = Known { holder, version: 1 };

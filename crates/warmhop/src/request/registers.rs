@@ -364,7 +364,7 @@ impl Registers {
     }
 
     /// The peers' lists, from a position on. All peers are asked for the same part: at least one
-    /// peer that holds a key has its newest change, whoever owns it at the time, but nobody knows
+    /// peer that holds a key has its newest change, whichever peer owns it at the time, but nobody knows
     /// which. If sessions have several copies, at least two peers hold every acknowledged change,
     /// so that one peer may stay silent.
     async fn list_everywhere(

@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_clock_went_back_whoever_saw_the_restart_knows() {
+    fn where_a_clock_went_back_the_peers_that_saw_the_restart_know() {
         let mut dead = Dead::new(life("a", 50));
         dead.lives(life("b", 20), None);
         dead.lives(life("b", 5), Some(life("b", 20)));

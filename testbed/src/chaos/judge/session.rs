@@ -161,7 +161,7 @@ impl<'a> Seen<'a> {
                 ));
             } else {
                 verdict.disordered += 1;
-                verdict.tell(format!("{who}: operation {after} stands before operation {before}"));
+                verdict.tell(format!("{who}: operation {after} comes before operation {before}"));
             }
         }
     }

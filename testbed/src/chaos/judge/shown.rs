@@ -48,11 +48,11 @@ impl Verdict {
             )?;
         }
         if !self.failpoints.is_empty() {
-            let told = self.failpoints.iter();
-            let told: Vec<String> =
-                told.map(|(point, (times, done))| format!("{point} {done}/{times}")).collect();
+            let points = self.failpoints.iter();
+            let points: Vec<String> =
+                points.map(|(point, (times, done))| format!("{point} {done}/{times}")).collect();
             writeln!(f, "\n  failpoints, ended there / armed")?;
-            for line in told.chunks(4) {
+            for line in points.chunks(4) {
                 writeln!(f, "  {}", line.join("   "))?;
             }
         }

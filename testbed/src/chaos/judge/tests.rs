@@ -87,7 +87,7 @@ fn a_history_with_answers_missing_holds() {
 }
 
 #[test]
-fn what_is_planted_is_found_and_named() {
+fn a_planted_violation_is_found_and_named() {
     let cases: [(&str, Vec<Attempt>, [u64; 5]); 7] = [
         (
             "an acknowledged append is gone",
@@ -144,7 +144,7 @@ fn what_is_planted_is_found_and_named() {
         let verdict = judged(attempts, Vec::new());
         assert!(!verdict.holds(), "{what}");
         assert_eq!(counts(&verdict), expected, "{what}: {verdict}");
-        assert!(!verdict.examples.is_empty(), "{what} is told");
+        assert!(!verdict.examples.is_empty(), "{what} is shown");
     }
 }
 
@@ -204,7 +204,7 @@ fn the_time_without_an_answer_is_from_the_first_attempt_to_it() {
 }
 
 #[test]
-fn what_no_fault_allows_is_unexplained_whatever_was_done_near_it() {
+fn a_failure_that_no_fault_explains_is_unexplained_even_next_to_one() {
     let refused = |status| {
         let seen = Outcome::Refused { status, problem: String::new(), lost: false, forked: false };
         attempt(0, Operation::Read, (150, 160), seen)
@@ -346,7 +346,7 @@ fn the_quick_check_agrees_with_one_that_tries_every_order() {
 }
 
 #[test]
-fn what_clients_of_keys_and_idle_sessions_went_through_breaks_a_run_too() {
+fn violations_at_keys_and_idle_sessions_fail_a_run_too() {
     let win = |client, value: &str| KeyOperation {
         client,
         key: "lock".to_owned(),
@@ -362,15 +362,15 @@ fn what_clients_of_keys_and_idle_sessions_went_through_breaks_a_run_too() {
     assert_eq!((verdict.keys, verdict.keys_broken), ((1, 2), 1));
     assert!(!verdict.holds() && verdict.to_string().contains("no order explains key lock"));
 
-    let told = "peer-1: nothing".to_owned();
-    let orphan = Orphan { key: "shop/1".to_owned(), thread: ME, fault: 0, at: 30, told };
+    let reports = "peer-1: nothing".to_owned();
+    let orphan = Orphan { key: "shop/1".to_owned(), thread: ME, fault: 0, at: 30, reports };
     let verdict = judge(&History { idle: 1, orphans: vec![orphan], ..History::default() });
     assert_eq!(verdict.orphaned, 1);
     assert!(!verdict.holds(), "{verdict}");
 }
 
 #[test]
-fn what_was_never_written_cannot_be_lost_whatever_was_done() {
+fn a_session_without_a_write_is_never_lost() {
     let lost = |number, began| {
         let problem = "urn:warmhop:session-lost".to_owned();
         let outcome = Outcome::Refused { status: 503, problem, lost: true, forked: false };

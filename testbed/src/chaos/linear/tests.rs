@@ -46,7 +46,7 @@ fn finding(operations: &[KeyOperation]) -> Finding {
 }
 
 #[test]
-fn what_some_order_explains_is_accepted() {
+fn a_history_with_a_valid_order_is_accepted() {
     let delete = |span, came| operation(span, Asked::Delete, came);
     let accepted: [&[KeyOperation]; 8] = [
         &[],
@@ -61,7 +61,7 @@ fn what_some_order_explains_is_accepted() {
         // Read before its writer was answered, and by a reader who began later not before that.
         &[set((0, 100), "a", done()), get((10, 20), Some("a")), get((30, 40), Some("a"))],
         &[count((0, 10), 2), count((0, 10), 1), get((11, 12), Some("2"))],
-        // What nobody was told about may take effect late, or never.
+        // What nobody got an answer for may take effect late, or never.
         &[
             set((0, 1), "a", done()),
             set((2, 3), "b", unknown()),
@@ -89,7 +89,7 @@ fn what_some_order_explains_is_accepted() {
 }
 
 #[test]
-fn what_no_order_explains_is_rejected() {
+fn a_history_without_a_valid_order_is_rejected() {
     let refused = Came::Refused { error: "TRYAGAIN".to_owned() };
     let rejected: [&[KeyOperation]; 9] = [
         // Two winners.
@@ -113,7 +113,7 @@ fn what_no_order_explains_is_rejected() {
         // A count twice over, and one left out.
         &[count((0, 10), 1), count((0, 10), 1)],
         &[count((0, 1), 1), count((2, 3), 3)],
-        // Nobody wrote it; or it was written although the client was told that it was not.
+        // Nobody wrote it; or it was written although the answer to its client said that it was not.
         &[get((0, 1), Some("a"))],
         &[set((0, 1), "a", refused), get((2, 3), Some("a"))],
         // Two transactions on one value that both go through.

@@ -242,10 +242,10 @@ def socketio():
                 manager = sio.AsyncRedisManager(url(port))
                 server = sio.AsyncServer(async_mode="asgi", client_manager=manager)
 
-                async def told(message, *, at=len(servers), **_):
+                async def count_emit(message, *, at=len(servers), **_):
                     heard.append((at, message["event"], message["data"]))
 
-                manager._handle_emit = told
+                manager._handle_emit = count_emit
                 manager.set_server(server)
                 manager.initialize()
                 servers.append(manager)

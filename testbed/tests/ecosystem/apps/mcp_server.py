@@ -17,10 +17,10 @@ async def ready(request):
 
 @server.tool()
 async def note(text: str, context: Context) -> str:
-    """Remembers it, and says all that it was told in this session."""
-    told = said.setdefault(id(context.session), [])
-    told.append(text)
-    return " ".join(told)
+    """Remembers it, and answers with all that came in this session."""
+    remembered = said.setdefault(id(context.session), [])
+    remembered.append(text)
+    return " ".join(remembered)
 
 
 server.run(transport="streamable-http")

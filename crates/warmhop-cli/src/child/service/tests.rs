@@ -408,10 +408,10 @@ async fn a_request_that_was_half_answered_or_may_change_something_is_not_sent_ag
 /// A body, and whether anybody has polled it.
 fn watched_body() -> (Body, Arc<AtomicBool>) {
     let asked = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&asked);
+    let was_asked = Arc::clone(&asked);
     let mut bytes = Some(Bytes::from_static(b"body"));
     let stream = futures_util::stream::poll_fn(move |_| {
-        told.store(true, Ordering::SeqCst);
+        was_asked.store(true, Ordering::SeqCst);
         Poll::Ready(bytes.take().map(|bytes| Ok::<_, BoxError>(Frame::data(bytes))))
     });
     (Body::new(StreamBody::new(stream)), asked)
@@ -552,7 +552,7 @@ async fn until_stalled(taken: &[Arc<AtomicUsize>]) {
 
 #[tokio::test]
 async fn clients_that_do_not_read_stall_nobody_else_of_an_app_of_http_2() {
-    let (tell, told) = std::sync::mpsc::sync_channel(STREAMS_MAX as usize);
+    let (tell, sender) = std::sync::mpsc::sync_channel(STREAMS_MAX as usize);
     let (mut service, accepted) = h2_server(move |request: Request<Incoming>| {
         let body = match request.uri().path() {
             "/endless" => {
@@ -571,7 +571,7 @@ async fn clients_that_do_not_read_stall_nobody_else_of_an_app_of_http_2() {
         for _ in 0..stalled {
             unread.push(service.call(get("/endless")).await.unwrap());
         }
-        taken.extend(told.try_iter());
+        taken.extend(sender.try_iter());
         until_stalled(&taken).await;
         let response = service.call(get("/")).await.unwrap();
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
@@ -700,7 +700,7 @@ async fn a_request_that_changes_something_is_lost_on_no_connection_that_the_app_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn what_an_app_did_not_take_when_it_left_is_sent_again_whatever_the_method() {
+async fn a_request_that_a_stopping_app_did_not_accept_is_sent_again_whatever_its_method() {
     let (listener, service) = listener_of(Protocol::H2).await;
     tokio::spawn(async move {
         loop {
@@ -767,7 +767,7 @@ fn answer_first(stream: &mut std::net::TcpStream) {
 }
 
 #[tokio::test]
-async fn what_an_app_said_as_it_left_is_heard_though_the_connection_was_reset() {
+async fn the_last_words_of_an_app_are_read_though_the_connection_was_reset() {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let mut service = ChildService::new(listener.local_addr().unwrap().port(), Protocol::H2);
     let (acked, has_acked) = oneshot::channel();

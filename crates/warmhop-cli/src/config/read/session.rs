@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_it_is_said_with_its_place() {
+    fn a_mistake_in_the_session_table_is_reported_with_its_place() {
         for (session, said) in [
             ("{ by = { query = 'sid' } }", ":6:11: app.x.session.pinned: the table does not say"),
             ("{ pinned = false }", ":6:22: app.x.session.pinned: a table is for pinned sessions"),

@@ -105,7 +105,7 @@ fn filled(text: &str, variable: Variable<'_>) -> Result<String, (String, String)
         };
         let Some(found) = variable(name) else {
             let remedy = format!(
-                "set {name} where the peer is started, or write the value here; $${{ stands for \
+                "set {name} where the peer is started, or write the value here; $${{ is written for \
                  ${{ itself"
             );
             return Err((format!("the variable {name} is not in the environment"), remedy));

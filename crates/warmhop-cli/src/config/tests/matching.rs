@@ -56,16 +56,16 @@ fn a_match_that_can_be_none_is_refused() {
         ("match = [{ pat = '/x' }]", ":6:12: app.x.match[0].pat: there is no such key"),
         ("strip_prefix = '/x'", ":6:16: app.x.strip_prefix: \"/x\" is not valid"),
     ] {
-        let told = parse(&app("x", keys)).unwrap_err();
-        assert!(told.iter().any(|problem| problem.contains(expected)), "{keys}: {told:?}");
+        let reported = parse(&app("x", keys)).unwrap_err();
+        assert!(reported.iter().any(|problem| problem.contains(expected)), "{keys}: {reported:?}");
     }
 }
 
 #[test]
 fn two_apps_that_claim_the_same_requests_are_refused_and_no_others() {
-    let told = |one: &str, other: &str| {
+    let reported = |one: &str, other: &str| {
         let both = app("x", &format!("match = {one}")) + &app("y", &format!("match = {other}"));
-        parse(&both).err().map(|told| told.join("\n"))
+        parse(&both).err().map(|reported| reported.join("\n"))
     };
     for (one, other, expected) in [
         (
@@ -85,15 +85,15 @@ fn two_apps_that_claim_the_same_requests_are_refused_and_no_others() {
             ":10:9: app.y.match: line 6 gives the app x the same requests: host *.a, path /;",
         ),
     ] {
-        let told = told(one, other).unwrap();
-        assert!(told.contains(expected), "{one} {other}: {told}");
+        let reported = reported(one, other).unwrap();
+        assert!(reported.contains(expected), "{one} {other}: {reported}");
     }
     for (one, other) in [
         ("{ host = '*.a' }", "{ host = 'b.a' }"),
         ("{ host = 'a' }", "{ path = '/' }"),
         ("[{ path = '/a' }, { path = '/b' }]", "{ path = '/a/b' }"),
     ] {
-        assert_eq!(told(one, other), None, "{one} {other}");
+        assert_eq!(reported(one, other), None, "{one} {other}");
     }
     assert!(parse(&app("x", "match = [{ path = '/' }, { path = '/' }]")).is_ok(), "its own");
 }

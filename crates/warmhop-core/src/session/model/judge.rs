@@ -47,7 +47,7 @@ pub(super) fn fell(before: &Peer, after: &Peer) -> Option<Violation> {
         return violation(Invariant::PromisesRise, how);
     }
     let at = |record: &Option<crate::session::message::Record>| record.as_ref().map(|it| it.p);
-    // It was told to forget that, and votes there no more.
+    // Another peer had it forget that, and it votes there no more.
     let retired = is.accepted.is_none()
         && was.accepted.as_ref().is_some_and(|record| record.cfg.now.stamp <= is.low);
     if at(&was.accepted) > at(&is.accepted) && !retired {

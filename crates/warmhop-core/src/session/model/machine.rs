@@ -102,7 +102,7 @@ impl Tables {
         let proposes =
             peer.session.proposing().filter(|it| Some(*it) != before.session.proposing());
         let proposes = proposes.cloned();
-        // By itself, after its time, or because it was told to.
+        // By itself, after its time, or because another peer asked it to.
         let stamp = before.session.copy.stamp_hi;
         let forgets = stamp > peer.session.copy.stamp_hi;
         if forgets {

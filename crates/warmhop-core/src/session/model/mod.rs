@@ -4,7 +4,7 @@
 //! is loss, duplication, reordering and delay. A crash is silence, a restart another incarnation.
 //! Time does not pass; losing patience is an event like any other. Where a session lasts for a moment
 //! the clock moves on at any time, for all peers at once, and each looks at it whenever it likes: one that
-//! stands still, or is cut off, does so late. The state of a session is the
+//! is suspended, or cut off, does so late. The state of a session is the
 //! list of the requests applied, so that the history is directly visible.
 //!
 //! # What it assumes, and what makes it true
@@ -19,13 +19,13 @@
 //!   process. A machine that is restored from a snapshot of its memory breaks this.
 //! * **Views.** For births by key, the setup gives each peer's first beliefs about the mesh, which may
 //!   differ in any way from peer to peer (too few, too many, silent or not), and which do not change.
-//!   Of any two beginners one knows two peers that the other knows: `Roll` asks whoever an answer
+//!   Of any two beginners one knows two peers that the other knows: `Roll` asks every peer that an answer
 //!   names, and counts seeds that were never met as missed.
 //! * **Rebirths** are known to everyone who takes part before it is asked, or to nobody: in truth within
 //!   a gossip round, by the first answer, or from the peer that remembers the former life
 //!   (`View::note_former`). Former lives that left in good order are taken for others: of these one may
 //!   be a witness, as of three holders two had to leave before one holds anything alone.
-//! * **Whoever stands still** acts late on what it was sent, which is one of the orders. That it may
+//! * **A peer that is paused** acts late on what it was sent, which is one of the orders. That it may
 //!   believe what it saw before in the meantime is not modelled: it counts as newborn until it has
 //!   heard somebody (`Stillness`).
 //! * **Leavers** vote until their processes end, and are struck off by a change of members like any

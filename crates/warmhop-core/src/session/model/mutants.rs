@@ -1,5 +1,5 @@
 //! One test for each fault that the check has to notice: the invariant that breaks, by one of the
-//! shortest traces, told step by step.
+//! shortest traces, printed step by step.
 
 use std::println;
 
@@ -96,13 +96,13 @@ const REPEAT: Setup =
     Setup { attempts: &[KEYED_1, KEYED_2, KEYED_1], keyed_max: 1, ..Setup::PLAIN };
 
 #[test]
-fn what_is_forgotten_of_the_requests_raises_a_floor() {
+fn forgetting_requests_raises_the_floor() {
     let setup = Setup { name: "no floor", ..REPEAT };
     caught(setup, Some(Mutant::NoFloor), Invariant::Once);
 }
 
 #[test]
-fn what_a_client_has_seen_is_pinned_for_its_repeats() {
+fn the_number_in_a_clients_token_is_pinned_for_its_repeats() {
     let setup = Setup { name: "seen not pinned", unpinned: true, ..REPEAT };
     caught(setup, None, Invariant::Once);
 }
@@ -273,7 +273,7 @@ fn a_takeover_goes_above_the_ballot_that_the_session_was_drawn_with() {
 }
 
 #[test]
-fn what_a_key_names_is_begun_by_asking_first() {
+fn a_session_named_by_a_key_is_begun_only_after_asking_the_others() {
     let setup = Setup { name: "beginning without a prepare", ..begun_twice_under_one_key() };
     caught(setup, Some(Mutant::BeginUnprepared), Invariant::ChosenExtend);
 }
@@ -303,20 +303,20 @@ fn of_those_who_are_known_one_may_be_missed() {
 }
 
 #[test]
-fn whoever_was_reborn_is_no_witness() {
+fn a_reborn_peer_is_no_witness() {
     let setup = Setup { name: "a reborn witness", ..begun_beside_the_reborn() };
     caught(setup, Some(Mutant::RebornWitness), Invariant::ChosenExtend);
 }
 
 #[test]
-fn whoever_was_reborn_is_no_witness_beside_the_one_that_may_hold_it_alone() {
+fn a_reborn_peer_is_no_witness_beside_the_one_that_may_hold_it_alone() {
     let setup =
         Setup { name: "two reborn witnesses", ..begun_beside_the_one_that_holds_it_alone() };
     caught(setup, Some(Mutant::RebornWitness), Invariant::ChosenExtend);
 }
 
 #[test]
-fn whoever_is_young_is_no_witness_before_one_that_is_settled_vouches_for_it() {
+fn a_young_peer_is_no_witness_before_a_settled_one_vouches_for_it() {
     let setup = Setup { name: "a young witness", ..begun_beside_the_young() };
     caught(setup, Some(Mutant::YoungWitness), Invariant::ChosenExtend);
 }

@@ -14,9 +14,9 @@ pub(super) struct Outvoted {
 
 impl Session {
     /// Whether a new owner waits for the others to choose its first proposal, although `from` has promised
-    /// `by`. A majority promised this peer's ballot just now, and nothing higher before: whoever asked for
+    /// `by`. A majority promised this peer's ballot just now, and nothing higher before: the peer that asked for
     /// `by` may be long gone, and own nothing. Until it is time to send again, it waits; then it steps down.
-    /// An owner that had something chosen may have stood still since, and steps down at once.
+    /// An owner that had something chosen may have been suspended since, and steps down at once.
     pub(in crate::session) fn holds_out(&mut self, from: Incarnation, by: Ballot) -> bool {
         let Role::Owner(owner) = &mut self.role else { return false };
         if by <= owner.b || owner.chosen.is_some() || owner.work.proposal.is_none() {

@@ -10,7 +10,7 @@ use crate::view::{Liveness, PeerBelief, View};
 /// How long a peer may have been silent for one that leaves to wait for it.
 const SILENT_FOR_A_WHILE: Duration = Duration::from_secs(60);
 
-/// The peers that are silent, and may be heard again: one that stood still, or was cut off.
+/// The peers that are silent, and may be heard again: one that was suspended, or cut off.
 #[must_use]
 pub fn silent_for_a_while(view: &View, now: Now) -> BTreeSet<Incarnation> {
     let silent = |belief: &PeerBelief| {

@@ -120,8 +120,8 @@ mod tests {
     #[test]
     fn one_that_is_gone_for_good_is_struck_off_after_a_while() {
         let view = met(&[2]);
-        let told = looks(&view, &owned(&[2, 3]), &[3], &[60, 69, 70]);
-        assert_eq!(told, [Mend::Later, Mend::Later, strikes(3)]);
+        let planned = looks(&view, &owned(&[2, 3]), &[3], &[60, 69, 70]);
+        assert_eq!(planned, [Mend::Later, Mend::Later, strikes(3)]);
         let silent = looks(&view, &owned(&[2, 3]), &[], &[60, 70, 100]);
         assert_eq!(silent, [Mend::Nothing; 3], "it may only be cut off");
         let without_majority = looks(&met(&[]), &owned(&[2, 3]), &[3], &[60, 70]);
@@ -151,8 +151,8 @@ mod tests {
     fn one_that_is_silent_is_left_out_with_one_that_leaves() {
         let leaving = met_leaving(&[2], &[2]);
         let both = Mend::LeaveOut([peer(2), peer(3)]);
-        let told = looks(&leaving, &owned(&[2, 3]), &[], &[60, 62, 63]);
-        assert_eq!(told, [Mend::Later, Mend::Later, both]);
+        let planned = looks(&leaving, &owned(&[2, 3]), &[], &[60, 62, 63]);
+        assert_eq!(planned, [Mend::Later, Mend::Later, both]);
         // The vote of the one that leaves is not to be had.
         let voteless = Held { voteless: [peer(2)].into(), ..owned(&[2, 3]) };
         assert_eq!(looks(&leaving, &voteless, &[], &[60, 63]), [Mend::Nothing; 2]);

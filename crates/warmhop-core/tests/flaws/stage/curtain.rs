@@ -235,7 +235,7 @@ impl Stage {
             Effect::Redirect { ticket, to } => {
                 let request = self.name_of(ticket);
                 let to = to.map(|claim| claim.proposer);
-                let whom = to.map_or("whoever takes it over".into(), life_name);
+                let whom = to.map_or("the peer that takes it over".into(), life_name);
                 self.say(format!("  {name} sends {request} on to {whom}"));
                 self.attempts[ticket.0 as usize - 1].end = End::SentOn(to);
             }
@@ -299,7 +299,7 @@ impl Stage {
         let peer = &self.peers[&name];
         match peer.health {
             Health::Well => {}
-            Health::Paused => panic!("{name} stands still and hears nothing"),
+            Health::Paused => panic!("{name} is suspended and hears nothing"),
             Health::Down => {
                 self.say("  nobody is there");
                 return;
@@ -501,9 +501,9 @@ impl Stage {
     pub(super) fn fits(&self, packet: &Packet, pattern: &str) -> bool {
         let line = self.words_of(packet);
         let mut asked = pattern.split(' ');
-        let mut told = line.split(' ');
-        asked.by_ref().take(2).eq(told.by_ref().take(2)) && {
-            let rest = told.collect::<Vec<_>>().join(" ");
+        let mut words = line.split(' ');
+        asked.by_ref().take(2).eq(words.by_ref().take(2)) && {
+            let rest = words.collect::<Vec<_>>().join(" ");
             asked.all(|word| rest.contains(word))
         }
     }

@@ -25,12 +25,12 @@ const ACTS = {
   pause: "Stop the copy on this peer and start none, whatever is asked, until it is resumed",
   resume: "Let copies start on this peer again",
 };
-// In which order the states of copies are told.
+// In which order the states of copies are listed.
 const ORDER = ["ready", "starting", "stopping", "failed", "paused", "cold"];
 
 let token = sessionStorage.getItem("warmhop-token");
-// What the peer told last, when, and what time it was there.
-let told = null, toldAt = 0, peerTime = 0;
+// The peer's last status, when it came, and what time it was there.
+let current = null, statusAt = 0, peerTime = 0;
 // Whether it tells at this moment; what is wrong otherwise.
 let live = false, problem = "", rejected = false;
 // The stream that is listened to, when it was last heard, and what ends the pause before the next.
@@ -39,7 +39,7 @@ let held = false, recent = [];
 const lately = new Map();
 const rates = { served: [], hopped: [], received: [] };
 let before = null;
-// The hops between all peers: what each told it sent, and how many a second that is.
+// The hops between all peers: how many each has sent, and how many a second that is.
 const sent = new Map(), hopRates = new Map();
 const OTHERS_EVERY_MS = 2000, OTHERS_MAX = 24;
 const HISTORY_EVERY_MS = 5000;
@@ -133,7 +133,7 @@ function measure(status) {
   for (const app of status.apps) {
     const known = lately.get(app.name);
     if (!known || app.requests.served !== known.served) {
-      lately.set(app.name, { served: app.requests.served, at: known ? toldAt : -Infinity });
+      lately.set(app.name, { served: app.requests.served, at: known ? statusAt : -Infinity });
     }
   }
 }
@@ -151,7 +151,7 @@ function drawRates() {
   }
 }
 
-// What a peer told of the hops it sent, by its own clock.
+// The hops that a peer has sent, by its own clock.
 function measureHops(status) {
   const from = status.peer.name, now = { at: status.peer.uptime_ms, started: status.peer.incarnation, to: new Map(status.peers.map((peer) => [peer.name, peer.hops_sent])) };
   const earlier = sent.get(from);
@@ -168,7 +168,7 @@ function measureHops(status) {
 async function ask(path, within, others) {
   const names = others.filter((peer) => peer.state === "alive" || peer.state === "draining").slice(0, OTHERS_MAX).map((peer) => peer.name);
   const paths = names.map((name) => `/v1/peers/${encodeURIComponent(name)}${path}`);
-  const told = await Promise.all([path, ...paths].map(async (each) => {
+  const answers = await Promise.all([path, ...paths].map(async (each) => {
     try {
       const reply = await fetch(each, { headers: headers(), signal: AbortSignal.timeout(within) });
       return reply.ok ? await reply.json() : null;
@@ -176,17 +176,17 @@ async function ask(path, within, others) {
       return null;
     }
   }));
-  return told.filter((each) => each !== null);
+  return answers.filter((each) => each !== null);
 }
 
 async function askOthers() {
-  if (!live || document.hidden || !told) return;
-  for (const status of await ask("/v1/status", OTHERS_EVERY_MS, told.peers)) measureHops(status);
+  if (!live || document.hidden || !current) return;
+  for (const status of await ask("/v1/status", OTHERS_EVERY_MS, current.peers)) measureHops(status);
 }
 
 async function askHistory() {
-  if (!live || document.hidden || !told) return;
-  const all = await ask("/v1/history", HISTORY_EVERY_MS, told.peers);
+  if (!live || document.hidden || !current) return;
+  const all = await ask("/v1/history", HISTORY_EVERY_MS, current.peers);
   if (!all.length) return;
   history = { ...mergeHistories(all), peers: all.length };
   drawHistory();
@@ -248,11 +248,11 @@ function drawHistory() {
 }
 
 function drawPicture() {
-  if (!told) return;
-  const list = columns(told);
-  const all = allApps(told);
+  if (!current) return;
+  const list = columns(current);
+  const all = allApps(current);
   const peers = list.map((column) => {
-    const state = column.here ? (live ? told.peer.state : "no answer") : column.peer.state;
+    const state = column.here ? (live ? current.peer.state : "no answer") : column.peer.state;
     const apps = all.map((app) => ({ app, copy: copyOf(column, app) })).filter(({ copy }) => copy.state !== null).map(({ app, copy }) => {
       const gone = copy.elapsed ?? 0, whole = gone + (copy.eta ?? 0);
       return { name: app.name, state: copy.state, kind: KINDS[copy.state] ?? "", progress: whole > 0 ? Math.min(.97, gone / whole) : null };
@@ -278,8 +278,8 @@ function columns(status) {
 // What a peer tells of an app; `state` is null where it has none of that name.
 function copyOf(column, app) {
   if (!column.here) {
-    const told = column.peer.copies[app.name];
-    return { peer: column.name, state: column.peer.apps[app.name] ?? null, eta: told?.eta_ms ?? null, inFlight: told?.in_flight ?? 0, version: told?.version, waiting: 0, suspect: column.peer.state === "suspect" };
+    const copy = column.peer.copies[app.name];
+    return { peer: column.name, state: column.peer.apps[app.name] ?? null, eta: copy?.eta_ms ?? null, inFlight: copy?.in_flight ?? 0, version: copy?.version, waiting: 0, suspect: column.peer.state === "suspect" };
   }
   const own = app.own;
   if (!own) return { peer: column.name, here: true, state: null, inFlight: 0, waiting: 0 };
@@ -309,8 +309,8 @@ function drawCopy(box, app, copy) {
     }
     bar.eta = copy.eta ?? null;
     bar.here = copy.here;
-    bar.told = performance.now();
-    if (copy.elapsed != null) bar.began = bar.told - copy.elapsed;
+    bar.since = performance.now();
+    if (copy.elapsed != null) bar.began = bar.since - copy.elapsed;
   } else if (bar) {
     bar.remove();
   }
@@ -366,7 +366,7 @@ function drawOthers(cell, app, others) {
   if (!details) {
     details = make("details", null, "others");
     details.append(make("summary"), document.createElement("ul"));
-    details.addEventListener("toggle", () => { if (told) drawApps(told); });
+    details.addEventListener("toggle", () => { if (current) drawApps(current); });
     cell.append(details);
   }
   const groups = ORDER.flatMap((state) => {
@@ -402,7 +402,7 @@ function drawProgress() {
       say(small, `for ${span(now - bar.began)}${bar.here ? "; its first start here" : ""}`);
       continue;
     }
-    const left = Math.max(0, bar.eta - (now - bar.told)), gone = now - bar.began;
+    const left = Math.max(0, bar.eta - (now - bar.since)), gone = now - bar.began;
     bar.shown = Math.max(bar.shown, Math.min(97, 100 * gone / Math.max(1, gone + left)));
     bar.firstElementChild.style.width = `${bar.shown}%`;
     bar.setAttribute("aria-valuenow", String(Math.round(bar.shown)));
@@ -501,7 +501,7 @@ function drawPeers(status) {
   });
 }
 
-// The decision that a request came to. A refusal and the starting page are told as a problem after
+// The decision that a request came to. A refusal and the starting page are recorded as a problem after
 // that.
 function decision(trace) {
   const [last, previous] = trace.steps.filter((step) => WORDS[step.what]).reverse();
@@ -583,7 +583,7 @@ function drawRecent() {
 
 // By the peer's clock, which this machine's need not agree with.
 function drawAges() {
-  const now = peerTime + performance.now() - toldAt;
+  const now = peerTime + performance.now() - statusAt;
   for (const item of byId("recent").children) {
     say(item.querySelector(".at"), ago(now - item.trace.at_unix_ms));
   }
@@ -594,20 +594,20 @@ const isRead = () => byId("recent").querySelector("details[open]") !== null || b
 
 // The status itself changes only when it is another: it is read out.
 function drawLine() {
-  const lost = told !== null && !live, line = byId("line");
+  const lost = current !== null && !live, line = byId("line");
   document.body.classList.toggle("stale", lost);
   line.parentElement.className = `line ${live ? "live" : problem ? "lost" : ""}`;
   const again = "Trying again.";
   if (live) say(line, "Live");
   else if (!problem) say(line, "Connecting …");
-  else if (told) say(line, `Connection lost: ${problem}. ${again}`);
+  else if (current) say(line, `Connection lost: ${problem}. ${again}`);
   else say(line, rejected || !byId("ask").hidden ? `${problem}.` : `No answer: ${problem}. ${again}`);
-  say(byId("age"), lost ? `This is what it was ${ago(performance.now() - toldAt)}.` : "");
-  if (!told) return;
-  const state = live ? told.peer.state : problem ? "no answer" : "…";
+  say(byId("age"), lost ? `This is what it was ${ago(performance.now() - statusAt)}.` : "");
+  if (!current) return;
+  const state = live ? current.peer.state : problem ? "no answer" : "…";
   setPill(byId("state"), state);
   setPill(byId("peers").tBodies[0].rows[0].cells[1].firstElementChild, state);
-  const name = clean(told.peer.name);
+  const name = clean(current.peer.name);
   const title = live || !problem ? `${name} – warmhop` : `no answer – ${name} – warmhop`;
   if (document.title !== title) document.title = title;
 }
@@ -621,7 +621,7 @@ function certificates(peer, now) {
 
 function draw(news) {
   const { status } = news;
-  [told, toldAt, peerTime] = [status, performance.now(), news.now_unix_ms];
+  [current, statusAt, peerTime] = [status, performance.now(), news.now_unix_ms];
   [live, problem, rejected] = [true, "", false];
   measure(status);
   measureHops(status);
@@ -668,7 +668,7 @@ async function act(app, button) {
 
 async function drain() {
   const does = byId("drain").dataset.act;
-  if (does === "drain" && !confirm(`${clean(told.peer.name)} gives its sessions to other peers and takes no new clients, until this is called off. Drain it?`)) return;
+  if (does === "drain" && !confirm(`${clean(current.peer.name)} gives its sessions to other peers and takes no new clients, until this is called off. Drain it?`)) return;
   await post(`/v1/${does}`, byId("drain"));
 }
 
@@ -688,7 +688,7 @@ function askForToken() {
   rejected ||= Boolean(token);
   token = null;
   sessionStorage.removeItem("warmhop-token");
-  told = null;
+  current = null;
   byId("ask").hidden = false;
   byId("main").hidden = true;
   if (document.activeElement === document.body) byId("token").focus();
@@ -729,10 +729,10 @@ async function forEver() {
       continue;
     }
     try {
-      const before = toldAt;
+      const before = statusAt;
       await listen();
       // The peer closes each stream after a while; whether it still answers shows at once.
-      if (toldAt !== before) continue;
+      if (statusAt !== before) continue;
       throw new Error("the peer closed the stream");
     } catch (error) {
       live = false;
@@ -746,7 +746,7 @@ async function forEver() {
 
 // A connection that dies without a word would be read from for ever.
 function watchOver() {
-  if (stream && performance.now() - heardAt > STALE_MS) stream.abort(new Error(`it has told nothing for ${STALE_MS / 1000} s`));
+  if (stream && performance.now() - heardAt > STALE_MS) stream.abort(new Error(`no event for ${STALE_MS / 1000} s`));
 }
 
 // A browser has six connections to one origin for all its tabs: one that nobody looks at keeps none.
@@ -773,7 +773,7 @@ byId("hold").addEventListener("click", () => {
   byId("hold").setAttribute("aria-pressed", String(held));
 });
 addEventListener("resize", () => {
-  if (told) drawApps(told);
+  if (current) drawApps(current);
   drawScrolls();
 });
 setInterval(() => { watchOver(); drawProgress(); drawAges(); drawLine(); }, DRAW_MS);

@@ -4,10 +4,10 @@
 const { mergeHistories, quantile, traffic } = (() => {
 // One bin of each app for each interval, the newest first. The intervals of peers do not begin
 // together, so each is spread over the bins that it lies in.
-function mergeHistories(told) {
-  const { interval_ms: width, intervals_max: length, bounds_ms: bounds } = told[0];
+function mergeHistories(histories) {
+  const { interval_ms: width, intervals_max: length, bounds_ms: bounds } = histories[0];
   const apps = new Map();
-  const same = told.filter((each) => each.interval_ms === width && each.bounds_ms.length === bounds.length);
+  const same = histories.filter((each) => each.interval_ms === width && each.bounds_ms.length === bounds.length);
   for (const { apps: ofPeer } of same) {
     for (const [name, intervals] of Object.entries(ofPeer)) {
       if (!apps.has(name)) apps.set(name, Array.from({ length }, () => ({ requests: 0, failed: 0, heads: bounds.map(() => 0).concat(0) })));

@@ -267,16 +267,16 @@ async fn every_route_answers_as_the_contract_says() {
     for (path, noted) in
         [("/v1/apps/shop/start", "start shop"), ("/v1/apps/shop/stop", "stop shop")]
     {
-        let (status, _, told) = ask(&router, request(Method::POST, path, &[LOCAL])).await;
+        let (status, _, answer) = ask(&router, request(Method::POST, path, &[LOCAL])).await;
         assert_eq!(status, StatusCode::ACCEPTED, "{path}");
-        let told: Value = serde_json::from_str(&told).unwrap();
-        assert_eq!((&told["app"], &told["was"]), (&json!("shop"), &json!("cold")), "{path}");
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!((&answer["app"], &answer["was"]), (&json!("shop"), &json!("cold")), "{path}");
         assert_eq!(peer.asked().last().unwrap(), noted);
     }
 }
 
 #[tokio::test]
-async fn metrics_are_in_openmetrics_for_whoever_asks_and_in_the_older_format_for_all_others() {
+async fn metrics_are_in_openmetrics_if_the_scraper_asks_for_it_and_else_in_the_older_format() {
     let router = router(Fake::default(), None);
     let older = "# HELP warmhop_hops_total Hops.\n# TYPE warmhop_hops_total counter\n\
                  warmhop_hops_total 3\n# HELP warmhop_build_info The version.\n\
@@ -383,7 +383,7 @@ async fn no_web_page_of_another_origin_acts_on_the_peer() {
     }
     let rebound = [("host", "evil.example")];
     let (found, _, _) = ask(&router, request(Method::GET, "/v1/status", &rebound)).await;
-    assert_eq!(found, StatusCode::FORBIDDEN, "nothing is told to a rebound name either");
+    assert_eq!(found, StatusCode::FORBIDDEN, "a rebound name gets no answer either");
 }
 
 async fn watch(router: &Router) -> Response {
@@ -398,7 +398,7 @@ async fn next_event(watcher: &mut Response) -> Value {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_watches_is_told_and_nobody_is_looked_at_for_nobody() {
+async fn watchers_get_events_and_without_watchers_the_status_is_not_read() {
     let peer = Fake::default();
     let router = router(peer.clone(), None);
     let looked = || peer.looked.load(Ordering::SeqCst);
@@ -412,7 +412,7 @@ async fn whoever_watches_is_told_and_nobody_is_looked_at_for_nobody() {
     assert_eq!((&recent[0]["id"], &recent[0]["times"]), (&"request-0".into(), &400.into()));
     let mut second = watch(&router).await;
     next_event(&mut second).await;
-    assert_eq!(looked(), 1, "all are told the same");
+    assert_eq!(looked(), 1, "all get the same");
     next_event(&mut first).await;
     next_event(&mut second).await;
     assert_eq!(looked(), 2);
@@ -421,8 +421,8 @@ async fn whoever_watches_is_told_and_nobody_is_looked_at_for_nobody() {
         next_event(&mut first).await;
     }
     next_event(&mut second).await;
-    let told = tokio::time::timeout(Duration::from_millis(1), next_event(&mut second)).await;
-    assert!(told.is_err(), "it was told of what it missed");
+    let event = tokio::time::timeout(Duration::from_millis(1), next_event(&mut second)).await;
+    assert!(event.is_err(), "it got an event of the time before");
     drop((first, second));
     sleep(Duration::from_secs(2)).await;
     let after = looked();
@@ -450,8 +450,8 @@ async fn who_watches_from_everywhere_gives_a_place_up_to_another() {
     next_event(&mut other).await;
     // The oldest ends cleanly; the others continue.
     let mut oldest = greedy.remove(0).into_body();
-    while let Some(told) = oldest.frame().await {
-        told.unwrap();
+    while let Some(frame) = oldest.frame().await {
+        frame.unwrap();
     }
     for watcher in &mut greedy {
         next_event(watcher).await;
@@ -495,13 +495,13 @@ async fn the_page_allows_nothing_but_its_own_parts() {
 }
 
 #[tokio::test]
-async fn the_newest_requests_are_told_as_many_as_asked_for() {
+async fn as_many_of_the_newest_requests_are_listed_as_asked_for() {
     let router = router(Fake::default(), None);
     for (path, expected) in
         [("/v1/requests", 20), ("/v1/requests?limit=3", 3), ("/v1/requests?limit=100000", 200)]
     {
-        let (_, told) = get_json(&router, path).await;
-        assert_eq!(told["requests"].as_array().unwrap().len(), expected, "{path}");
+        let (_, listed) = get_json(&router, path).await;
+        assert_eq!(listed["requests"].as_array().unwrap().len(), expected, "{path}");
     }
     let (status, _, _) = ask(&router, request(Method::GET, "/v1/requests?limit=x", &[LOCAL])).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
@@ -560,7 +560,7 @@ async fn an_answer_that_takes_too_long_is_given_up() {
 
 /// Clients that connect and say nothing make room for those that ask.
 #[tokio::test]
-async fn health_is_told_however_many_connections_say_nothing() {
+async fn health_is_answered_however_many_connections_are_silent() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let server = tokio::spawn(serve(listener, router(Fake::default(), None), || (), pending()));

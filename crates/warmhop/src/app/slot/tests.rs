@@ -38,22 +38,22 @@ fn quick() -> impl App {
 }
 
 async fn comes_to(slot: &Slot, state: AppState) {
-    let mut told = slot.changed.subscribe();
-    let reached = told.wait_for(|_| slot.machine().state() == state);
+    let mut changes = slot.changed.subscribe();
+    let reached = changes.wait_for(|_| slot.machine().state() == state);
     let reached = tokio::time::timeout(Duration::from_secs(20), reached).await;
     reached.unwrap_or_else(|_| panic!("never {state:?}")).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_told_last_is_what_holds() {
-    let told: Arc<Mutex<Vec<AppState>>> = Arc::default();
+async fn the_last_reported_state_is_the_current_one() {
+    let seen: Arc<Mutex<Vec<AppState>>> = Arc::default();
     let publish: Publish = Box::new({
-        let told = Arc::clone(&told);
+        let seen = Arc::clone(&seen);
         move |slot| {
             let state = slot.state();
             // This leaves time for the other worker to come between.
             std::thread::sleep(Duration::from_millis(2));
-            told.lock().unwrap().push(state);
+            seen.lock().unwrap().push(state);
         }
     });
     let slot = slot(quick(), publish);
@@ -65,9 +65,9 @@ async fn what_is_told_last_is_what_holds() {
     }
     // The last of it was announced once this is free.
     drop(slot.starting());
-    let told = told.lock().unwrap();
+    let seen = seen.lock().unwrap();
     let round = [AppState::Starting, AppState::Ready, AppState::Stopping, AppState::Cold];
-    assert_eq!(*told, round.repeat(10));
+    assert_eq!(*seen, round.repeat(10));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -124,7 +124,7 @@ impl App for EndsFirst {
             tokio::time::sleep(Duration::from_millis(20)).await;
             done.store(true, Ordering::SeqCst);
         });
-        Ok(running.exits_with(ended.map(|_| "as it was told to".to_owned())))
+        Ok(running.exits_with(ended.map(|_| "as asked".to_owned())))
     }
 }
 

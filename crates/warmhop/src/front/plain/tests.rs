@@ -353,10 +353,10 @@ impl Answers for Slow {
         request: Request<Body>,
         bytes: usize,
     ) -> impl Future<Output = Response<CountedBody>> + Send + use<> {
-        let (answering, told) = (self.0.answer(request, bytes), self.1.lock().unwrap().take());
+        let (answering, released) = (self.0.answer(request, bytes), self.1.lock().unwrap().take());
         let answering: BoxFuture<'static, _> = Box::pin(async move {
-            if let Some(told) = told {
-                let _ = told.await;
+            if let Some(released) = released {
+                let _ = released.await;
             }
             answering.await
         });
@@ -365,8 +365,8 @@ impl Answers for Slow {
 }
 
 fn slow() -> (Slow, oneshot::Sender<()>) {
-    let (tell, told) = oneshot::channel();
-    (Slow(App::new(), Mutex::new(Some(told))), tell)
+    let (tell, released) = oneshot::channel();
+    (Slow(App::new(), Mutex::new(Some(released))), tell)
 }
 
 #[tokio::test]
@@ -375,12 +375,12 @@ async fn a_connection_that_is_to_end_does_so_when_it_is_idle_or_behind_its_answe
         let (mut client, server) = duplex(1 << 20);
         let (app, tell) = slow();
         let ends = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&ends);
+        let ends_soon = Arc::clone(&ends);
         let get = format!("GET /{path} HTTP/1.1\r\nHost: x\r\n\r\n");
         // A second request follows it, which is not served.
         client.write_all(get.repeat(2).as_bytes()).await.unwrap();
         let served = tokio::spawn(async move {
-            if let Left::Other { io, answer } = serve(server, &app, &told).await {
+            if let Left::Other { io, answer } = serve(server, &app, &ends_soon).await {
                 by_hyper(io, answer).await;
             }
         });

@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_chitchat_itself_says_passes_the_screen() {
+    fn messages_that_chitchat_itself_makes_pass_the_screen() {
         let config = |name: &str, port: u16| ChitchatConfig {
             chitchat_id: ChitchatId::new(name, 1, SocketAddr::from(([127, 0, 0, 1], port))),
             cluster_id: "demo".into(),
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_end_chitchats_task_is_refused() {
+    fn messages_that_could_end_chitchats_task_are_refused() {
         let fine = ack("b", "app/shop", "value", [0, 0, 1]);
         assert!(screened(&fine, me("a", 1)).is_some());
         assert!(screened(&fine, me("b", 1)).is_none(), "nobody else writes this peer's state");
@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_repeat_of_this_peers_own_state_is_left_out_and_the_rest_is_heard() {
+    fn repeats_of_this_peers_own_state_are_dropped_and_the_rest_is_heard() {
         let me = Me { version: 5, ..me("b", 7) };
         let own = part("b", 7, [0, 3], &[4, 5]);
         let others = [part("a", 1, [0, 0], &[1, 9]), part("c", 1, [2, 2], &[3])];
@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_peer_has_not_written_of_itself_is_refused() {
+    fn forged_news_about_this_peer_is_refused() {
         let me = Me { version: 5, ..me("b", 7) };
         let mut highest = part("b", 7, [0, 3], &[]);
         highest.push(2);

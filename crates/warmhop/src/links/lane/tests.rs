@@ -66,7 +66,7 @@ fn of_questions_about_one_session_the_last_is_sent_and_in_one_piece_with_others(
 }
 
 #[tokio::test]
-async fn whoever_sends_what_is_gathered_hears_of_the_first() {
+async fn the_sender_of_a_batch_gets_the_outcome_of_its_first_message() {
     let (lane, _queued) = lane();
     lane.take(question(1, 1)).unwrap();
     lane.gathers().await;
@@ -84,7 +84,7 @@ fn no_more_is_gathered_than_a_bound() {
 }
 
 #[test]
-fn what_votes_is_sent_at_once() {
+fn votes_are_sent_at_once() {
     let (lane, mut queued) = lane();
     let p = Position { ballot: Ballot { round: 1, proposer: ME }, n: 1 };
     let vote = frame(1, Message::Accepted { p });

@@ -54,7 +54,7 @@ fn put(expires: Ending) -> Operation<'static> {
 }
 
 #[test]
-fn what_ends_when_it_is_idle_lives_for_as_long_as_it_is_changed_or_read() {
+fn a_key_with_an_idle_time_lives_for_as_long_as_it_is_changed_or_read() {
     let mut kept = Kept::nothing();
     assert!(kept.after(0, &put(Ending::Idle)));
     assert_eq!(kept.ends(), (100, 1));

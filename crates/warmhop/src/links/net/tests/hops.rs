@@ -16,14 +16,14 @@ async fn a_hop_streams_both_ways_and_ends_with_trailers() {
     let body: Vec<u8> = (0..3_000_000_u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
     let trailers: Trailers = vec![("x-sum".into(), b"1".to_vec())];
     let sent = body.clone();
-    let told = trailers.clone();
+    let last = trailers.clone();
     let sending = tokio::spawn(async move {
         let sent = Bytes::from(sent);
         // Small and large pieces, which travel differently.
         for piece in [sent.slice(..10), sent.slice(10..5000), sent.slice(5000..2_999_990)] {
             writer.write_data(piece).await.unwrap();
         }
-        writer.write_end(sent.slice(2_999_990..), Some(&told)).await.unwrap();
+        writer.write_end(sent.slice(2_999_990..), Some(&last)).await.unwrap();
     });
 
     let mut reader = FrameReader::new(hop.recv);

@@ -30,7 +30,7 @@ async fn peers_that_dial_each_other_at_once_keep_the_same_one_link() {
 }
 
 #[tokio::test]
-async fn a_name_in_use_is_told_to_the_one_that_starts_later() {
+async fn a_name_in_use_is_reported_to_the_peer_that_starts_later() {
     let authority = Authority::generate("demo").unwrap();
     let peers = mesh(&authority, &["a", "b"]).await;
     let mut second = config(&authority, "b", &[peers[0].addr()]);
@@ -96,8 +96,8 @@ async fn ones_own_address_among_the_seeds_does_no_harm() {
     let alone = Peer::start(alone).await;
     eventually("it has met itself", || alone.net.parts.book.knows_itself(&id("a"), addr)).await;
     eventually("one seed is missing of one", || {
-        let told = alone.net.seeds();
-        told.len() == 1 && !told[0].reached && told[0].error.is_some()
+        let seeds = alone.net.seeds();
+        seeds.len() == 1 && !seeds[0].reached && seeds[0].error.is_some()
     })
     .await;
     assert!(alone.net.connected().is_empty());
@@ -107,7 +107,7 @@ async fn ones_own_address_among_the_seeds_does_no_harm() {
 }
 
 #[tokio::test]
-async fn a_peer_at_a_wrong_address_is_told_of_with_the_reason_until_there_is_a_link() {
+async fn a_peer_at_a_wrong_address_is_reported_with_the_reason_until_there_is_a_link() {
     let authority = Authority::generate("demo").unwrap();
     let a = Peer::start(config(&authority, "a", &[])).await;
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -33,7 +33,7 @@ async fn a_goodbye_is_heard_at_once_and_not_taken_back() {
         assert!(peer.net.open_hop(&id("c")).await.is_err());
     }
     // Gossip remembers it for a while, but nobody dials it or considers it alive.
-    peers[0].net.publish_app(&app("shop"), told(AppState::Ready, None, 0));
+    peers[0].net.publish_app(&app("shop"), copy_news(AppState::Ready, None, 0));
     peers[1].seen.sees_app(&id("a"), "shop", AppState::Ready).await;
     assert_eq!(peers[1].seen.last_heard(left), Some(Heard::Left));
     assert_eq!(peers[1].net.connected(), [id("a")]);
@@ -41,7 +41,7 @@ async fn a_goodbye_is_heard_at_once_and_not_taken_back() {
 }
 
 #[tokio::test]
-async fn whoever_ends_in_a_hurry_does_not_count_as_one_that_left_in_good_order() {
+async fn a_peer_that_ends_in_a_hurry_does_not_count_as_one_that_left_in_good_order() {
     let authority = Authority::generate("demo").unwrap();
     let peers = mesh(&authority, &["a", "b", "c"]).await;
     let (hurried, owing) = (peers[1].net.incarnation(), peers[2].net.incarnation());

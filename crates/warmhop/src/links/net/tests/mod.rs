@@ -177,7 +177,7 @@ struct Peer {
     seen: Arc<Recorder>,
 }
 
-fn told(state: AppState, eta_ms: Option<u32>, in_flight: u32) -> CopyNews {
+fn copy_news(state: AppState, eta_ms: Option<u32>, in_flight: u32) -> CopyNews {
     CopyNews { state, eta_ms, in_flight, version: None, digest: 0 }
 }
 

@@ -21,8 +21,8 @@ async fn peers_that_know_one_seed_all_see_each_other() {
 async fn news_reaches_every_peer_at_first_hand_and_late_comers_too() {
     let authority = Authority::generate("demo").unwrap();
     let mut peers = mesh(&authority, &["a", "b", "c"]).await;
-    peers[1].net.publish_app(&app("shop"), told(AppState::Starting, Some(900), 0));
-    peers[1].net.publish_app(&app("shop"), told(AppState::Ready, None, 3));
+    peers[1].net.publish_app(&app("shop"), copy_news(AppState::Starting, Some(900), 0));
+    peers[1].net.publish_app(&app("shop"), copy_news(AppState::Ready, None, 3));
     for peer in [&peers[0], &peers[2]] {
         peer.seen.sees_app(&id("b"), "shop", AppState::Ready).await;
     }
@@ -45,11 +45,11 @@ async fn news_reaches_every_peer_at_first_hand_and_late_comers_too() {
 }
 
 #[tokio::test]
-async fn load_alone_is_told_too_and_only_its_latest() {
+async fn load_alone_is_sent_too_and_only_its_latest() {
     let authority = Authority::generate("demo").unwrap();
     let peers = mesh(&authority, &["a", "b"]).await;
     for in_flight in 0..=500 {
-        peers[0].net.publish_app(&app("shop"), told(AppState::Ready, None, in_flight));
+        peers[0].net.publish_app(&app("shop"), copy_news(AppState::Ready, None, in_flight));
     }
     let load = |event: &Event| match event {
         Event::News(News::App { news, .. }, true) => Some(news.in_flight),
@@ -59,17 +59,17 @@ async fn load_alone_is_told_too_and_only_its_latest() {
         .seen
         .until("a load of 500", |events| events.iter().filter_map(load).find(|load| *load == 500))
         .await;
-    let told = peers[1].seen.events.lock().unwrap().iter().filter_map(load).count();
-    assert!(told < 100, "each of 501 changes was told: {told}");
+    let reported = peers[1].seen.events.lock().unwrap().iter().filter_map(load).count();
+    assert!(reported < 100, "each of 501 changes was sent: {reported}");
     close_all(peers).await;
 }
 
 #[tokio::test]
-async fn more_apps_than_fit_in_one_frame_are_told_whole() {
+async fn more_apps_than_fit_in_one_frame_are_sent_completely() {
     let authority = Authority::generate("demo").unwrap();
     let first = Peer::start(config(&authority, "a", &[])).await;
     for n in 0..1000 {
-        first.net.publish_app(&app(&format!("app-{n}")), told(AppState::Ready, Some(n), n));
+        first.net.publish_app(&app(&format!("app-{n}")), copy_news(AppState::Ready, Some(n), n));
     }
     let second = Peer::start(config(&authority, "b", &[first.addr()])).await;
     second
@@ -95,7 +95,7 @@ async fn gossip_repairs_what_was_never_pushed() {
     let silent = Peer::start(silent).await;
     let other = Peer::start(config(&authority, "b", &[silent.addr()])).await;
     other.links_to(&[&silent]).await;
-    silent.net.publish_app(&app("shop"), told(AppState::Ready, None, 0));
+    silent.net.publish_app(&app("shop"), copy_news(AppState::Ready, None, 0));
     assert!(!other.seen.sees_app(&id("a"), "shop", AppState::Ready).await, "at second hand");
     close_all(vec![silent, other]).await;
 }
@@ -107,13 +107,13 @@ async fn a_gossip_loop_that_ends_is_started_anew_and_counted() {
     first.tuning.push_news = false;
     let first = Peer::start(first).await;
     let second = Peer::start(config(&authority, "b", &[first.addr()])).await;
-    first.net.publish_app(&app("one"), told(AppState::Ready, None, 0));
+    first.net.publish_app(&app("one"), copy_news(AppState::Ready, None, 0));
     second.seen.sees_app(&id("a"), "one", AppState::Ready).await;
 
     first.net.parts.gossip.fail().await;
     let restarts = || first.net.counters().gossip_restarts.get();
     eventually("the restart", || restarts() == 1).await;
-    first.net.publish_app(&app("two"), told(AppState::Ready, None, 0));
+    first.net.publish_app(&app("two"), copy_news(AppState::Ready, None, 0));
     second.seen.sees_app(&id("a"), "two", AppState::Ready).await;
     assert_eq!(restarts(), 1);
     close_all(vec![first, second]).await;

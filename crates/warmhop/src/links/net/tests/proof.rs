@@ -7,7 +7,7 @@ async fn a_foreign_authority_gets_nothing_even_under_the_same_cluster_name() {
     let authority = Authority::generate("demo").unwrap();
     let foreign = Authority::generate("demo").unwrap();
     let peer = Peer::start(config(&authority, "a", &[])).await;
-    peer.net.publish_app(&app("shop"), told(AppState::Ready, None, 0));
+    peer.net.publish_app(&app("shop"), copy_news(AppState::Ready, None, 0));
     let stranger = Peer::start(config(&foreign, "b", &[peer.addr()])).await;
     eventually("the refusal", || stranger.net.counters().dials_failed.get() > 1).await;
     assert!(stranger.seen.events.lock().unwrap().is_empty());
@@ -72,7 +72,7 @@ async fn a_hello_in_anothers_name_is_refused_and_counted() {
 }
 
 #[tokio::test]
-async fn a_hello_of_another_version_is_told_apart() {
+async fn a_hello_of_another_version_is_recognized() {
     let authority = Authority::generate("demo").unwrap();
     let peer = Peer::start(config(&authority, "a", &[])).await;
     let conn = raw_link(&authority, "b", &peer).await;

@@ -26,9 +26,9 @@ async fn a_member_whose_name_is_refused_loses_its_link_and_is_taken_back_once_it
     // It dials again, and is refused at once.
     eventually("it tries again", || tries() > 1).await;
     // Its news reaches the other, which does not believe it at second hand.
-    peers[2].net.publish_app(&app("shop"), told(AppState::Ready, None, 0));
+    peers[2].net.publish_app(&app("shop"), copy_news(AppState::Ready, None, 0));
     peers[1].seen.sees_app(&id("c"), "shop", AppState::Ready).await;
-    peers[1].net.publish_app(&app("shop"), told(AppState::Ready, None, 0));
+    peers[1].net.publish_app(&app("shop"), copy_news(AppState::Ready, None, 0));
     peers[0].seen.sees_app(&id("b"), "shop", AppState::Ready).await;
     let of_c =
         |event: &Event| matches!(event, Event::News(News::App { peer, .. }, _) if *peer == id("c"));
