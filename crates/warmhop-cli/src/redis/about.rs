@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::arguments::{WORD_TOLD_MAX, syntax, word, wrong_count};
+use super::arguments::{WORD_SHOWN_MAX, syntax, word, wrong_count};
 use super::cmd::{AT_ONCE, Keys, LONG, NOT_IN_SCRIPTS, Spec, TABLE, WRITES, find};
 use super::events::{Events, NoEvents};
 use super::frame::{Reply, VALUE_BYTES_MAX, integer};
@@ -49,9 +49,9 @@ impl Introduced {
 
     fn try_hello(&mut self, args: &[Bytes]) -> Result<Reply, Reply> {
         let in_option = |option: &Bytes| {
-            let told: String =
-                String::from_utf8_lossy(option).chars().take(WORD_TOLD_MAX).collect();
-            Reply::error("ERR", format!("Syntax error in HELLO option '{told}'"))
+            let named: String =
+                String::from_utf8_lossy(option).chars().take(WORD_SHOWN_MAX).collect();
+            Reply::error("ERR", format!("Syntax error in HELLO option '{named}'"))
         };
         let mut rest = args[1..].iter();
         let mut version = self.version;
@@ -116,7 +116,7 @@ impl Introduced {
             ("LIST", options) => self.list(options),
             ("SETINFO", [what, value]) => {
                 let value: String =
-                    String::from_utf8_lossy(value).chars().take(WORD_TOLD_MAX).collect();
+                    String::from_utf8_lossy(value).chars().take(WORD_SHOWN_MAX).collect();
                 match word(what).as_str() {
                     "LIB-NAME" => self.library = value,
                     "LIB-VER" => self.library_version = value,
@@ -157,9 +157,9 @@ impl Introduced {
                 "NORMAL" => all(),
                 "MASTER" | "REPLICA" | "SLAVE" | "PUBSUB" => Reply::text(""),
                 _ => {
-                    let told: String =
-                        String::from_utf8_lossy(kind).chars().take(WORD_TOLD_MAX).collect();
-                    Reply::error("ERR", format!("Unknown client type '{told}'"))
+                    let named: String =
+                        String::from_utf8_lossy(kind).chars().take(WORD_SHOWN_MAX).collect();
+                    Reply::error("ERR", format!("Unknown client type '{named}'"))
                 }
             },
             [option, ids @ ..] if word(option) == "ID" && !ids.is_empty() => {
@@ -372,7 +372,7 @@ fn config(args: &[Bytes], events: Events) -> Reply {
         ("SET", [] | [_]) => wrong_count("config|set"),
         ("SET", [_, _, ..]) => {
             let name = String::from_utf8_lossy(&args[1]).into_owned();
-            let name: String = name.chars().take(WORD_TOLD_MAX).collect();
+            let name: String = name.chars().take(WORD_SHOWN_MAX).collect();
             let detail = format!(
                 "CONFIG SET failed (possibly related to argument '{name}') - a peer has its own \
                  configuration; see docs/redis.md"
@@ -410,7 +410,7 @@ fn set_events(asked: &[u8], events: Events) -> Reply {
 }
 
 /// The entry of a command in `COMMAND INFO`.
-fn told(spec: &Spec) -> Reply {
+fn described(spec: &Spec) -> Reply {
     let number = |number: isize| Reply::Number(i64::try_from(number).unwrap_or_default());
     let (first, last, step) = match spec.keys {
         Keys::None => (0, 0, 0),
@@ -447,11 +447,11 @@ fn told(spec: &Spec) -> Reply {
 fn command(args: &[Bytes]) -> Reply {
     let subcommand = args.first().map(|it| word(it));
     match (subcommand.as_deref(), args.get(1..).unwrap_or_default()) {
-        (None, _) | (Some("INFO"), []) => Reply::Array(TABLE.iter().map(told).collect()),
+        (None, _) | (Some("INFO"), []) => Reply::Array(TABLE.iter().map(described).collect()),
         (Some("COUNT"), []) => Reply::Number(i64::try_from(TABLE.len()).unwrap_or_default()),
         (Some("LIST"), options) => list_commands(options),
         (Some("INFO"), names) => {
-            let one = |name: &Bytes| find(name).map_or(Reply::Null, told);
+            let one = |name: &Bytes| find(name).map_or(Reply::Null, described);
             Reply::Array(names.iter().map(one).collect())
         }
         (Some("DOCS"), _) => Reply::Map(Vec::new()),

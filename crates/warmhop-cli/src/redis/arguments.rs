@@ -8,7 +8,7 @@ pub(super) const PATTERN_BYTES_MAX: usize = 1024;
 /// The longest name of a channel, in bytes: it has room for the channel of a key's events.
 pub(super) const CHANNEL_BYTES_MAX: usize = KEY_BYTES_MAX + 32;
 /// How much of a word that a client sent is repeated in an error, in characters.
-pub(super) const WORD_TOLD_MAX: usize = 64;
+pub(super) const WORD_SHOWN_MAX: usize = 64;
 /// The largest reply to one command, in bytes.
 pub(super) const REPLY_BYTES_MAX: usize = 32 * 1024 * 1024;
 
@@ -81,9 +81,9 @@ pub(super) fn syntax() -> Reply {
 
 /// The error for an unknown subcommand.
 pub(super) fn unknown_subcommand(command: &str, word: &[u8]) -> Reply {
-    let told = String::from_utf8_lossy(word);
-    let told: String = told.chars().take(WORD_TOLD_MAX).collect();
-    Reply::error("ERR", format!("unknown subcommand '{told}'. Try {command} HELP."))
+    let named = String::from_utf8_lossy(word);
+    let named: String = named.chars().take(WORD_SHOWN_MAX).collect();
+    Reply::error("ERR", format!("unknown subcommand '{named}'. Try {command} HELP."))
 }
 
 /// Refuses an answer that grows too large.

@@ -271,11 +271,11 @@ impl Carrier {
                 Ok::<(Instant, Bytes), BoxError>((sent, body.to_bytes()))
             };
             match timeout(CARRIED_WITHIN, asking).await {
-                Ok(Ok((sent, mut told))) => {
-                    let mut number = || told.try_get_u32().unwrap_or(0);
+                Ok(Ok((sent, mut answer))) => {
+                    let mut number = || answer.try_get_u32().unwrap_or(0);
                     let numbers: Vec<u32> = counts.iter().map(|_| number()).collect();
                     // First: a caller that has a message's count may rely on the subscriptions.
-                    self.intake.interests.learn(&peer, sent, told, &mesh.others());
+                    self.intake.interests.learn(&peer, sent, answer, &mesh.others());
                     for (count, number) in counts.into_iter().zip(numbers) {
                         let _ = count.send(number);
                     }
@@ -417,17 +417,20 @@ mod tests {
     fn a_batch_that_comes_again_or_after_a_later_one_is_passed_over() {
         let intake = Intake::default();
         let peer = PeerId::new("peer-1").unwrap();
-        let told = |process, number| {
+        let is_heard = |process, number| {
             let batch = batch(process, number, &["a", "b"]);
             intake.hand_out(peer.clone(), batch).unwrap().is_empty()
         };
-        assert_eq!([told(1, 5), told(1, 5), told(1, 4), told(1, 6)], [false, true, true, false]);
-        assert!(!told(2, 1), "the peer was started anew");
+        assert_eq!(
+            [is_heard(1, 5), is_heard(1, 5), is_heard(1, 4), is_heard(1, 6)],
+            [false, true, true, false]
+        );
+        assert!(!is_heard(2, 1), "the peer was started anew");
         assert_eq!(intake.taken_in.into_inner(), 6);
     }
 
     #[test]
-    fn what_is_no_batch_is_refused_whole() {
+    fn a_malformed_batch_is_refused_as_a_whole() {
         let intake = Intake::default();
         let peer = PeerId::new("peer-1").unwrap();
         let whole = batch(1, 1, &["channel"]);

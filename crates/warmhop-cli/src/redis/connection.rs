@@ -318,8 +318,8 @@ impl Client {
     /// Refuses an unknown command, or one with a wrong number of arguments.
     fn refuse(&mut self, name: &Bytes, refused: Reply) -> Reply {
         if find(name).is_none() {
-            let told = String::from_utf8_lossy(name);
-            loud::all().refused_command(&told, &self.introduced.library);
+            let command = String::from_utf8_lossy(name);
+            loud::all().refused_command(&command, &self.introduced.library);
         }
         if name.eq_ignore_ascii_case(b"EXEC") {
             (self.transaction, self.watched) = (None, Vec::new());
@@ -403,9 +403,9 @@ impl Client {
             return refused;
         }
         let subscriber = self.subscriber.get_or_insert_with(|| Subscriber::new(&hub));
-        let told = names.iter().map(|name| subscriber.subscribe(what, name)).collect();
+        let confirmed = names.iter().map(|name| subscriber.subscribe(what, name)).collect();
         self.database.shared.carrier.is_heard_of().await;
-        Reply::Several(told)
+        Reply::Several(confirmed)
     }
 
     fn unsubscribe(&mut self, request: &Request) -> Reply {
@@ -434,7 +434,7 @@ impl Client {
                 if *self.database.library != *self.introduced.library {
                     self.database.library = Arc::from(&*self.introduced.library);
                 }
-                if matches!(&reply, Reply::Error(told) if told.contains("not offered")) {
+                if matches!(&reply, Reply::Error(error) if error.contains("not offered")) {
                     self.tell_loudly(args);
                 }
                 reply
@@ -488,7 +488,7 @@ impl Client {
                     self.database.registers.now(),
                     self.database.shared.events,
                 );
-                if matches!(&reply, Reply::Error(told) if is_not_offered(told)) {
+                if matches!(&reply, Reply::Error(error) if is_not_offered(error)) {
                     self.tell_loudly(args);
                 }
                 reply
@@ -599,7 +599,7 @@ impl Client {
 /// As Redis has it, an EXEC of the wrong form ends its transaction.
 fn discarded_because(refused: &Reply) -> Reply {
     let why = match refused {
-        Reply::Error(told) => told.split_once(' ').map_or(told.as_str(), |(_, why)| why),
+        Reply::Error(error) => error.split_once(' ').map_or(error.as_str(), |(_, why)| why),
         _ => "",
     };
     Reply::error("EXECABORT", format!("Transaction discarded because of: {why}"))

@@ -18,7 +18,7 @@ impl Counts {
     /// Counts one more reply.
     pub(super) fn add(&self, reply: &Reply) {
         let outcome = match reply {
-            Reply::Error(told) => match told.split(' ').next() {
+            Reply::Error(error) => match error.split(' ').next() {
                 Some("TRYAGAIN") => 2,
                 Some("OOM") => 3,
                 Some("UNKNOWN") => 4,

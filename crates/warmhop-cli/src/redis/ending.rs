@@ -52,10 +52,10 @@ impl Database {
         let database = Self { index: room::index_of(&name), ..self.clone() };
         let take_out = |mut room: room::Room| {
             room.ended_are_a_change();
-            let (reply, stands) = (Reply::OK, true);
-            std::future::ready(Outcome { room, reply, stands, depends: true })
+            let (reply, commits) = (Reply::OK, true);
+            std::future::ready(Outcome { room, reply, commits, depends: true })
         };
-        if let Err(Stop::Told(Reply::Error(why))) = database.update(&name, take_out).await {
+        if let Err(Stop::Replies(Reply::Error(why))) = database.update(&name, take_out).await {
             // It is found again when the copies are looked through.
             debug!(why, "a key that has ended could not be taken out yet");
         }

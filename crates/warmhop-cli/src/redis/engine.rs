@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use warmhop::{RegisterError, Registers, When};
 
-use super::arguments::{WORD_TOLD_MAX, checked_key, word};
+use super::arguments::{WORD_SHOWN_MAX, checked_key, word};
 use super::cmd::{Handler, Run, Spec, WRITES};
 use super::events::Event;
 use super::frame::{Reply, VALUE_BYTES_MAX};
@@ -91,14 +91,14 @@ pub(super) type Watched = Option<u64>;
 /// Why a command was not carried out.
 pub(super) enum Stop {
     /// Its client gets this reply.
-    Told(Reply),
+    Replies(Reply),
     /// A key that its client watches was changed by another.
     WatchedChanged(WatchedChanged),
 }
 
 impl From<Reply> for Stop {
     fn from(reply: Reply) -> Self {
-        Self::Told(reply)
+        Self::Replies(reply)
     }
 }
 
@@ -108,20 +108,20 @@ impl Stop {
     /// The client's error if part of the command may have been carried out before.
     pub(super) fn partly(self) -> Self {
         match self {
-            Self::Told(Reply::Error(told)) => {
-                let why = told.split_once(' ').map_or(told.as_str(), |(_, why)| why);
+            Self::Replies(Reply::Error(error)) => {
+                let why = error.split_once(' ').map_or(error.as_str(), |(_, why)| why);
                 let why = why.trim_start_matches("nothing was done: ");
                 let detail = format!("some of the keys may have been changed: {why}");
-                Self::Told(Reply::error(UNKNOWN, detail))
+                Self::Replies(Reply::error(UNKNOWN, detail))
             }
-            Self::Told(reply) => Self::Told(reply),
+            Self::Replies(reply) => Self::Replies(reply),
             Self::WatchedChanged(_) => Self::WatchedChanged(WatchedChanged { some_changed: true }),
         }
     }
 
     /// Whether it leaves everything as it was.
     pub(super) fn changes_nothing(&self) -> bool {
-        !matches!(self, Self::Told(Reply::Error(told)) if told.starts_with(UNKNOWN))
+        !matches!(self, Self::Replies(Reply::Error(error)) if error.starts_with(UNKNOWN))
     }
 }
 
@@ -137,7 +137,7 @@ pub(super) struct Outcome {
     pub(super) room: Room,
     pub(super) reply: Reply,
     /// The changed room is to be kept.
-    pub(super) stands: bool,
+    pub(super) commits: bool,
     /// The reply depends on what the room holds.
     pub(super) depends: bool,
 }
@@ -146,9 +146,9 @@ impl Outcome {
     /// Runs a command; one that is refused leaves its room as it was.
     pub(super) fn of(mut room: Room, run: Handler, args: &[Bytes]) -> Self {
         let result = run_on(&mut room, run, args);
-        let stands = result.is_ok();
+        let commits = result.is_ok();
         let reply = result.unwrap_or_else(|refused| refused);
-        Self { room, reply, stands, depends: true }
+        Self { room, reply, commits, depends: true }
     }
 }
 
@@ -302,12 +302,12 @@ impl Database {
                 is_certain = true;
                 continue;
             }
-            let Outcome { mut room, mut reply, stands, depends } =
+            let Outcome { mut room, mut reply, commits, depends } =
                 run(self.open(name, &held)?).await;
-            if !stands {
+            if !commits {
                 room.events();
             }
-            let kept = match stands && room.is_changed() {
+            let kept = match commits && room.is_changed() {
                 true => room.close(self.shared.idle).map(Some).unwrap_or_else(|error| {
                     reply = too_large(error);
                     room.events();
@@ -354,7 +354,7 @@ impl Database {
     /// If another client changed a register of [`Database::guards`] that the command would change.
     pub(super) async fn execute(&self, request: &Request) -> Result<Reply, WatchedChanged> {
         match self.run(request).await {
-            Ok(reply) | Err(Stop::Told(reply)) => Ok(reply),
+            Ok(reply) | Err(Stop::Replies(reply)) => Ok(reply),
             Err(Stop::WatchedChanged(changed)) => Err(changed),
         }
     }
@@ -473,14 +473,14 @@ fn version_of(known: &Known) -> Option<u64> {
 
 /// The error for a command that names keys of several rooms.
 pub(super) fn elsewhere(key: &[u8], other: Option<&[u8]>) -> Reply {
-    let told =
-        |key: &[u8]| String::from_utf8_lossy(key).chars().take(WORD_TOLD_MAX).collect::<String>();
-    let beside = other.map(|other| format!(" beside '{}'", told(other))).unwrap_or_default();
+    let shown =
+        |key: &[u8]| String::from_utf8_lossy(key).chars().take(WORD_SHOWN_MAX).collect::<String>();
+    let beside = other.map(|other| format!(" beside '{}'", shown(other))).unwrap_or_default();
     let detail = format!(
         "Keys in request don't hash to the same slot: '{}' is another key{beside}, and one command, \
          script or transaction changes one; keys with the same hash tag, as in {{user1}}:lock, count \
          as one",
-        told(key)
+        shown(key)
     );
     Reply::error("CROSSSLOT", detail)
 }

@@ -35,7 +35,7 @@ const ALL: u16 = (1 << 9) - 1;
 const KEYSPACE: u16 = 1 << 9;
 const KEYEVENT: u16 = 1 << 10;
 /// How many events of one change are published at most.
-const TOLD_MAX: usize = 4096;
+const COLLECTED_MAX: usize = 4096;
 
 /// Which events are published.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -98,13 +98,13 @@ impl Events {
 
     /// The messages of an event of a database.
     pub(super) fn messages(self, index: u8, event: &Event) -> impl Iterator<Item = Published> {
-        let told = self.0 & event.class != 0;
+        let is_wanted = self.0 & event.class != 0;
         let (key, name) = (event.key.clone(), Bytes::from_static(event.name.as_bytes()));
-        let space = (told && self.0 & KEYSPACE != 0).then(|| {
+        let space = (is_wanted && self.0 & KEYSPACE != 0).then(|| {
             let channel = [format!("__keyspace@{index}__:").as_bytes(), &key].concat();
             Published { channel: channel.into(), message: name, is_sharded: false }
         });
-        let event = (told && self.0 & KEYEVENT != 0).then(|| {
+        let event = (is_wanted && self.0 & KEYEVENT != 0).then(|| {
             let channel = Bytes::from(format!("__keyevent@{index}__:{}", event.name));
             Published { channel, message: key, is_sharded: false }
         });
@@ -157,13 +157,13 @@ impl Log {
     }
 
     pub(super) fn note(&mut self, key: &Bytes, deed: Deed) {
-        if self.is_kept && self.deeds.len() < TOLD_MAX {
+        if self.is_kept && self.deeds.len() < COLLECTED_MAX {
             self.deeds.push((key.clone(), deed));
         }
     }
 
     fn push(&mut self, class: u16, name: &'static str, key: Bytes) {
-        if self.events.len() < TOLD_MAX {
+        if self.events.len() < COLLECTED_MAX {
             self.events.push(Event { class, name, key: Bytes::copy_from_slice(&key) });
         }
     }
@@ -305,14 +305,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_are_selected_in_redis_letters_and_told_as_redis_tells_them() {
-        for (asked, told) in
+    fn events_are_selected_and_printed_in_redis_letters() {
+        for (asked, expected) in
             [("", ""), ("KEA", "AKE"), ("Egx", "gxE"), ("xE$Kg", "g$xKE"), ("g$lshzxetKE", "AKE")]
         {
-            assert_eq!(asked.parse::<Events>().unwrap().to_string(), told, "{asked}");
+            assert_eq!(asked.parse::<Events>().unwrap().to_string(), expected, "{asked}");
         }
         assert_eq!("Em".parse::<Events>(), Err(NoEvents));
-        assert!(!"gx".parse::<Events>().unwrap().any(), "neither K nor E: nothing is told");
+        assert!(!"gx".parse::<Events>().unwrap().any(), "neither K nor E: nothing is published");
         let all: Events = "AKE".parse().unwrap();
         assert!(all.covers("Egx".parse().unwrap()) && !Events::default().covers(all));
     }

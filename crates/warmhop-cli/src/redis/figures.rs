@@ -38,11 +38,11 @@ fn with(
         text.truncate(text.len() - END.len());
     }
     let [received, sent] = bytes.map_or([None; 2], |both| both.map(Some));
-    for (way, told, count) in
+    for (way, verb, count) in
         [("received", "that came from", received), ("sent", "that were sent to", sent)]
     {
         let (Some(count), name) = (count, format!("warmhop_redis_{way}_bytes")) else { continue };
-        let help = format!("Bytes {told} clients of the Redis endpoint");
+        let help = format!("Bytes {verb} clients of the Redis endpoint");
         let _ = write!(
             text,
             "# HELP {name} {help}.\n# TYPE {name} counter\n# UNIT {name} bytes\n{name}_total {count}\n"

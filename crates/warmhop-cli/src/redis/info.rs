@@ -25,8 +25,8 @@ pub(super) fn begin() {
 /// How much memory this process uses, in bytes; 0 if the system does not say.
 fn memory() -> u64 {
     const PAGE: u64 = 4096;
-    let told = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = told.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
     pages.unwrap_or_default().saturating_mul(PAGE)
 }
 
@@ -38,7 +38,7 @@ fn lines(pairs: &[(&str, &dyn std::fmt::Display)]) -> String {
 pub(super) fn answer(sections: &[Bytes]) -> Reply {
     let (begun, run) = &*RUN;
     let (seconds, memory) = (begun.elapsed().as_secs(), memory());
-    #[expect(clippy::cast_precision_loss, reason = "two digits of it are told")]
+    #[expect(clippy::cast_precision_loss, reason = "two digits of it are shown")]
     let human = format!("{:.2}M", memory as f64 / 1_048_576.0);
     let all: [(&str, String); 9] = [
         (
@@ -97,7 +97,8 @@ pub(super) fn answer(sections: &[Bytes]) -> Reply {
     let asked: Vec<String> = sections.iter().map(|section| word(section)).collect();
     let is_all = asked.is_empty()
         || asked.iter().any(|it| matches!(it.as_str(), "ALL" | "DEFAULT" | "EVERYTHING"));
-    let told = all.iter().filter(|(name, _)| is_all || asked.contains(&name.to_ascii_uppercase()));
-    let text: Vec<String> = told.map(|(name, text)| format!("# {name}\r\n{text}")).collect();
+    let wanted =
+        all.iter().filter(|(name, _)| is_all || asked.contains(&name.to_ascii_uppercase()));
+    let text: Vec<String> = wanted.map(|(name, text)| format!("# {name}\r\n{text}")).collect();
     Reply::text(text.join("\r\n"))
 }

@@ -24,12 +24,12 @@ use super::pubsub::{Hub, What};
 /// How long an answer is valid.
 pub(super) const GOOD_FOR: Duration = Duration::from_secs(1);
 /// How many channels an answer names at most; with more, the peer asks for all messages.
-pub(super) const NAMES_TOLD_MAX: usize = 16_384;
+pub(super) const NAMES_MAX: usize = 16_384;
 /// How many patterns an answer has at most, and how many bytes these take.
-const PATTERNS_TOLD_MAX: usize = 64;
+const PATTERNS_MAX: usize = 64;
 const PATTERNS_BYTES_MAX: usize = 8 * 1024;
 /// How many bytes an answer takes at most.
-pub(super) const ANSWER_BYTES_MAX: usize = 32 + 4 * NAMES_TOLD_MAX + 2 * PATTERNS_BYTES_MAX;
+pub(super) const ANSWER_BYTES_MAX: usize = 32 + 4 * NAMES_MAX + 2 * PATTERNS_BYTES_MAX;
 /// An answer of more bytes is long: a peer gets one at most every [`LONG_EVERY`], and is asked for
 /// all messages meanwhile.
 const LONG_BYTES: usize = 1024;
@@ -61,12 +61,12 @@ impl Interest {
 
     fn of(hub: &Hub) -> Self {
         let named = |what| hub.names(what, None, usize::MAX);
-        if hub.names_count() > NAMES_TOLD_MAX {
+        if hub.names_count() > NAMES_MAX {
             return Self::Everything;
         }
         let patterns = named(What::Pattern);
         let bytes: usize = patterns.iter().map(Bytes::len).sum();
-        if patterns.len() > PATTERNS_TOLD_MAX || bytes > PATTERNS_BYTES_MAX {
+        if patterns.len() > PATTERNS_MAX || bytes > PATTERNS_BYTES_MAX {
             return Self::Everything;
         }
         let of = |what| named(what).into_iter().map(move |name| hash(what == What::Shard, &name));
@@ -95,12 +95,12 @@ impl Interest {
             return (kind == EVERYTHING).then_some(Self::Everything);
         }
         let count = usize::try_from(bytes.try_get_u32().ok()?).ok()?;
-        if count > NAMES_TOLD_MAX || bytes.len() < 4 * count {
+        if count > NAMES_MAX || bytes.len() < 4 * count {
             return None;
         }
         let names = (0..count).map(|_| bytes.get_u32()).collect();
         let mut patterns = Vec::new();
-        while bytes.has_remaining() && patterns.len() < PATTERNS_TOLD_MAX {
+        while bytes.has_remaining() && patterns.len() < PATTERNS_MAX {
             let len = usize::try_from(bytes.try_get_u32().ok()?).ok()?;
             patterns.push((len <= bytes.len()).then(|| bytes.split_to(len))?);
         }
@@ -135,7 +135,7 @@ struct Known {
 
 /// The answer to another peer.
 #[derive(Debug, Clone, Copy)]
-struct Told {
+struct Informed {
     at: Instant,
     /// The least growth of the hub that the answer in use at that peer may reflect: the last answer
     /// may not have arrived yet.
@@ -159,7 +159,7 @@ pub(super) struct Interests {
     /// When this process began; it does not know what was answered before.
     began: Instant,
     known: Mutex<HashMap<PeerId, Known>>,
-    told: Mutex<HashMap<PeerId, Told>>,
+    informed: Mutex<HashMap<PeerId, Informed>>,
     turns: Mutex<HashMap<PeerId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -173,7 +173,7 @@ impl Interests {
             good_for,
             began: Instant::now(),
             known: Mutex::default(),
-            told: Mutex::default(),
+            informed: Mutex::default(),
             turns: Mutex::default(),
         }
     }
@@ -244,13 +244,13 @@ impl Interests {
         // Recorded before the hub is read: a client that subscribes in between is part of the
         // answer, or finds this record.
         let long = {
-            let mut told = locked(&self.told);
-            let told = told.entry(peer.clone()).or_insert(self.unknown());
+            let mut informed = locked(&self.informed);
+            let informed = informed.entry(peer.clone()).or_insert(self.unknown());
             // A peer that holds no answer sends everything until this one arrives.
             let lacks_nothing = holds == (0, 0) || holds == (process, changes);
-            told.growth = if lacks_nothing { growth } else { told.growth.min(growth) };
-            told.at = now;
-            told.long
+            informed.growth = if lacks_nothing { growth } else { informed.growth.min(growth) };
+            informed.at = now;
+            informed.long
         };
         if holds == (process, changes) {
             bytes.put_u8(SAME);
@@ -260,8 +260,8 @@ impl Interests {
         if packed.len() > LONG_BYTES {
             if long.is_some_and(|at| now.duration_since(at) < LONG_EVERY) {
                 packed = Interest::Everything.pack();
-            } else if let Some(told) = locked(&self.told).get_mut(&peer) {
-                told.long = Some(now);
+            } else if let Some(informed) = locked(&self.informed).get_mut(&peer) {
+                informed.long = Some(now);
             }
         }
         bytes.put(packed);
@@ -269,35 +269,35 @@ impl Interests {
     }
 
     /// What is assumed of a peer to which this process has not answered.
-    fn unknown(&self) -> Told {
-        Told { at: self.began, growth: 0, long: None }
+    fn unknown(&self) -> Informed {
+        Informed { at: self.began, growth: 0, long: None }
     }
 
     /// The answer in use at `peer`, if it may lack this growth of the hub: when it was given, and
     /// when it becomes invalid at the latest.
     pub(super) fn behind(&self, peer: &PeerId, growth: u64) -> Option<(Instant, Instant)> {
-        let told = locked(&self.told).get(peer).copied().unwrap_or(self.unknown());
-        if told.growth >= growth {
+        let informed = locked(&self.informed).get(peer).copied().unwrap_or(self.unknown());
+        if informed.growth >= growth {
             return None;
         }
         // Clocks do not run equally fast.
-        let until = told.at + self.good_for + self.good_for / 8;
-        (Instant::now() < until).then_some((told.at, until))
+        let until = informed.at + self.good_for + self.good_for / 8;
+        (Instant::now() < until).then_some((informed.at, until))
     }
 
     /// Records that `peer` forgot the answer that was given at this time.
     pub(super) fn forgot(&self, peer: &PeerId, given: Instant) {
-        let mut told = locked(&self.told);
-        let told = told.entry(peer.clone()).or_insert(self.unknown());
+        let mut informed = locked(&self.informed);
+        let informed = informed.entry(peer.clone()).or_insert(self.unknown());
         // Otherwise it has got another answer since.
-        if told.at == given {
-            told.growth = u64::MAX;
+        if informed.at == given {
+            informed.growth = u64::MAX;
         }
     }
 
     /// The lock under which one client at a time makes `peer` forget, on behalf of all who wait.
     pub(super) fn turn(&self, peer: &PeerId, others: &[PeerId]) -> Arc<tokio::sync::Mutex<()>> {
-        locked(&self.told).retain(|peer, _| others.contains(peer));
+        locked(&self.informed).retain(|peer, _| others.contains(peer));
         let mut turns = locked(&self.turns);
         turns.retain(|peer, _| others.contains(peer));
         Arc::clone(turns.entry(peer.clone()).or_default())
@@ -315,30 +315,30 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_of_a_hub_names_all_that_is_listened_to_there_and_nothing_else() {
+    fn an_interest_names_all_subscriptions_of_a_hub_and_nothing_else() {
         let hub = Arc::new(Hub::default());
         let mut subscriber = Subscriber::new(&hub);
         for (what, name) in [(What::Channel, "a"), (What::Shard, "s"), (What::Pattern, "p*")] {
             subscriber.subscribe(what, &Bytes::from(name));
         }
         let packed = Interest::of(&hub).pack();
-        let told = Interest::unpack(packed[0], packed.slice(1..)).unwrap();
-        assert_eq!(told, Interest::of(&hub));
+        let unpacked = Interest::unpack(packed[0], packed.slice(1..)).unwrap();
+        assert_eq!(unpacked, Interest::of(&hub));
         let wanted = [("a", false), ("s", true), ("p", false), ("pq", false)];
-        assert!(wanted.iter().all(|(name, shard)| told.wants(&about(name, *shard))));
+        assert!(wanted.iter().all(|(name, shard)| unpacked.wants(&about(name, *shard))));
         let others = [("a", true), ("s", false), ("p", true), ("b", false)];
-        assert!(!others.iter().any(|(name, shard)| told.wants(&about(name, *shard))));
+        assert!(!others.iter().any(|(name, shard)| unpacked.wants(&about(name, *shard))));
         for end in 1..packed.len() {
             let cut_off = Interest::unpack(packed[0], packed.slice(1..end));
-            assert!(cut_off.is_none_or(|it| it != told), "{end}");
+            assert!(cut_off.is_none_or(|it| it != unpacked), "{end}");
         }
     }
 
     #[test]
-    fn more_than_can_be_told_is_everything() {
+    fn an_interest_beyond_the_bounds_is_everything() {
         let hub = Arc::new(Hub::default());
         let mut subscriber = Subscriber::new(&hub);
-        for name in 0..NAMES_TOLD_MAX {
+        for name in 0..NAMES_MAX {
             subscriber.subscribe(What::Channel, &Bytes::from(name.to_string()));
         }
         assert!(Interest::of(&hub).pack().len() + 16 <= ANSWER_BYTES_MAX);
@@ -346,7 +346,7 @@ mod tests {
         subscriber.subscribe(What::Shard, &Bytes::from("one more"));
         assert_eq!(Interest::of(&hub), Interest::Everything);
         subscriber.unsubscribe(What::Shard, &[]);
-        for name in 0..=PATTERNS_TOLD_MAX {
+        for name in 0..=PATTERNS_MAX {
             subscriber.subscribe(What::Pattern, &Bytes::from(format!("{name}*")));
         }
         assert_eq!(Interest::of(&hub), Interest::Everything);

@@ -20,7 +20,7 @@ use super::pubsub::{COUNTED_WITHIN, Hub, What};
 /// The service that peers offer to each other.
 const SERVICE: &str = "redis-listeners";
 /// How many bytes of channel names one peer answers at most.
-const TOLD_BYTES_MAX: usize = 8 * 1024 * 1024;
+const NAMES_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// What a peer is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,10 +94,10 @@ impl Question {
         let mut bytes = BytesMut::new();
         match self {
             Self::Names(what, pattern) => {
-                put_names(&mut bytes, hub.names(*what, pattern.as_ref(), TOLD_BYTES_MAX));
+                put_names(&mut bytes, hub.names(*what, pattern.as_ref(), NAMES_BYTES_MAX));
             }
             Self::Patterns => {
-                put_names(&mut bytes, hub.names(What::Pattern, None, TOLD_BYTES_MAX));
+                put_names(&mut bytes, hub.names(What::Pattern, None, NAMES_BYTES_MAX));
             }
             Self::Counts(what, names) => {
                 for name in names {
@@ -167,7 +167,7 @@ async fn ask(mesh: &Mesh, peer: PeerId, question: Bytes) -> Option<Bytes> {
         let request = Request::builder().method(Method::POST).uri("/");
         let request = request.body(Body::from(question))?;
         let response = mesh.ask_peer(&peer, &service_name(), request).await?;
-        let body = Limited::new(response.into_body(), 2 * TOLD_BYTES_MAX).collect().await?;
+        let body = Limited::new(response.into_body(), 2 * NAMES_BYTES_MAX).collect().await?;
         Ok::<_, BoxError>(body.to_bytes())
     };
     match timeout(COUNTED_WITHIN, asking).await {
@@ -197,8 +197,8 @@ pub(super) async fn about(hub: &Hub, mesh: Option<&Mesh>, args: &[Bytes]) -> Rep
 
 /// As [`about`], for the subscriptions at this peer.
 pub(super) fn about_here(hub: &Hub, args: &[Bytes]) -> Reply {
-    let told = Question::of(args).and_then(|question| question.reply(vec![question.answer(hub)]));
-    told.unwrap_or_else(|refused| refused)
+    let reply = Question::of(args).and_then(|question| question.reply(vec![question.answer(hub)]));
+    reply.unwrap_or_else(|refused| refused)
 }
 
 #[cfg(test)]
@@ -206,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_arrives_as_it_was_sent_and_what_is_cut_off_does_not() {
+    fn a_question_arrives_as_it_was_sent_and_a_truncated_one_does_not() {
         let [a, b] = ["a", "bc"].map(Bytes::from);
         for question in [
             Question::Names(What::Channel, None),

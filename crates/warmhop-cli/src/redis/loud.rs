@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use tracing::warn;
 
 /// How often a command of one library is logged.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
+const LOGGED_EVERY: Duration = Duration::from_secs(60);
 /// How many pairs of a command and a library are counted separately.
-const TOLD_APART_MAX: usize = 256;
+const COUNTED_APART_MAX: usize = 256;
 /// How much of a name is kept, in characters.
 const NAME_MAX: usize = 32;
 
@@ -24,10 +24,10 @@ pub(super) fn all() -> &'static Loud {
 
 #[derive(Default)]
 pub(super) struct Loud {
-    refused: Mutex<BTreeMap<(String, String), Told>>,
+    refused: Mutex<BTreeMap<(String, String), Noted>>,
 }
 
-struct Told {
+struct Noted {
     count: u64,
     last: Option<Instant>,
 }
@@ -38,7 +38,7 @@ fn name(text: &str) -> String {
 }
 
 impl Loud {
-    fn refused(&self) -> MutexGuard<'_, BTreeMap<(String, String), Told>> {
+    fn refused(&self) -> MutexGuard<'_, BTreeMap<(String, String), Noted>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -47,18 +47,18 @@ impl Loud {
         let library = if library.is_empty() { "unknown" } else { library };
         let mut key = (name(command).to_ascii_uppercase(), name(library));
         let mut refused = self.refused();
-        if refused.len() >= TOLD_APART_MAX && !refused.contains_key(&key) {
+        if refused.len() >= COUNTED_APART_MAX && !refused.contains_key(&key) {
             key = ("OTHER".into(), "other".into());
         }
-        let told = refused.entry(key).or_insert(Told { count: 0, last: None });
-        told.count += 1;
+        let noted = refused.entry(key).or_insert(Noted { count: 0, last: None });
+        noted.count += 1;
         let now = Instant::now();
-        if told.last.is_none_or(|last| now.duration_since(last) >= TOLD_EVERY) {
-            told.last = Some(now);
+        if noted.last.is_none_or(|last| now.duration_since(last) >= LOGGED_EVERY) {
+            noted.last = Some(now);
             warn!(
                 command = %name(command),
                 library = %name(library),
-                refused = told.count,
+                refused = noted.count,
                 "a Redis client sends a command that is not offered here, so a part of its library \
                  does not work; docs/redis.md says what works"
             );
@@ -68,8 +68,8 @@ impl Loud {
     /// How often which command of which library was refused.
     pub(super) fn counts(&self) -> Vec<(String, String, u64)> {
         let refused = self.refused();
-        let count = |((command, library), told): (&(String, String), &Told)| {
-            (command.clone(), library.clone(), told.count)
+        let count = |((command, library), noted): (&(String, String), &Noted)| {
+            (command.clone(), library.clone(), noted.count)
         };
         refused.iter().map(count).collect()
     }
@@ -80,16 +80,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_refused_is_counted_by_command_and_library_and_bounded() {
+    fn refused_commands_are_counted_by_command_and_library_within_a_bound() {
         let loud = Loud::default();
         loud.refused_command("xadd", "redis-py");
         loud.refused_command("XADD", "redis-py");
         loud.refused_command("XADD\r\n", "");
         let xadd = |library: &str, count| ("XADD".to_owned(), library.to_owned(), count);
         assert_eq!(loud.counts(), [xadd("redis-py", 2), xadd("unknown", 1)]);
-        for number in 0..2 * TOLD_APART_MAX {
+        for number in 0..2 * COUNTED_APART_MAX {
             loud.refused_command(&format!("C{number}"), "x");
         }
-        assert!(loud.counts().len() <= TOLD_APART_MAX + 1);
+        assert!(loud.counts().len() <= COUNTED_APART_MAX + 1);
     }
 }

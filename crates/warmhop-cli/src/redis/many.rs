@@ -100,7 +100,7 @@ impl Database {
     }
 
     /// Renames in two steps, one per room: a failure between them leaves both keys there. Both are
-    /// told of after the second, in Redis' order.
+    /// published after the second, in Redis' order.
     async fn rename(&self, request: &Request) -> Result<Reply, Stop> {
         // What the new key was set to, once it was.
         let mut moved = None;
@@ -144,14 +144,14 @@ impl Database {
                     room.put_entry(to_key, entry.clone());
                 }
                 let reply = Reply::Number(i64::from(goes));
-                std::future::ready(Outcome { room, reply, stands: true, depends: true })
+                std::future::ready(Outcome { room, reply, commits: true, depends: true })
             };
             match (self.update_in(at_to, &to, put).await, moved.is_some()) {
                 (Ok(Reply::Number(1)), _) => *moved = Some(entry.clone()),
                 (Ok(Reply::Number(_)), false) => return Ok(Reply::Number(0)),
                 (Ok(Reply::Number(_)), true) => break,
                 (Ok(refused), false) => return Ok(refused),
-                (Ok(refused), true) => return Err(Stop::Told(refused).partly()),
+                (Ok(refused), true) => return Err(Stop::Replies(refused).partly()),
                 (Err(stop), false) => return Err(stop),
                 (Err(stop), true) => return Err(stop.partly()),
             }
@@ -165,7 +165,7 @@ impl Database {
                     room.ran(&request.args);
                 }
                 let reply = Reply::Number(i64::from(is_it));
-                std::future::ready(Outcome { room, reply, stands: true, depends: true })
+                std::future::ready(Outcome { room, reply, commits: true, depends: true })
             };
             if self.update_in(at_from, &from, take).await.map_err(Stop::partly)? == Reply::Number(1)
             {
@@ -173,7 +173,7 @@ impl Database {
             }
         }
         let detail = "others kept changing the key while it was renamed; both are there now";
-        Err(Stop::Told(Reply::error("ERR", detail)).partly())
+        Err(Stop::Replies(Reply::error("ERR", detail)).partly())
     }
 
     /// Carries out a command that looks through all keys.
@@ -396,7 +396,7 @@ where
 
 /// The client's error for a `reply` that came after a first step, or instead of it.
 fn partly_if(first_step: bool, reply: Reply) -> Stop {
-    let stop = Stop::Told(reply);
+    let stop = Stop::Replies(reply);
     if first_step { stop.partly() } else { stop }
 }
 
@@ -405,7 +405,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_keys_tells_is_bounded_in_number_and_in_bytes() {
+    fn the_reply_of_keys_is_bounded_in_number_and_in_bytes() {
         for (len, fit) in [(1, KEYS_MAX), (496, KEYS_BYTES_MAX / 512)] {
             let mut found = Found::default();
             for _ in 0..fit {
@@ -416,17 +416,17 @@ mod tests {
     }
 
     /// The reply to a command of several keys with these results for each.
-    async fn told(each: &[Result<i64, &str>]) -> String {
+    async fn reply_to(each: &[Result<i64, &str>]) -> String {
         let one = |came_to: &Result<i64, &str>| {
             let came_to = match *came_to {
                 Ok(changed) => Ok(Reply::Number(changed)),
-                Err(told) => Err(Stop::Told(Reply::Error(told.to_owned()))),
+                Err(error) => Err(Stop::Replies(Reply::Error(error.to_owned()))),
             };
             async move { came_to }
         };
         match change_all(each, one).await.whole() {
             Ok(changed) => changed.to_string(),
-            Err(Stop::Told(Reply::Error(told))) => told,
+            Err(Stop::Replies(Reply::Error(error))) => error,
             Err(_) => panic!("nothing is watched"),
         }
     }
@@ -434,16 +434,16 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_said_to_be_undone_once_a_key_of_several_may_have_been_changed() {
         let (again, unknown) = ("TRYAGAIN nothing was done: why", "UNKNOWN it may have been done");
-        assert_eq!(told(&[Ok(1), Ok(0), Ok(1)]).await, "2");
-        assert_eq!(told(&[Ok(0), Err(again), Err(again)]).await, again);
+        assert_eq!(reply_to(&[Ok(1), Ok(0), Ok(1)]).await, "2");
+        assert_eq!(reply_to(&[Ok(0), Err(again), Err(again)]).await, again);
         assert_eq!(
-            told(&[Err(unknown)]).await,
+            reply_to(&[Err(unknown)]).await,
             "UNKNOWN some of the keys may have been changed: it may have been done"
         );
         let partly = "UNKNOWN some of the keys may have been changed: why";
         // Those under way beside the one that fails count, whether they end before it or after.
-        assert_eq!(told(&[Ok(1), Err(again)]).await, partly);
-        assert_eq!(told(&[Err(again), Ok(1)]).await, partly);
-        assert_eq!(told(&[Err(again), Err(unknown)]).await, partly);
+        assert_eq!(reply_to(&[Ok(1), Err(again)]).await, partly);
+        assert_eq!(reply_to(&[Err(again), Ok(1)]).await, partly);
+        assert_eq!(reply_to(&[Err(again), Err(unknown)]).await, partly);
     }
 }

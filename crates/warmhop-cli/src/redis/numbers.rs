@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_a_number_s_bounds_is_none() {
+    fn a_number_out_of_bounds_is_none() {
         for (text, number) in [
             ("1e308", Some(1e308)),
             ("1e309", None),

@@ -166,14 +166,14 @@ impl Hub {
     pub(super) fn deliver(&self, message: &Published) -> i64 {
         let Published { channel, message, is_sharded } = message;
         let mut state = self.state();
-        let (mut told, mut gone) = (0, Vec::new());
+        let (mut reached, mut gone) = (0, Vec::new());
         let kind = if *is_sharded { What::Shard } else { What::Channel };
         let bytes = |bytes: &Bytes| Reply::Bytes(bytes.clone());
         let named = |name: String| Reply::text(name);
         let State { listeners, channels, patterns, shards, .. } = &mut *state;
         let here = if *is_sharded { &*shards } else { &*channels };
         let mut tell = |id: &u64, parts: Vec<Reply>| match listeners.get(id) {
-            Some(listener) if listener.tell(Reply::Push(parts)) => told += 1,
+            Some(listener) if listener.tell(Reply::Push(parts)) => reached += 1,
             _ => gone.push(*id),
         };
         for id in here.get(channel).into_iter().flatten() {
@@ -195,7 +195,7 @@ impl Hub {
             // Its connection notices that the line has ended, and ends as well.
             listeners.remove(&id);
         }
-        told
+        reached
     }
 
     /// The channels, or patterns, with subscribers here that match `pattern`, up to so many bytes
@@ -292,7 +292,7 @@ impl Subscriber {
         self.hub.all_waiting.fetch_sub(size, Ordering::Relaxed);
     }
 
-    fn told(&self, what: What, how: &str, name: Reply) -> Reply {
+    fn confirmation(&self, what: What, how: &str, name: Reply) -> Reply {
         let kind = Reply::text(format!("{}{how}", what.prefix()));
         Reply::Push(vec![kind, name, Reply::Number(self.count(what))])
     }
@@ -311,7 +311,7 @@ impl Subscriber {
             self.subscribed.insert((what, name.clone()));
             self.shards += usize::from(what == What::Shard);
         }
-        self.told(what, "subscribe", Reply::Bytes(name))
+        self.confirmation(what, "subscribe", Reply::Bytes(name))
     }
 
     fn leave(&self, what: What, name: &Bytes) {
@@ -337,14 +337,14 @@ impl Subscriber {
             names => names.to_vec(),
         };
         if all.is_empty() {
-            return self.told(what, "unsubscribe", Reply::Null);
+            return self.confirmation(what, "unsubscribe", Reply::Null);
         }
         let one = |name: Bytes| {
             if self.subscribed.remove(&(what, name.clone())) {
                 self.shards -= usize::from(what == What::Shard);
                 self.leave(what, &name);
             }
-            self.told(what, "unsubscribe", Reply::Bytes(name))
+            self.confirmation(what, "unsubscribe", Reply::Bytes(name))
         };
         Reply::Several(all.into_iter().map(one).collect())
     }

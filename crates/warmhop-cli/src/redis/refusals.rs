@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::arguments::{WORD_TOLD_MAX, unknown_subcommand, word};
+use super::arguments::{WORD_SHOWN_MAX, unknown_subcommand, word};
 use super::engine::Request;
 use super::frame::Reply;
 
@@ -63,7 +63,7 @@ const SUBCOMMANDS_NOT_OFFERED: [(&str, &[&str]); 9] = [
     ("SLOWLOG", &[]),
 ];
 /// How much of its arguments an error repeats to a client.
-const ARGUMENTS_TOLD_MAX: usize = 128;
+const ARGUMENTS_SHOWN_MAX: usize = 128;
 
 /// The error for an unknown command, as Redis words it; if Redis has such a command, with a pointer
 /// to the documentation.
@@ -71,17 +71,21 @@ pub(super) fn unknown_command(args: &[Bytes]) -> Reply {
     let (name, rest) =
         args.split_first().map_or((&[][..], &[][..]), |(name, rest)| (&name[..], rest));
     let is_known = NOT_OFFERED.binary_search(&word(name).as_str()).is_ok();
-    let name: String = String::from_utf8_lossy(name).chars().take(WORD_TOLD_MAX).collect();
-    let mut told = String::new();
+    let name: String = String::from_utf8_lossy(name).chars().take(WORD_SHOWN_MAX).collect();
+    let mut shown = String::new();
     for argument in rest {
-        let Some(left) = ARGUMENTS_TOLD_MAX.checked_sub(told.len()).filter(|left| *left > 0) else {
+        let Some(left) = ARGUMENTS_SHOWN_MAX.checked_sub(shown.len()).filter(|left| *left > 0)
+        else {
             break;
         };
         let part = &argument[..argument.len().min(left)];
-        told.push_str(&format!("'{}' ", String::from_utf8_lossy(part)));
+        shown.push_str(&format!("'{}' ", String::from_utf8_lossy(part)));
     }
     let more = if is_known { "(not offered here; see docs/redis.md)" } else { "" };
-    Reply::error("ERR", format!("unknown command '{name}', with args beginning with: {told}{more}"))
+    Reply::error(
+        "ERR",
+        format!("unknown command '{name}', with args beginning with: {shown}{more}"),
+    )
 }
 
 /// The error for a subcommand that is not offered here, or that does not exist.
@@ -106,16 +110,16 @@ pub(super) fn full_name(request: &Request) -> String {
     let name = request.spec.name.to_ascii_lowercase();
     match request.args.get(1) {
         Some(subcommand) if WITH_SUBCOMMANDS.contains(&request.spec.name) => {
-            let told: String = word(subcommand).chars().take(WORD_TOLD_MAX).collect();
-            format!("{name}|{}", told.to_ascii_lowercase())
+            let shown: String = word(subcommand).chars().take(WORD_SHOWN_MAX).collect();
+            format!("{name}|{}", shown.to_ascii_lowercase())
         }
         _ => name,
     }
 }
 
 /// Whether an error says that something is not offered, which a library may swallow.
-pub(super) fn is_not_offered(told: &str) -> bool {
-    told.contains("docs/redis.md") || told == "ERR Function not found"
+pub(super) fn is_not_offered(error: &str) -> bool {
+    error.contains("docs/redis.md") || error == "ERR Function not found"
 }
 
 #[cfg(test)]
@@ -123,29 +127,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_offered_is_told_in_redis_words() {
+    fn commands_that_are_not_offered_are_refused_in_redis_words() {
         assert!(NOT_OFFERED.is_sorted());
         assert!(NOT_OFFERED.iter().all(|name| super::super::cmd::find(name.as_bytes()).is_none()));
-        let told = |words: &[&str]| {
+        let refusal_of = |words: &[&str]| {
             let words: Vec<Bytes> =
                 words.iter().map(|it| Bytes::copy_from_slice(it.as_bytes())).collect();
             match unknown_command(&words) {
-                Reply::Error(told) => told,
+                Reply::Error(refusal_of) => refusal_of,
                 other => panic!("{other:?}"),
             }
         };
         let begins = "ERR unknown command 'sentinel', with args beginning with: ";
-        assert_eq!(told(&["sentinel"]), begins);
-        assert_eq!(told(&["sentinel", "masters", "a"]), format!("{begins}'masters' 'a' "));
-        assert!(told(&["xadd", "k"]).ends_with("'k' (not offered here; see docs/redis.md)"));
-        let long = told(&["sentinel", &"x".repeat(200), "y"]);
-        assert_eq!(long, format!("{begins}'{}' ", "x".repeat(ARGUMENTS_TOLD_MAX)));
+        assert_eq!(refusal_of(&["sentinel"]), begins);
+        assert_eq!(refusal_of(&["sentinel", "masters", "a"]), format!("{begins}'masters' 'a' "));
+        assert!(refusal_of(&["xadd", "k"]).ends_with("'k' (not offered here; see docs/redis.md)"));
+        let long = refusal_of(&["sentinel", &"x".repeat(200), "y"]);
+        assert_eq!(long, format!("{begins}'{}' ", "x".repeat(ARGUMENTS_SHOWN_MAX)));
         for (command, subcommand, expected) in [
             ("FUNCTION", "load", "ERR FUNCTION LOAD is not offered here; see docs/redis.md"),
             ("FUNCTION", "foo", "ERR unknown subcommand 'foo'. Try FUNCTION HELP."),
         ] {
-            let told = no_subcommand(command, subcommand.as_bytes());
-            assert_eq!(told, Reply::Error(expected.into()));
+            let reply = no_subcommand(command, subcommand.as_bytes());
+            assert_eq!(reply, Reply::Error(expected.into()));
         }
     }
 }

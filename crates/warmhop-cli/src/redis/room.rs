@@ -427,11 +427,11 @@ impl Room {
     /// Sets a key to a value and leaves its end as it is.
     pub(super) fn replace(&mut self, key: &Bytes, value: Value) {
         self.log.note(key, Deed::Wrote);
-        self.replace_untold(key, value);
+        self.replace_silently(key, value);
     }
 
     /// As [`Room::replace`], for a change that no event tells of.
-    pub(super) fn replace_untold(&mut self, key: &Bytes, value: Value) {
+    pub(super) fn replace_silently(&mut self, key: &Bytes, value: Value) {
         self.changed = true;
         match self.entries.get_mut(key) {
             Some(entry) => entry.value = value,

@@ -93,7 +93,7 @@ async fn serve(mesh: &Mesh) -> std::net::SocketAddr {
     serve_telling(mesh, "").await
 }
 
-/// As [`serve`], where such changes of keys are told.
+/// As [`serve`], where such changes of keys are published.
 async fn serve_telling(mesh: &Mesh, events: &str) -> std::net::SocketAddr {
     let events = events.parse().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -225,7 +225,7 @@ async fn strings_are_set_read_changed_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_key_ends_and_can_be_told_when() {
+async fn every_key_ends_and_its_time_to_live_can_be_read() {
     let (_mesh, mut it) = endpoint().await;
     it.asks("TTL none", ":-2\r\n").await;
     it.asks("SET a 1", "+OK\r\n").await;
@@ -425,23 +425,23 @@ async fn a_web_page_cannot_have_its_browser_send_commands() {
         it.asks("SET a 1", "+OK\r\n").await;
         let rest = "Content-Length: 30\r\n\r\nSET a evil\r\nFLUSHALL\r\n";
         it.send(format!("{head}{rest}").as_bytes()).await;
-        let told = it.rest().await;
-        assert!(told.starts_with("-ERR Protocol error: this is no HTTP server"), "{told}");
-        assert_eq!(told.lines().count(), 1, "{told}");
+        let reply = it.rest().await;
+        assert!(reply.starts_with("-ERR Protocol error: this is no HTTP server"), "{reply}");
+        assert_eq!(reply.lines().count(), 1, "{reply}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_speaks_tls_is_told_so_and_left() {
+async fn a_client_that_speaks_tls_gets_an_error_and_is_disconnected() {
     let (_mesh, mut it) = endpoint().await;
     it.send(&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 0x03, 0x03]).await;
-    let told = it.rest().await;
-    assert!(told.starts_with("-ERR Protocol error: there is no TLS here"), "{told}");
-    assert_eq!(told.lines().count(), 1, "{told}");
+    let reply = it.rest().await;
+    assert!(reply.starts_with("-ERR Protocol error: there is no TLS here"), "{reply}");
+    assert_eq!(reply.lines().count(), 1, "{reply}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_answered_to_one_command_is_bounded() {
+async fn the_reply_to_one_command_is_bounded() {
     let (_mesh, mut it) = endpoint().await;
     let value = vec![b'v'; VALUE_BYTES_MAX - 64];
     it.send(&request(&[b"HSET", b"h", b"f", &value])).await;
@@ -450,7 +450,7 @@ async fn what_is_answered_to_one_command_is_bounded() {
     many.extend([b"f".as_slice(); 40]);
     it.send(&request(&many)).await;
     it.reads("-ERR the answer exceeds 33554432 bytes: ask for fewer fields\r\n").await;
-    // Of a transaction, what is too much is not told; all of it is run.
+    // The replies of a transaction that are too much are not sent; all of it is run.
     it.asks("MULTI", "+OK\r\n").await;
     for _ in 0..40 {
         it.asks("HGET h f", "+QUEUED\r\n").await;
@@ -467,7 +467,7 @@ async fn what_is_answered_to_one_command_is_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_read_begins_nothing_further() {
+async fn without_a_reader_no_further_command_begins() {
     const KEYS: usize = 64;
     let (_mesh, mut it) = endpoint().await;
     let value = vec![b'v'; VALUE_BYTES_MAX];
@@ -529,8 +529,8 @@ async fn clients_introduce_themselves_in_both_versions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_request_is_told_off_and_ends_the_connection() {
-    for (garbage, told) in [
+async fn a_malformed_request_gets_an_error_and_ends_the_connection() {
+    for (garbage, expected) in [
         ("*1\r\n*1\r\n$1\r\na\r\n", "-ERR Protocol error: expected '$', got '*'\r\n"),
         ("*1\r\n$99999999999\r\n", "-ERR Protocol error: invalid bulk length"),
         ("*1\r\n$-1\r\n", "-ERR Protocol error: invalid bulk length"),
@@ -542,7 +542,7 @@ async fn what_is_no_request_is_told_off_and_ends_the_connection() {
         it.send(b"PING\r\n").await;
         it.send(garbage.as_bytes()).await;
         let rest = it.rest().await;
-        assert!(rest.starts_with("+PONG\r\n") && rest.contains(told), "{garbage:?}: {rest:?}");
+        assert!(rest.starts_with("+PONG\r\n") && rest.contains(expected), "{garbage:?}: {rest:?}");
     }
     let (_mesh, mut it) = endpoint().await;
     it.send(&[b'x'; 4096]).await;
@@ -573,7 +573,7 @@ async fn a_client_reads_why_its_connection_ends_whatever_else_it_has_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_client_too_many_is_told_so_and_has_room_when_another_leaves() {
+async fn one_client_too_many_gets_an_error_and_has_room_when_another_leaves() {
     let (mesh, name) = mesh().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -606,7 +606,7 @@ async fn one_more(addr: std::net::SocketAddr) -> Client {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_asked_out_of_form_is_answered_as_redis_does() {
+async fn malformed_commands_are_answered_as_in_redis() {
     let (_mesh, mut it) = endpoint().await;
     let not_a_number = "-ERR value is not an integer or out of range\r\n";
     for value in ["+5", "007", "-0", ""] {
@@ -667,7 +667,7 @@ async fn what_is_asked_out_of_form_is_answered_as_redis_does() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_typed_line_may_quote_its_words() {
     let (_mesh, mut it) = endpoint().await;
-    for (line, told) in [
+    for (line, expected) in [
         (r#"SET k "hello world""#, "+OK\r\n".to_owned()),
         ("GET k", bulk("hello world")),
         (r#"ECHO "a\x41\n\t\q\"""#, bulk("aA\n\tq\"")),
@@ -677,7 +677,7 @@ async fn a_typed_line_may_quote_its_words() {
         ("ECHO {\"a\":1}", "-ERR Protocol error: unbalanced quotes in request\r\n".to_owned()),
     ] {
         it.send(format!("{line}\r\n").as_bytes()).await;
-        it.reads(&told).await;
+        it.reads(&expected).await;
     }
     assert_eq!(it.rest().await, "");
     for unbalanced in ["SET k \"v\n", "SET k 'v\n", "SET k \"v\"w\n"] {
@@ -715,7 +715,7 @@ async fn values_and_keys_have_bounds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_connection_holds_on_to_is_bounded() {
+async fn the_buffers_of_a_connection_are_bounded() {
     let (_mesh, mut it) = endpoint().await;
     let name = [b'n'; 257];
     it.send(&request(&[b"CLIENT", b"SETNAME", &name])).await;

@@ -135,14 +135,14 @@ impl Progress {
                 let reply = run_on(&mut room, handler, &request.args);
                 replies.push(reply.unwrap_or_else(|refused| refused));
             }
-            Outcome { room, reply: Reply::Array(replies), stands: true, depends: true }
+            Outcome { room, reply: Reply::Array(replies), commits: true, depends: true }
         };
         let writes = places.iter().any(|at| commands[*at].request.writes());
         let done = match writes {
             true => database.update(name, |room| std::future::ready(all(room))).await,
             false => match database.look(name).await {
                 Ok(room) => Ok(all(room).reply),
-                Err(failed) => Err(Stop::Told(failed)),
+                Err(failed) => Err(Stop::Replies(failed)),
             },
         };
         match done {
@@ -153,9 +153,9 @@ impl Progress {
                 }
                 Ok(())
             }
-            Ok(told) | Err(Stop::Told(told)) if !self.changed => Err(Ended(told)),
-            Ok(told) | Err(Stop::Told(told)) => {
-                places.iter().for_each(|at| self.put(*at, told.clone()));
+            Ok(reply) | Err(Stop::Replies(reply)) if !self.changed => Err(Ended(reply)),
+            Ok(reply) | Err(Stop::Replies(reply)) => {
+                places.iter().for_each(|at| self.put(*at, reply.clone()));
                 Ok(())
             }
             Err(Stop::WatchedChanged(WatchedChanged { some_changed })) => {

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_came_to_nothing_after_a_while_ends_the_wait_of_all_behind_it() {
+    async fn a_key_that_is_not_reached_in_time_ends_the_wait_of_all_behind_it() {
         let turns = Turns::default();
         let first = turns.wait(&name("a"), Turn::Together).await.unwrap();
         let a = name("a");
@@ -192,8 +192,8 @@ mod tests {
         tokio::time::advance(TRIED_FOR).await;
         first.in_vain();
         for waits in &mut behind {
-            let Some(Err(Reply::Error(told))) = waits.now_or_never() else { panic!("it waits") };
-            assert!(told.starts_with("TRYAGAIN nothing was done"), "{told}");
+            let Some(Err(Reply::Error(error))) = waits.now_or_never() else { panic!("it waits") };
+            assert!(error.starts_with("TRYAGAIN nothing was done"), "{error}");
         }
     }
 

@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn what_earlier_versions_kept_is_read() {
+    fn values_of_earlier_versions_can_be_read() {
         let string = Bytes::from_static(b"\x81text");
         assert_eq!(Value::decode(string), Some((Value::String(bytes("text")), true)));
         let hash = Bytes::from_static(b"\x02\0\0\0\x01f\0\0\0\x01v");

@@ -42,7 +42,7 @@ fn run_again(room: Room, handler: Handler, args: &[Bytes], awaited: &Awaited) ->
         return Outcome::of(room, handler, args);
     }
     if keys.is_empty() {
-        return Outcome { room, reply: Reply::Aborted, stands: true, depends: true };
+        return Outcome { room, reply: Reply::Aborted, commits: true, depends: true };
     }
     let others = awaited.keys.len();
     let args = match word(&args[0]).as_str() {
@@ -119,10 +119,10 @@ mod tests {
     fn a_key_of_another_type_counts_as_absent_to_those_who_wait_already() {
         let list = |parts: Vec<Reply>| Reply::Array(parts);
         let text = |text: &str| Reply::text(text);
-        let told = vec![text("{w}b"), text("x")];
+        let popped = vec![text("{w}b"), text("x")];
         let scored = || vec![text("x"), Reply::Double(1.0)];
         for (command, pushes, answer) in [
-            ("BLPOP {w}a {w}b 0", "RPUSH {w}b x", list(told)),
+            ("BLPOP {w}a {w}b 0", "RPUSH {w}b x", list(popped)),
             (
                 "BLMPOP 0 2 {w}a {w}b LEFT COUNT 2",
                 "RPUSH {w}b x y",

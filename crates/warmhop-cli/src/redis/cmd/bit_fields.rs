@@ -67,11 +67,11 @@ impl Field {
             |at: usize| text.get(at / 8).map_or(0, |byte| u64::from(byte >> (7 - at % 8) & 1));
         let places = self.at..self.at + self.bits as usize;
         let whole = places.fold(0, |whole, at| whole << 1 | bit(at));
-        self.told(whole)
+        self.value_of(whole)
     }
 
     /// The number that its bits represent.
-    fn told(self, bits: u64) -> i64 {
+    fn value_of(self, bits: u64) -> i64 {
         let unused = 64 - self.bits;
         match self.signed {
             true => (bits << unused).cast_signed() >> unused,
@@ -100,7 +100,7 @@ impl Field {
         let lowest = number as i64;
         match overflow {
             _ if (least..=most).contains(&number) => Some(lowest),
-            Overflow::Wrap => Some(self.told(lowest.cast_unsigned())),
+            Overflow::Wrap => Some(self.value_of(lowest.cast_unsigned())),
             Overflow::Saturate => i64::try_from(number.clamp(least, most)).ok(),
             Overflow::Fail => None,
         }
@@ -161,8 +161,8 @@ pub(super) fn run(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
         text.resize(text.len().max(end), 0);
     }
     let grew = held.as_ref().is_none_or(|held| held.len() < text.len());
-    // As Redis does: a write that is refused is not told of, though the value has grown for it.
-    let mut is_told = false;
+    // As Redis does: a write that is refused publishes no event, though the value has grown for it.
+    let mut is_published = false;
     let one = |operation: Operation| match operation {
         Operation::Get(field) => Reply::Number(field.get(&text)),
         Operation::Set(field, value, overflow) => {
@@ -174,7 +174,7 @@ pub(super) fn run(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
             };
             let Some(value) = field.fit(value, overflow) else { return Reply::Null };
             field.put(&mut text, value);
-            is_told |= grew || value != before;
+            is_published |= grew || value != before;
             Reply::Number(before)
         }
         Operation::Add(field, by, overflow) => {
@@ -182,15 +182,15 @@ pub(super) fn run(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
             let sum = i128::from(before) + i128::from(by);
             let Some(sum) = field.fit(sum, overflow) else { return Reply::Null };
             field.put(&mut text, sum);
-            is_told |= grew || sum != before;
+            is_published |= grew || sum != before;
             Reply::Number(sum)
         }
     };
     let replies = operations.into_iter().map(one).collect();
     if written.is_some() && held.is_none_or(|held| held[..] != text[..]) {
-        room.replace_untold(&args[1], Value::String(text.freeze()));
+        room.replace_silently(&args[1], Value::String(text.freeze()));
     }
-    if is_told {
+    if is_published {
         room.note(&args[1], Deed::Wrote);
     }
     Ok(Reply::Array(replies))
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_fit_is_wrapped_cut_or_refused() {
+    fn an_overflow_is_wrapped_saturated_or_refused() {
         let byte = Field { signed: true, bits: 8, at: 3 };
         let two = Field { signed: false, bits: 2, at: 0 };
         for (field, number, overflow, expected) in [

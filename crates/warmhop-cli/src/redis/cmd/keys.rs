@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::super::frame::Reply;
 use super::super::glob;
 use super::super::room::Room;
-use super::{WORD_TOLD_MAX, checked_pattern, flag, number, syntax, unknown_subcommand, word};
+use super::{WORD_SHOWN_MAX, checked_pattern, flag, number, syntax, unknown_subcommand, word};
 
 /// The longest time to live, about 146 million years: sums with later times would overflow.
 pub(in crate::redis) const TTL_MS_MAX: i64 = 1 << 62;
@@ -83,9 +83,9 @@ fn only(options: &[Bytes]) -> Result<Only, Reply> {
             "GT" => only.later = true,
             "LT" => only.earlier = true,
             _ => {
-                let told = String::from_utf8_lossy(option);
-                let told: String = told.chars().take(WORD_TOLD_MAX).collect();
-                return Err(Reply::error("ERR", format!("Unsupported option {told}")));
+                let named = String::from_utf8_lossy(option);
+                let named: String = named.chars().take(WORD_SHOWN_MAX).collect();
+                return Err(Reply::error("ERR", format!("Unsupported option {named}")));
             }
         }
     }

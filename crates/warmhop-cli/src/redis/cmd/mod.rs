@@ -23,8 +23,8 @@ pub(super) use keys::scan_options;
 pub(super) use lists::patience;
 
 use super::arguments::{
-    WORD_TOLD_MAX, checked_pattern, count, float, not_negative, number, syntax, unknown_subcommand,
-    word, wrong_count,
+    WORD_SHOWN_MAX, checked_pattern, count, float, not_negative, number, syntax,
+    unknown_subcommand, word, wrong_count,
 };
 use super::counts::Counts;
 use super::frame::{Reply, integer};

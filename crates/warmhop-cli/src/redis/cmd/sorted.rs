@@ -144,7 +144,7 @@ pub(super) fn rank(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 }
 
 /// Members and their scores, as a reply.
-pub(super) fn told<'a>(
+pub(super) fn listed<'a>(
     found: impl IntoIterator<Item = (&'a Bytes, f64)>,
     with_scores: bool,
 ) -> Reply {
@@ -225,7 +225,7 @@ pub(super) fn random(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let mut found = places.into_iter().filter_map(|at| all.get(at).copied());
     Ok(match asked {
         None => found.next().map_or(Reply::Null, |(member, _)| Reply::Bytes(member.clone())),
-        Some(_) => told(found, with_scores),
+        Some(_) => listed(found, with_scores),
     })
 }
 

@@ -178,7 +178,7 @@ pub(super) fn combine(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let (keys, rest) = sources(room, &name, &args[1..])?;
     let options = options(&name, keys.len(), rest)?;
     let set = combined(room, How::of(&name), keys, &options)?;
-    Ok(sorted::told(set.iter(), options.with_scores))
+    Ok(sorted::listed(set.iter(), options.with_scores))
 }
 
 /// `ZINTERCARD`.

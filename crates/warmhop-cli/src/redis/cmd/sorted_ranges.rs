@@ -130,7 +130,7 @@ pub(super) fn remove(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 /// `ZRANGE` and its older forms.
 pub(super) fn range(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let (found, with_scores) = found(room, &word(&args[0]), args)?;
-    Ok(sorted::told(found.iter().map(|(member, score)| (member, *score)), with_scores))
+    Ok(sorted::listed(found.iter().map(|(member, score)| (member, *score)), with_scores))
 }
 
 /// `ZRANGESTORE`.

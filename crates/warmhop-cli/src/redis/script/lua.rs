@@ -82,7 +82,7 @@ pub(super) fn run(input: &Input, room: Option<Room>, bounds: &'static Bounds) ->
         room,
         depends: touched,
         // Redis could kill such a script only before its first write; here its changes are dropped.
-        stands: stopped.is_none() && needs.is_none(),
+        commits: stopped.is_none() && needs.is_none(),
         reply: stopped.map_or(reply, Reply::Error),
         published,
         needs,
@@ -207,7 +207,7 @@ impl Surroundings {
         self.lua.set_memory_limit(0)?;
         let version = self.state.borrow().version;
         if is_well {
-            return Ok(told(&value, version, 0));
+            return Ok(to_reply(&value, version, 0));
         }
         Ok(failure(&value, &input.sha, &self.state))
     }
@@ -225,13 +225,13 @@ impl Surroundings {
             let mut state = counted.borrow_mut();
             left.set(left.get().saturating_sub(1));
             if left.get() == 0 || state.is_over() {
-                let told = format!(
+                let error = format!(
                     "ERR Error running script: killed after {} steps, or {} s; nothing was done",
                     bounds.steps,
                     bounds.within.as_secs()
                 );
                 state.outgrows();
-                state.stopped.get_or_insert(told);
+                state.stopped.get_or_insert(error);
             }
             if lua.used_memory() > memory_max {
                 state.outgrows();
@@ -248,30 +248,30 @@ impl Surroundings {
 fn failure(value: &LuaValue, sha: &str, state: &Shared) -> Reply {
     let LuaValue::Table(error) = value else {
         // No table for the error: there was no memory left for one.
-        let told = out_of_memory();
+        let error = out_of_memory();
         state.borrow_mut().outgrows();
-        state.borrow_mut().stopped.get_or_insert(told.clone());
-        return Reply::Error(told);
+        state.borrow_mut().stopped.get_or_insert(error.clone());
+        return Reply::Error(error);
     };
     let text = |name: &str| -> Option<String> {
         let value: LuaValue = error.raw_get(name).ok()?;
         bytes_of(Some(&value)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     };
-    let told = text("err").unwrap_or_else(|| "ERR unknown error".into());
-    if told.contains(NO_MEMORY) {
+    let error = text("err").unwrap_or_else(|| "ERR unknown error".into());
+    if error.contains(NO_MEMORY) {
         state.borrow_mut().outgrows();
         state.borrow_mut().stopped.get_or_insert_with(out_of_memory);
     }
     let at = text("source").zip(text("line"));
     let whole = match at {
-        Some((source, line)) => format!("{told} script: {sha}, on {source}:{line}."),
-        None => told,
+        Some((source, line)) => format!("{error} script: {sha}, on {source}:{line}."),
+        None => error,
     };
     Reply::Error(whole.replace(['\r', '\n'], " "))
 }
 
 /// A script's result as its client's reply.
-fn told(value: &LuaValue, version: u8, depth: usize) -> Reply {
+fn to_reply(value: &LuaValue, version: u8, depth: usize) -> Reply {
     if depth == NESTED_MAX {
         return Reply::error("ERR", "reached lua stack limit");
     }
@@ -281,7 +281,7 @@ fn told(value: &LuaValue, version: u8, depth: usize) -> Reply {
         LuaValue::Number(number) => Reply::Number(whole_number(*number)),
         LuaValue::Boolean(yes) if version == 3 => Reply::Bool(*yes),
         LuaValue::Boolean(true) => Reply::Number(1),
-        LuaValue::Table(table) => told_of(table, version, depth),
+        LuaValue::Table(table) => table_reply(table, version, depth),
         _ => Reply::Null,
     }
 }
@@ -296,7 +296,7 @@ fn whole_number(number: f64) -> i64 {
     if number.is_nan() || number >= ABOVE { i64::MIN } else { whole }
 }
 
-fn told_of(table: &Table, version: u8, depth: usize) -> Reply {
+fn table_reply(table: &Table, version: u8, depth: usize) -> Reply {
     let field = |name: &str| table.raw_get::<LuaValue>(name).ok();
     let text = |name: &str| match field(name)? {
         LuaValue::String(text) => Some(String::from_utf8_lossy(&text.as_bytes()).into_owned()),
@@ -325,19 +325,20 @@ fn told_of(table: &Table, version: u8, depth: usize) -> Reply {
     }
     if let Some(LuaValue::Table(map)) = field("map") {
         let pairs = map.pairs::<LuaValue, LuaValue>().filter_map(Result::ok);
-        let pair =
-            |(key, value)| (told(&key, version, depth + 1), told(&value, version, depth + 1));
+        let pair = |(key, value)| {
+            (to_reply(&key, version, depth + 1), to_reply(&value, version, depth + 1))
+        };
         return Reply::Map(pairs.map(pair).collect());
     }
     if let Some(LuaValue::Table(set)) = field("set") {
         let pairs = set.pairs::<LuaValue, LuaValue>().filter_map(Result::ok);
-        return Reply::Set(pairs.map(|(key, _)| told(&key, version, depth + 1)).collect());
+        return Reply::Set(pairs.map(|(key, _)| to_reply(&key, version, depth + 1)).collect());
     }
     let mut parts = Vec::new();
     for at in 1.. {
         match table.raw_get::<LuaValue>(at) {
             Ok(LuaValue::Nil) | Err(_) => break,
-            Ok(value) => parts.push(told(&value, version, depth + 1)),
+            Ok(value) => parts.push(to_reply(&value, version, depth + 1)),
         }
     }
     Reply::Array(parts)

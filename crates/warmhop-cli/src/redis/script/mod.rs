@@ -69,7 +69,7 @@ struct Ended {
     /// It read or changed its room.
     depends: bool,
     /// The changed room is to be kept.
-    stands: bool,
+    commits: bool,
     reply: Reply,
     published: Vec<Published>,
     /// It needs this room to continue.
@@ -84,7 +84,7 @@ impl Ended {
         Self {
             room: None,
             depends: false,
-            stands: false,
+            commits: false,
             reply,
             published: Vec::new(),
             needs: None,
@@ -280,7 +280,7 @@ impl Database {
                 *last.lock().unwrap_or_else(PoisonError::into_inner) =
                     (ended.needs, ended.published);
                 let room = ended.room.unwrap_or_else(|| Room::empty(&name, input.now));
-                Outcome { room, reply: ended.reply, stands: ended.stands, depends: ended.depends }
+                Outcome { room, reply: ended.reply, commits: ended.commits, depends: ended.depends }
             }
         };
         let reply = self.update(name, run).await?;

@@ -58,7 +58,7 @@ pub(super) fn search(
         let mut matcher =
             Matcher { text, pattern, captures: Vec::new(), depth: 0, steps: &mut *steps };
         if let Some(end) = matcher.matches(start, 0)? {
-            let captures = matcher.told(start, end)?;
+            let captures = matcher.captured(start, end)?;
             return Ok(Some(Found { start, end, captures }));
         }
         if is_anchored || fixed {
@@ -91,16 +91,16 @@ fn class(byte: u8, class: u8) -> bool {
 }
 
 impl Matcher<'_> {
-    fn told(&self, start: usize, end: usize) -> Result<Vec<Capture>, String> {
+    fn captured(&self, start: usize, end: usize) -> Result<Vec<Capture>, String> {
         if self.captures.is_empty() {
             return Ok(vec![Capture::Part(start, end)]);
         }
-        let told = self.captures.iter().map(|capture| match *capture {
+        let captured = self.captures.iter().map(|capture| match *capture {
             State::Closed(from, to) => Ok(Capture::Part(from, to)),
             State::Place(at) => Ok(Capture::Place(at)),
             State::Open(_) => Err("unfinished capture".to_owned()),
         });
-        told.collect()
+        captured.collect()
     }
 
     fn step(&mut self) -> Result<(), String> {

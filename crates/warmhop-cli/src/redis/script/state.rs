@@ -260,8 +260,8 @@ impl State {
 
     /// Ends the script without any change.
     fn refuse(&mut self, refused: Reply) -> Reply {
-        if let Reply::Error(told) = &refused {
-            self.stopped = Some(told.clone());
+        if let Reply::Error(error) = &refused {
+            self.stopped = Some(error.clone());
         }
         refused
     }

@@ -46,13 +46,13 @@ fn ended(text: &str, keys: &[&str], args: &[&str]) -> Ended {
     let ended = whole(text, keys, args);
     if let Some(brief) = brief(text, keys, args) {
         let all =
-            |it: &Ended| format!("{:?}", (&it.reply, it.stands, it.depends, &it.needs, &it.room));
+            |it: &Ended| format!("{:?}", (&it.reply, it.commits, it.depends, &it.needs, &it.room));
         assert_eq!(all(&brief), all(&ended), "{text}");
     }
     ended
 }
 
-fn told(text: &str) -> Reply {
+fn reply_of(text: &str) -> Reply {
     ended(text, &["k"], &["a", "b"]).reply
 }
 
@@ -61,7 +61,7 @@ fn numbers(all: &[i64]) -> Reply {
 }
 
 #[test]
-fn what_a_script_answers_is_turned_into_replies_as_redis_does() {
+fn the_result_of_a_script_becomes_a_reply_as_in_redis() {
     let text = |text: &str| Reply::text(text);
     for (script, expected) in [
         ("return 3.99", Reply::Number(3)),
@@ -105,12 +105,12 @@ fn what_a_script_answers_is_turned_into_replies_as_redis_does() {
         ("return loadstring('return 1 + 1')()", Reply::Number(2)),
         ("return #redis.call('TIME')", Reply::Number(2)),
     ] {
-        assert_eq!(told(script), expected, "{script}");
+        assert_eq!(reply_of(script), expected, "{script}");
     }
 }
 
 #[test]
-fn what_is_seldom_asked_of_a_script_is_answered_as_redis_does() {
+fn rare_uses_of_scripts_are_answered_as_in_redis() {
     let text = |text: &str| Reply::text(text);
     for (script, expected) in [
         // What is out of the bounds of a number is the lowest of them.
@@ -169,21 +169,21 @@ fn what_is_seldom_asked_of_a_script_is_answered_as_redis_does() {
         ("return #struct.pack('s', 'ab')", Reply::Number(3)),
         ("return redis.acl_check_cmd('GET', 'k')", Reply::Number(1)),
     ] {
-        assert_eq!(told(script), expected, "{script}");
+        assert_eq!(reply_of(script), expected, "{script}");
     }
 }
 
 fn error(text: &str) -> String {
-    match told(text) {
-        Reply::Error(told) => told,
+    match reply_of(text) {
+        Reply::Error(message) => message,
         other => panic!("{text}: {other:?}"),
     }
 }
 
 #[test]
-fn the_place_of_an_error_is_told_whatever_failed() {
+fn the_place_of_an_error_is_reported_whatever_failed() {
     for (script, begins) in [
-        // The place is told even where what fails is the script's last call.
+        // The place is reported even if the script's last call is what fails.
         (
             "return cjson.decode('[1,')",
             "ERR user_script:1: Expected value but found T_END at character 4 script: ",
@@ -209,13 +209,13 @@ fn the_place_of_an_error_is_told_whatever_failed() {
             "ERR Invalid command passed to redis.acl_check_cmd()",
         ),
     ] {
-        let told = error(script);
-        assert!(told.starts_with(begins), "{script}: {told}");
+        let message = error(script);
+        assert!(message.starts_with(begins), "{script}: {message}");
     }
 }
 
 #[test]
-fn errors_are_told_in_redis_words_with_the_place() {
+fn errors_have_redis_words_and_the_place() {
     for (script, begins) in [
         (
             "return x",
@@ -261,20 +261,20 @@ fn errors_are_told_in_redis_words_with_the_place() {
             "ERR user_script:1: attempt to call a nil value",
         ),
     ] {
-        let told = error(script);
-        assert!(told.starts_with(begins), "{script}: {told}");
+        let message = error(script);
+        assert!(message.starts_with(begins), "{script}: {message}");
     }
-    let told = error("return redis.call('NONE')");
-    assert!(told.ends_with(", on @user_script:1."), "{told}");
+    let message = error("return redis.call('NONE')");
+    assert!(message.ends_with(", on @user_script:1."), "{message}");
 }
 
 #[test]
-fn what_a_script_does_to_its_surroundings_is_seen_by_no_other() {
+fn changes_that_a_script_makes_to_its_globals_are_not_visible_to_others() {
     let look = "for _, t in pairs({string, table, math, coroutine, redis, cjson, cmsgpack, bit, struct, _G}) do \
                 if rawget(t, 1) or rawget(t, 'mine') or getmetatable(t) then return 'touched' end end \
                 if ('x'):rep(2) ~= 'xx' or string.find('ab', 'b') ~= 2 or #ARGV ~= 2 or KEYS[2] then \
                 return 'touched' end return math.random(1, 1000000)";
-    let first = told(look);
+    let first = reply_of(look);
     assert!(matches!(first, Reply::Number(_)), "{first:?}");
     for script in [
         "string.find = nil return 1",
@@ -298,20 +298,20 @@ fn what_a_script_does_to_its_surroundings_is_seen_by_no_other() {
         "loadstring('string.rep = nil')() return 1",
         "pcall(function() string.rep = nil error('x') end) return 1",
     ] {
-        told(script);
-        assert_eq!(told(look), first, "{script}");
+        reply_of(script);
+        assert_eq!(reply_of(look), first, "{script}");
     }
-    assert_eq!(told("return redis.call('GET', KEYS[1])"), Reply::Null);
+    assert_eq!(reply_of("return redis.call('GET', KEYS[1])"), Reply::Null);
 }
 
 #[test]
 fn scripts_that_leave_their_surroundings_alone_share_them() {
-    told("return 1");
+    reply_of("return 1");
     let made = super::lua::made_here();
     for number in 0..200 {
         let text = format!("local mine = {number} return redis.call('SET', KEYS[1], ARGV[1])");
-        assert_eq!(told(&text), Reply::OK);
-        assert!(told("return redis.call('GET')").is_error());
+        assert_eq!(reply_of(&text), Reply::OK);
+        assert!(reply_of("return redis.call('GET')").is_error());
     }
     assert!(ended("return redis.call('GET', ARGV[1])", &["a"], &["other"]).reply.is_error());
     assert_eq!(super::lua::made_here(), made);
@@ -322,9 +322,9 @@ fn scripts_that_leave_their_surroundings_alone_share_them() {
 }
 
 #[test]
-fn what_an_error_comes_after_is_kept_as_in_redis() {
+fn writes_before_an_error_are_kept_as_in_redis() {
     let ended = ended("redis.call('SET', KEYS[1], 'x') error('late')", &["k"], &[]);
-    assert!(ended.stands && ended.reply.is_error());
+    assert!(ended.commits && ended.reply.is_error());
     assert!(ended.room.unwrap().value(b"k").is_some());
 }
 
@@ -340,7 +340,7 @@ fn a_script_without_end_is_ended_and_nothing_of_it_is_done() {
         "redis.call('SET', KEYS[1], ('x'):rep(2000000)) return 1",
     ] {
         let ended = ended(script, &["k"], &[]);
-        assert!(!ended.stands && ended.reply.is_error(), "{script}: {:?}", ended.reply);
+        assert!(!ended.commits && ended.reply.is_error(), "{script}: {:?}", ended.reply);
     }
 }
 
@@ -393,7 +393,7 @@ fn a_script_of_many_bytes_is_not_taken_for_brief() {
 }
 
 #[test]
-fn what_recurses_or_backtracks_is_an_error_of_its_script() {
+fn endless_recursion_and_backtracking_are_errors_of_the_script() {
     for script in [
         "local f f = function() return 1 + f() end return f()",
         "return string.find(('a'):rep(3000), ('a?'):rep(3000) .. ('a'):rep(3000))",
@@ -402,18 +402,20 @@ fn what_recurses_or_backtracks_is_an_error_of_its_script() {
         "local t = {} t[1] = t return cjson.encode(t)",
         "local s = ('('):rep(300) .. '1' .. (')'):rep(300) return loadstring('return ' .. s)()",
     ] {
-        assert!(told(script).is_error(), "{script}");
+        assert!(reply_of(script).is_error(), "{script}");
     }
-    assert_eq!(told("return #('').rep('', 1e15)"), Reply::Number(0));
-    let nested = told("local t = {} t[1] = t return t");
+    assert_eq!(reply_of("return #('').rep('', 1e15)"), Reply::Number(0));
+    let nested = reply_of("local t = {} t[1] = t return t");
     assert!(format!("{nested:?}").contains("reached lua stack limit"));
 }
 
 #[test]
-fn a_script_has_one_room_and_is_told_which_key_is_in_another() {
+fn a_script_has_one_room_and_the_error_names_the_key_in_another() {
     let script = "redis.call('GET', KEYS[1]) return redis.call('GET', KEYS[2])";
-    let Reply::Error(told) = ended(script, &["a", "other"], &[]).reply else { panic!("two rooms") };
-    assert!(told.starts_with("CROSSSLOT ") && told.contains("'other'"), "{told}");
+    let Reply::Error(message) = ended(script, &["a", "other"], &[]).reply else {
+        panic!("two rooms")
+    };
+    assert!(message.starts_with("CROSSSLOT ") && message.contains("'other'"), "{message}");
     assert_eq!(ended(script, &["{t}:a", "{t}:other"], &[]).reply, Reply::Null);
     let needs = ended("return redis.call('GET', ARGV[1])", &["a"], &["other"]).needs;
     assert_eq!(needs, Some(register(0, b"other")));
@@ -426,8 +428,8 @@ fn a_script_that_may_only_read_does_not_write() {
     {
         let read_only = Input { read_only: true, ..input(text, &["k"], &[]) };
         let room = Room::empty(&register(0, b"k"), NOW);
-        let Reply::Error(told) = run(&read_only, Some(room)).reply else { panic!("it wrote") };
+        let Reply::Error(message) = run(&read_only, Some(room)).reply else { panic!("it wrote") };
         let begins = "ERR Write commands are not allowed from read-only scripts.";
-        assert!(told.starts_with(begins), "{told}");
+        assert!(message.starts_with(begins), "{message}");
     }
 }

@@ -43,8 +43,8 @@ async fn scripts_without_end_are_ended_one_by_one_and_others_are_served_meanwhil
         other.asks("GET mine", bulk(&number.to_string())).await;
     }
     for attacker in &mut attackers {
-        let told = attacker.line().await;
-        assert!(told.starts_with('-'), "{told}");
+        let reply = attacker.line().await;
+        assert!(reply.starts_with('-'), "{reply}");
     }
     other.asks("EXISTS k0 k1 k2 k3 k4", ":0\r\n").await;
 }
@@ -78,11 +78,11 @@ async fn of_scripts_without_number_those_used_last_are_known_and_the_others_aske
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscriber_that_reads_nothing_is_closed_and_those_who_read_get_all() {
     let (_mesh, addr, mut other) = attacked().await;
-    let told = format!("*3\r\n{}{}:1\r\n", bulk("subscribe"), bulk("c"));
+    let confirmed = format!("*3\r\n{}{}:1\r\n", bulk("subscribe"), bulk("c"));
     let mut deaf = connected(addr).await;
-    deaf.asks("SUBSCRIBE c", told.clone()).await;
+    deaf.asks("SUBSCRIBE c", confirmed.clone()).await;
     let mut hears = connected(addr).await;
-    hears.asks("SUBSCRIBE c", told).await;
+    hears.asks("SUBSCRIBE c", confirmed).await;
     let message = "x".repeat(512 * 1024);
     // What the sockets take in between is not known; far more than they do comes up.
     let count = 8 * WAITING_BYTES_MAX / message.len();
@@ -135,13 +135,13 @@ async fn subscriptions_and_names_of_channels_have_bounds() {
     it.asks(&format!("SUBSCRIBE {long}"), refused.clone()).await;
     it.asks(&format!("PUBLISH {long} x"), refused.clone()).await;
     it.asks(&format!("PSUBSCRIBE {long}"), "-ERR a pattern has at most 1024 bytes\r\n").await;
-    let told =
+    let confirmation =
         |kind: &str, name: &str, at: usize| format!("*3\r\n{}{}:{at}\r\n", bulk(kind), bulk(name));
     for from in (0..10_000).step_by(1000) {
         let names: Vec<String> = (from..from + 1000).map(|number| format!("c{number}")).collect();
         let each = names.iter().enumerate();
         let expected: String =
-            each.map(|(at, name)| told("subscribe", name, from + at + 1)).collect();
+            each.map(|(at, name)| confirmation("subscribe", name, from + at + 1)).collect();
         it.asks(&format!("SUBSCRIBE {}", names.join(" ")), expected).await;
     }
     other.asks("PUBLISH c9999 x", ":1\r\n").await;
@@ -151,16 +151,16 @@ async fn subscriptions_and_names_of_channels_have_bounds() {
     let late = Instant::now() + PATIENCE;
     loop {
         other.send(&request(&[b"PUBSUB", b"NUMSUB", b"c1"])).await;
-        let told = other.name_and_number().await;
-        if told == 0 {
+        let count = other.name_and_number().await;
+        if count == 0 {
             break;
         }
-        assert!(Instant::now() < late, "{told} still listen");
+        assert!(Instant::now() < late, "{count} still listen");
     }
 }
 
 #[test]
-fn what_all_listen_to_at_a_peer_is_bounded() {
+fn the_subscriptions_at_one_peer_are_bounded() {
     use crate::redis::pubsub::{Hub, Subscriber, What};
     let hub = Arc::new(Hub::default());
     let mut one = Subscriber::new(&hub);

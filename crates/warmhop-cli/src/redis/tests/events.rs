@@ -11,8 +11,8 @@ async fn listened_to(mesh: &[Mesh]) -> (Vec<Client>, Client) {
         let addr = serve_telling(peer, "AE").await;
         first.get_or_insert(addr);
         let mut client = Client(TcpStream::connect(addr).await.unwrap());
-        let told = format!("*3\r\n{}{}:1\r\n", bulk("psubscribe"), bulk("__key*"));
-        client.asks("PSUBSCRIBE __key*", told).await;
+        let confirmed = format!("*3\r\n{}{}:1\r\n", bulk("psubscribe"), bulk("__key*"));
+        client.asks("PSUBSCRIBE __key*", confirmed).await;
         listeners.push(client);
     }
     let client = Client(TcpStream::connect(first.unwrap()).await.unwrap());
@@ -24,7 +24,7 @@ fn event(name: &str, key: &str) -> String {
 }
 
 /// Asks a command, of which all listeners hear these events.
-async fn is_told(
+async fn publishes(
     listeners: &mut [Client],
     it: &mut Client,
     command: &str,
@@ -40,7 +40,7 @@ async fn is_told(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_happens_to_keys_is_told_at_every_peer_once_as_redis_tells_it() {
+async fn changes_of_keys_are_published_at_every_peer_once_as_by_redis() {
     let mesh = mesh_of(2).await;
     let (mut listeners, mut it) = listened_to(&mesh).await;
     for (command, answer, events) in [
@@ -74,12 +74,12 @@ async fn what_happens_to_keys_is_told_at_every_peer_once_as_redis_tells_it() {
         ("SADD u v", "+QUEUED\r\n", vec![]),
         ("EXEC", "*2\r\n+OK\r\n:1\r\n", vec![("set", "s"), ("expire", "s"), ("sadd", "u")]),
     ] {
-        is_told(&mut listeners, &mut it, command, answer, &events).await;
+        publishes(&mut listeners, &mut it, command, answer, &events).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_changes_nothing_in_the_end_is_told_as_redis_tells_it() {
+async fn commands_without_a_lasting_change_publish_what_redis_publishes() {
     let mesh = mesh_of(2).await;
     let (mut listeners, mut it) = listened_to(&mesh).await;
     for (command, answer, events) in [
@@ -128,25 +128,25 @@ async fn what_changes_nothing_in_the_end_is_told_as_redis_tells_it() {
         ),
         ("SET last v", "+OK\r\n", vec![("set", "last")]),
     ] {
-        is_told(&mut listeners, &mut it, command, answer, &events).await;
+        publishes(&mut listeners, &mut it, command, answer, &events).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_of_a_key_is_told_once_at_every_peer() {
+async fn the_expiry_of_a_key_is_published_once_at_every_peer() {
     let mesh = mesh_of(3).await;
     let (mut listeners, mut it) = listened_to(&mesh).await;
-    let mut told = event("set", "k") + &event("expire", "k") + &event("set", "{t}a");
-    told += &(event("expire", "{t}a") + &event("set", "{t}b"));
+    let mut expected = event("set", "k") + &event("expire", "k") + &event("set", "{t}a");
+    expected += &(event("expire", "{t}a") + &event("set", "{t}b"));
     it.asks("SET k v PX 50", "+OK\r\n").await;
     it.asks("SET {t}a v PX 150", "+OK\r\n").await;
     it.asks("SET {t}b v", "+OK\r\n").await;
     for listener in &mut listeners {
-        // The ends may come before what was done meanwhile is told.
+        // The expiries may be published before what was done meanwhile.
         let all = listener.arrays(7).await;
         let ends = [event("expired", "k"), event("expired", "{t}a")];
         assert!(ends.iter().all(|end| all.contains(end)), "{all}");
-        assert_eq!(all.len(), told.len() + ends.concat().len(), "{all}");
+        assert_eq!(all.len(), expected.len() + ends.concat().len(), "{all}");
     }
     it.asks("GET k", "$-1\r\n").await;
     it.asks("EXISTS {t}a {t}b", ":1\r\n").await;
@@ -157,7 +157,7 @@ async fn the_end_of_a_key_is_told_once_at_every_peer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_of_a_key_is_told_by_another_where_the_endpoint_that_set_it_is_gone() {
+async fn the_expiry_of_a_key_is_published_by_another_endpoint_if_the_one_that_set_it_is_gone() {
     let mesh = mesh_of(2).await;
     let (mut listeners, _) = listened_to(&mesh[..1]).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -175,7 +175,7 @@ async fn the_end_of_a_key_is_told_by_another_where_the_endpoint_that_set_it_is_g
 }
 
 #[tokio::test]
-async fn a_client_that_asks_for_events_is_told_whether_they_are_on() {
+async fn a_client_that_asks_for_events_learns_whether_they_are_on() {
     let (mesh, _) = mesh().await;
     let addr = serve_telling(&mesh, "Egx").await;
     let mut it = Client(TcpStream::connect(addr).await.unwrap());

@@ -4,7 +4,7 @@ use super::super::pubsub::Published;
 use super::super::pubsub::{Subscriber, What};
 use super::*;
 
-fn told(kind: &str, name: &str, count: usize) -> String {
+fn confirmation(kind: &str, name: &str, count: usize) -> String {
     format!("*3\r\n{}{}:{count}\r\n", bulk(kind), bulk(name))
 }
 
@@ -21,9 +21,9 @@ async fn endpoints(peers: usize) -> (Vec<Mesh>, Vec<Client>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_is_heard_at_every_peer_and_all_who_got_it_are_counted() {
     let (_mesh, mut at) = endpoints(3).await;
-    at[0].asks("SUBSCRIBE a", told("subscribe", "a", 1)).await;
-    at[1].asks("PSUBSCRIBE a*", told("psubscribe", "a*", 1)).await;
-    at[1].asks("SSUBSCRIBE shard", told("ssubscribe", "shard", 1)).await;
+    at[0].asks("SUBSCRIBE a", confirmation("subscribe", "a", 1)).await;
+    at[1].asks("PSUBSCRIBE a*", confirmation("psubscribe", "a*", 1)).await;
+    at[1].asks("SSUBSCRIBE shard", confirmation("ssubscribe", "shard", 1)).await;
     // Their subscriptions count from the moment at which they were confirmed.
     at[2].asks("PUBLISH a 1", ":2\r\n").await;
     at[2].asks("PUBLISH about 2", ":1\r\n").await;
@@ -34,7 +34,7 @@ async fn a_message_is_heard_at_every_peer_and_all_who_got_it_are_counted() {
     at[1].reads(&array(&["pmessage", "a*", "a", "1"])).await;
     at[1].reads(&array(&["pmessage", "a*", "about", "2"])).await;
     at[1].reads(&array(&["smessage", "shard", "4"])).await;
-    at[0].asks("UNSUBSCRIBE a", told("unsubscribe", "a", 0)).await;
+    at[0].asks("UNSUBSCRIBE a", confirmation("unsubscribe", "a", 0)).await;
     at[2].asks("PUBLISH a 6", ":1\r\n").await;
 }
 
@@ -44,9 +44,9 @@ async fn one_who_listens_in_the_newer_protocol_goes_on_asking_and_gets_messages_
     let pushed = |text: String| text.replacen('*', ">", 1);
     at[0].send(&request(&[b"HELLO", b"3"])).await;
     while at[0].line().await != "*0\r\n" {}
-    at[0].asks("SUBSCRIBE a", pushed(told("subscribe", "a", 1))).await;
-    at[0].asks("PSUBSCRIBE a*", pushed(told("psubscribe", "a*", 2))).await;
-    at[0].asks("SSUBSCRIBE shard", pushed(told("ssubscribe", "shard", 1))).await;
+    at[0].asks("SUBSCRIBE a", pushed(confirmation("subscribe", "a", 1))).await;
+    at[0].asks("PSUBSCRIBE a*", pushed(confirmation("psubscribe", "a*", 2))).await;
+    at[0].asks("SSUBSCRIBE shard", pushed(confirmation("ssubscribe", "shard", 1))).await;
     at[0].asks("SET k v", "+OK\r\n").await;
     at[0].asks("PING", "+PONG\r\n").await;
     at[1].asks("PUBLISH about 1", ":1\r\n").await;
@@ -54,8 +54,8 @@ async fn one_who_listens_in_the_newer_protocol_goes_on_asking_and_gets_messages_
     at[1].asks("SPUBLISH shard 2", ":1\r\n").await;
     at[0].reads(&pushed(array(&["smessage", "shard", "2"]))).await;
     at[0].asks("GET k", bulk("v")).await;
-    at[0].asks("PUNSUBSCRIBE", pushed(told("punsubscribe", "a*", 1))).await;
-    at[0].asks("SUNSUBSCRIBE", pushed(told("sunsubscribe", "shard", 0))).await;
+    at[0].asks("PUNSUBSCRIBE", pushed(confirmation("punsubscribe", "a*", 1))).await;
+    at[0].asks("SUNSUBSCRIBE", pushed(confirmation("sunsubscribe", "shard", 0))).await;
     at[1].asks("PUBLISH a 3", ":1\r\n").await;
     at[0].reads(&pushed(array(&["message", "a", "3"]))).await;
     at[0].asks("RESET", "+RESET\r\n").await;
@@ -63,15 +63,15 @@ async fn one_who_listens_in_the_newer_protocol_goes_on_asking_and_gets_messages_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_listens_to_what_is_told_of_all_peers() {
+async fn pubsub_counts_the_subscribers_of_all_peers() {
     let (_mesh, mut at) = endpoints(2).await;
     let mut third = Client(TcpStream::connect(at[0].0.peer_addr().unwrap()).await.unwrap());
-    at[0].asks("SUBSCRIBE a", told("subscribe", "a", 1)).await;
-    at[1].asks("SUBSCRIBE a", told("subscribe", "a", 1)).await;
-    at[1].asks("SUBSCRIBE b", told("subscribe", "b", 2)).await;
-    at[0].asks("PSUBSCRIBE x*", told("psubscribe", "x*", 2)).await;
-    at[1].asks("PSUBSCRIBE x*", told("psubscribe", "x*", 3)).await;
-    at[1].asks("PSUBSCRIBE y*", told("psubscribe", "y*", 4)).await;
+    at[0].asks("SUBSCRIBE a", confirmation("subscribe", "a", 1)).await;
+    at[1].asks("SUBSCRIBE a", confirmation("subscribe", "a", 1)).await;
+    at[1].asks("SUBSCRIBE b", confirmation("subscribe", "b", 2)).await;
+    at[0].asks("PSUBSCRIBE x*", confirmation("psubscribe", "x*", 2)).await;
+    at[1].asks("PSUBSCRIBE x*", confirmation("psubscribe", "x*", 3)).await;
+    at[1].asks("PSUBSCRIBE y*", confirmation("psubscribe", "y*", 4)).await;
     third.asks("PUBSUB CHANNELS", array(&["a", "b"])).await;
     third.asks("PUBSUB CHANNELS b*", array(&["b"])).await;
     let counted = format!("*6\r\n{}:2\r\n{}:1\r\n{}:0\r\n", bulk("a"), bulk("b"), bulk("c"));
@@ -86,7 +86,7 @@ async fn who_listens_to_what_is_told_of_all_peers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_of_one_publisher_come_to_another_peer_in_order_once_each() {
     let (_mesh, mut at) = endpoints(2).await;
-    at[0].asks("SUBSCRIBE a", told("subscribe", "a", 1)).await;
+    at[0].asks("SUBSCRIBE a", confirmation("subscribe", "a", 1)).await;
     let (mut pipeline, mut counts, mut messages) = (Vec::new(), String::new(), String::new());
     for number in 0..300 {
         let text = number.to_string();
@@ -126,7 +126,7 @@ async fn a_peer_that_hangs_delays_a_message_to_no_other_peer() {
     all_see_each_other(&mesh).await;
     let mut it = Client(TcpStream::connect(serve(&mesh[0]).await).await.unwrap());
     let mut other = Client(TcpStream::connect(serve(&mesh[1]).await).await.unwrap());
-    it.asks("SUBSCRIBE a", told("subscribe", "a", 1)).await;
+    it.asks("SUBSCRIBE a", confirmation("subscribe", "a", 1)).await;
     stop.send(()).unwrap();
     for number in 0..3 {
         let number = number.to_string();
@@ -175,9 +175,9 @@ async fn a_message_goes_to_no_peer_where_nobody_listens_and_to_each_where_somebo
     assert_eq!(at[1].taken_in(), 52);
 }
 
-/// One message that is published while a peer is told to forget may be answered before or after it.
+/// One message that is published while a peer learns to forget may be answered before or after it.
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_was_told_that_it_listens_hears_what_is_published_from_then_on() {
+async fn a_subscriber_gets_all_that_is_published_after_its_confirmation() {
     let (_mesh, at) = carriers(3).await;
     let publishing = |from: usize| {
         let carrier = Arc::clone(&at[from]);
@@ -203,7 +203,7 @@ async fn whoever_was_told_that_it_listens_hears_what_is_published_from_then_on()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_listens_at_a_peer_that_was_started_again_hears_what_is_published_from_then_on() {
+async fn a_subscriber_at_a_restarted_peer_gets_all_that_is_published_after_its_confirmation() {
     let (mesh, at) = carriers(3).await;
     assert_eq!(publish(&at[0], "a").await, 0);
     // It takes the place of the one that has answered.
@@ -226,5 +226,5 @@ async fn a_peer_that_hangs_keeps_nobody_from_subscribing() {
     let there = Arc::new(Carrier::between(mesh[1].clone()));
     assert_eq!(publish(&there, "a").await, 0);
     stop.send(()).unwrap();
-    it.asks("SUBSCRIBE a", told("subscribe", "a", 1)).await;
+    it.asks("SUBSCRIBE a", confirmation("subscribe", "a", 1)).await;
 }

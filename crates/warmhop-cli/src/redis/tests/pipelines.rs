@@ -65,7 +65,7 @@ async fn scripts_of_a_pipeline_keep_its_order_wherever_they_turn_to() {
         .asks("SUBSCRIBE channel", array(&["subscribe", "channel"]).replace("*2", "*3") + ":1\r\n")
         .await;
     let mut client = Client(TcpStream::connect(addr).await.unwrap());
-    let (mut sent, mut expected, mut told) = (Vec::new(), String::new(), String::new());
+    let (mut sent, mut expected, mut messages) = (Vec::new(), String::new(), String::new());
     for round in 0..20 {
         let (key, value) = (format!("key:{round}"), round.to_string());
         let eval = |text: &str| {
@@ -82,13 +82,13 @@ async fn scripts_of_a_pipeline_keep_its_order_wherever_they_turn_to() {
             "redis.call('APPEND', KEYS[1], '.') redis.call('PUBLISH', 'channel', ARGV[1])",
         ));
         expected.push_str("$-1\r\n");
-        told.push_str(&array(&["message", "channel", &value]));
+        messages.push_str(&array(&["message", "channel", &value]));
         sent.extend(request(&[b"GET", key.as_bytes()]));
         expected.push_str(&bulk(&format!("{value}.")));
     }
     client.send(&sent).await;
     client.reads(&expected).await;
-    listens.reads(&told).await;
+    listens.reads(&messages).await;
     for mesh in mesh {
         mesh.shutdown().await;
     }

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_offered_is_refused_as_a_server_that_stands_alone_does() {
+async fn commands_that_are_not_offered_are_refused_as_by_a_stand_alone_server() {
     let (_mesh, mut it) = endpoint().await;
     let unknown = "-ERR unknown command 'SENTINEL', with args beginning with: ";
     it.asks("SENTINEL masters", format!("{unknown}'masters' \r\n")).await;
@@ -94,7 +94,7 @@ async fn the_first_of_several_keys_that_has_something_is_taken_from() {
 
 #[cfg(feature = "lua")]
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_script_publishes_is_counted_where_it_runs_and_what_it_lacks_is_told_of() {
+async fn what_a_script_publishes_is_counted_where_it_runs_and_commands_it_lacks_are_logged() {
     let (mesh, mut it) = endpoint().await;
     let mut listens = Client(TcpStream::connect(serve(&mesh).await).await.unwrap());
     it.asks("CLIENT SETINFO LIB-NAME scripted", "+OK\r\n").await;
@@ -112,6 +112,6 @@ async fn what_a_script_publishes_is_counted_where_it_runs_and_what_it_lacks_is_t
         .await;
     assert!(it.line().await.starts_with("-ERR Unknown Redis command called from script"));
     let counts = super::super::loud::all().counts();
-    let told = ("XADD".to_owned(), "scripted".to_owned(), 1);
-    assert!(counts.contains(&told), "{counts:?}");
+    let counted = ("XADD".to_owned(), "scripted".to_owned(), 1);
+    assert!(counts.contains(&counted), "{counts:?}");
 }

@@ -138,7 +138,7 @@ async fn every_command_of_a_transaction_waits_for_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_argument_that_makes_no_sense_is_told_of_at_exec_and_the_others_are_run() {
+async fn an_invalid_argument_fails_at_exec_and_the_other_commands_run() {
     let (_mesh, mut it) = endpoint().await;
     it.asks("MULTI", "+OK\r\n").await;
     it.asks("SET a 1", "+QUEUED\r\n").await;
@@ -147,7 +147,7 @@ async fn an_argument_that_makes_no_sense_is_told_of_at_exec_and_the_others_are_r
     it.asks("HSET h a 1 b", "+QUEUED\r\n").await;
     it.asks("SELECT 16", "+QUEUED\r\n").await;
     it.asks("GET a", "+QUEUED\r\n").await;
-    let told = [
+    let replies = [
         "+OK\r\n",
         "-ERR value is not an integer or out of range\r\n",
         "-ERR invalid expire time in 'set' command\r\n",
@@ -155,7 +155,7 @@ async fn an_argument_that_makes_no_sense_is_told_of_at_exec_and_the_others_are_r
         "-ERR DB index is out of range\r\n",
         &bulk("1"),
     ];
-    it.asks("EXEC", format!("*6\r\n{}", told.concat())).await;
+    it.asks("EXEC", format!("*6\r\n{}", replies.concat())).await;
     for refused in ["SET a", "HSET h a", "NOSUCH"] {
         it.asks("MULTI", "+OK\r\n").await;
         it.send(&request(&refused.split(' ').map(str::as_bytes).collect::<Vec<_>>())).await;
@@ -214,8 +214,8 @@ async fn keys_of_one_hash_tag_are_changed_as_one_and_found_as_several() {
     it.asks("GET plain", bulk("1")).await;
     it.asks("KEYS *", array(&["plain"])).await;
     it.send(&eval("one", "other")).await;
-    let told = it.line().await;
-    assert!(told.starts_with("-CROSSSLOT ") && told.contains("'other'"), "{told}");
+    let reply = it.line().await;
+    assert!(reply.starts_with("-CROSSSLOT ") && reply.contains("'other'"), "{reply}");
     it.asks("EXISTS one", ":0\r\n").await;
 }
 
@@ -240,7 +240,7 @@ async fn a_transaction_of_several_keys_is_not_begun_where_its_watched_one_has_ch
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_who_waits_for_a_list_gets_what_is_pushed() {
+async fn a_client_that_waits_for_a_list_gets_the_pushed_element() {
     let (_mesh, mut it) = endpoint().await;
     let mut other = Client(TcpStream::connect(it.0.peer_addr().unwrap()).await.unwrap());
     it.asks("BLPOP l 0.01", "*-1\r\n").await;
@@ -288,7 +288,7 @@ async fn those_who_wait_for_a_list_get_what_is_pushed_in_the_order_in_which_they
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_who_has_left_while_it_waited_takes_nothing() {
+async fn a_client_that_has_left_while_it_waited_takes_nothing() {
     let (mesh, name) = mesh().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -312,14 +312,14 @@ async fn one_who_has_left_while_it_waited_takes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_published_reaches_those_who_listen_in_its_order() {
+async fn messages_reach_subscribers_in_the_order_in_which_they_were_published() {
     let (_mesh, mut it) = endpoint().await;
     let mut other = Client(TcpStream::connect(it.0.peer_addr().unwrap()).await.unwrap());
-    let told = |kind: &str, name: &str, count: usize| {
+    let confirmation = |kind: &str, name: &str, count: usize| {
         format!("*3\r\n{}{}:{count}\r\n", bulk(kind), bulk(name))
     };
-    it.asks("SUBSCRIBE a", told("subscribe", "a", 1)).await;
-    it.asks("PSUBSCRIBE n*", told("psubscribe", "n*", 2)).await;
+    it.asks("SUBSCRIBE a", confirmation("subscribe", "a", 1)).await;
+    it.asks("PSUBSCRIBE n*", confirmation("psubscribe", "n*", 2)).await;
     other.asks("PUBLISH a 1", ":1\r\n").await;
     other.asks("PUBLISH news 2", ":1\r\n").await;
     other.asks("PUBLISH none 3", ":1\r\n").await;
@@ -330,8 +330,8 @@ async fn what_is_published_reaches_those_who_listen_in_its_order() {
     assert!(it.line().await.starts_with("-ERR Can't execute 'get': only (P|S)SUBSCRIBE"));
     it.asks("PING", array(&["pong", ""])).await;
     other.asks("PUBSUB NUMSUB a", format!("*2\r\n{}:1\r\n", bulk("a"))).await;
-    it.asks("UNSUBSCRIBE", told("unsubscribe", "a", 1)).await;
-    it.asks("PUNSUBSCRIBE n*", told("punsubscribe", "n*", 0)).await;
+    it.asks("UNSUBSCRIBE", confirmation("unsubscribe", "a", 1)).await;
+    it.asks("PUNSUBSCRIBE n*", confirmation("punsubscribe", "n*", 0)).await;
     it.asks("GET k", "$-1\r\n").await;
     other.asks("PUBLISH a 4", ":0\r\n").await;
 }
