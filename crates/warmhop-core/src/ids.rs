@@ -167,11 +167,47 @@ name_type! {
     AppName, "app name", "1 to 64 of the characters A-Z a-z 0-9 _ -", 64
 }
 
+/// The serialized form of 16 bytes: one after the other.
+///
+/// A binary encoding writes a float as the eight bytes that it consists of, so two floats have the form
+/// of 16 bytes, and take an eighth of the steps.
+mod sixteen_bytes {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        bytes: &[u8; 16],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            return bytes.serialize(serializer);
+        }
+        let half = |at: usize| {
+            let mut half = [0; 8];
+            half.copy_from_slice(&bytes[at..at + 8]);
+            f64::from_le_bytes(half)
+        };
+        (half(0), half(8)).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<[u8; 16], D::Error> {
+        if deserializer.is_human_readable() {
+            return <[u8; 16]>::deserialize(deserializer);
+        }
+        let (first, second) = <(f64, f64)>::deserialize(deserializer)?;
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&first.to_le_bytes());
+        bytes[8..].copy_from_slice(&second.to_le_bytes());
+        Ok(bytes)
+    }
+}
+
 macro_rules! random_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        pub struct $name(pub [u8; 16]);
+        pub struct $name(#[serde(with = "sixteen_bytes")] pub [u8; 16]);
 
         impl fmt::Display for $name {
             /// 32 lower-case hexadecimal digits.

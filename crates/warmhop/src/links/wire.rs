@@ -521,6 +521,31 @@ mod tests {
         golden(&trailers, "01 05 782d73756d 02 0102");
     }
 
+    #[test]
+    fn identifiers_of_any_bytes_are_encoded_as_these_bytes() {
+        let halves = [
+            [0; 8],
+            [0xFF; 8],
+            // Were they numbers with a fraction, they would be none.
+            [1, 0, 0, 0, 0, 0, 0xF0, 0x7F],
+            [1, 0, 0, 0, 0, 0, 0xF0, 0xFF],
+            [0, 0, 0, 0, 0, 0, 0xF8, 0x7F],
+            [0, 0, 0, 0, 0, 0, 0, 0x80],
+            [1, 2, 3, 4, 5, 6, 7, 8],
+        ];
+        for first in halves {
+            for second in halves {
+                let mut bytes = [0; 16];
+                bytes[..8].copy_from_slice(&first);
+                bytes[8..].copy_from_slice(&second);
+                golden(&SessionId(bytes), &hex(&bytes));
+                let text = serde_json::to_string(&SessionId(bytes)).unwrap();
+                assert_eq!(text, serde_json::to_string(&bytes).unwrap());
+                assert_eq!(serde_json::from_str::<SessionId>(&text).unwrap().0, bytes);
+            }
+        }
+    }
+
     fn ballot_bytes() -> String {
         format!("03 {INC_1}")
     }
