@@ -1,5 +1,6 @@
 //! The sessions that this peer owns or holds copies of, around the core's machines.
 
+mod asked;
 pub(crate) mod dead;
 pub(crate) mod events;
 pub(crate) mod losses;

@@ -29,6 +29,7 @@ use crate::links::wire::SessionFrame;
 use crate::observe::clock::Clock;
 use crate::observe::failpoint;
 use crate::observe::metrics::Metrics;
+use crate::sessions::asked::FirstAsked;
 use crate::sessions::dead::Dead;
 use crate::sessions::events::{self, Event, EventSender};
 use crate::sessions::losses::Losses;
@@ -86,6 +87,7 @@ pub(crate) struct Store {
     /// The peers that have no room for copies.
     full: FullPeers,
     losses: Losses,
+    first_asked: FirstAsked,
     sooner: Notify,
     next_wake_ms: AtomicU64,
 }
@@ -153,6 +155,7 @@ impl Store {
             memory,
             full: FullPeers::default(),
             losses: Losses::default(),
+            first_asked: FirstAsked::default(),
             sooner: Notify::new(),
             next_wake_ms: AtomicU64::new(u64::MAX),
         })
@@ -283,7 +286,10 @@ impl Store {
         Some((result, outgoing))
     }
 
-    fn deliver(&self, key: &SessionKey, outgoing: Vec<(Incarnation, Message)>) {
+    fn deliver(&self, key: &SessionKey, mut outgoing: Vec<(Incarnation, Message)>) {
+        if outgoing.len() == 2 {
+            self.first_asked.spare(self.me, key.sid, &mut outgoing, self.clock.now());
+        }
         let mut outgoing = outgoing.into_iter().peekable();
         while let Some((to, message)) = outgoing.next() {
             // Processes that are gone do not answer messages: this answers for them.
@@ -382,10 +388,7 @@ impl Store {
                 }
                 Effect::Located { .. } | Effect::Opened { .. } => continue,
                 Effect::Lost { stamp } => {
-                    if self.losses.note(key, stamp) {
-                        warn!(session = %key, "the session is lost: too many of the peers that held it are gone");
-                        self.metrics.sessions_lost.inc();
-                    }
+                    self.losses.count(key, stamp, &self.metrics.sessions_lost);
                     continue;
                 }
                 Effect::Invited { .. } => continue,
@@ -502,6 +505,7 @@ impl Store {
         if matches!(message, Message::Nack { reason: NackReason::Full, .. }) {
             self.full.note(from, self.clock.now());
         }
+        self.first_asked.answered(from, key.sid, &message, self.clock.now());
         self.with(&key, message.makes_a_copy(), |machine, ctx, out| {
             if matches!(message, Message::Locate { .. }) {
                 let members = machine.config().map(Config::everyone).unwrap_or_default();
