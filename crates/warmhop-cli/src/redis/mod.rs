@@ -37,6 +37,7 @@ mod room;
 pub(crate) mod script;
 mod scripts;
 mod shared;
+mod sorted_set;
 #[cfg(test)]
 mod tests;
 mod transaction;

@@ -1,12 +1,13 @@
 //! What a key holds, as bytes: a value of one of Redis's types.
 
-use std::cmp::Ordering;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use indexmap::{IndexMap, IndexSet};
 
 use super::frame::VALUE_BYTES_MAX;
+use super::sorted_set::Score;
+pub(super) use super::sorted_set::SortedSet;
 
 const STRING: u8 = 1;
 const HASH: u8 = 2;
@@ -41,92 +42,6 @@ pub(super) enum Value {
 /// The error for a value that is larger than a key may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TooLarge;
-
-/// A score, ordered as numbers are. It is never NaN.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Score(pub(super) f64);
-
-impl Eq for Score {}
-
-impl PartialOrd for Score {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Score {
-    fn cmp(&self, other: &Self) -> Ordering {
-        // Not `total_cmp`, for which the two zeros differ.
-        self.0.partial_cmp(&other.0).unwrap_or(Ordering::Equal)
-    }
-}
-
-/// Members and their scores.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct SortedSet {
-    scores: HashMap<Bytes, Score>,
-    order: BTreeSet<(Score, Bytes)>,
-    /// How many bytes all its members have.
-    bytes: usize,
-}
-
-impl SortedSet {
-    /// One of these members, which come in their order as a rule: then it is made at once.
-    fn of(members: Vec<(Score, Bytes)>) -> Self {
-        let scores = members.iter().map(|(score, member)| (member.clone(), *score)).collect();
-        let bytes = members.iter().map(|(_, member)| member.len()).sum();
-        let made = Self { scores, order: members.into_iter().collect(), bytes };
-        if made.scores.len() == made.order.len() {
-            return made;
-        }
-        // One member has several scores.
-        let mut set = Self::default();
-        for (score, member) in made.order {
-            set.insert(member, score.0);
-        }
-        set
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.scores.len()
-    }
-
-    pub(super) fn score(&self, member: &[u8]) -> Option<f64> {
-        self.scores.get(member).map(|score| score.0)
-    }
-
-    /// Sets a member's score; returns the old one.
-    pub(super) fn insert(&mut self, member: Bytes, score: f64) -> Option<f64> {
-        let score = Score(score);
-        let before = self.scores.insert(member.clone(), score);
-        match before {
-            Some(before) => {
-                self.order.remove(&(before, member.clone()));
-            }
-            None => self.bytes += member.len(),
-        }
-        self.order.insert((score, member));
-        before.map(|before| before.0)
-    }
-
-    pub(super) fn remove(&mut self, member: &Bytes) -> Option<f64> {
-        let score = self.scores.remove(member)?;
-        self.order.remove(&(score, member.clone()));
-        self.bytes -= member.len();
-        Some(score.0)
-    }
-
-    /// From the lowest to the highest.
-    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (&Bytes, f64)> {
-        self.order.iter().map(|(score, member)| (member, score.0))
-    }
-
-    pub(super) fn rank(&self, member: &[u8]) -> Option<usize> {
-        let score = *self.scores.get(member)?;
-        let member = Bytes::copy_from_slice(member);
-        Some(self.order.range(..(score, member)).count())
-    }
-}
 
 /// A type of values.
 pub(super) trait Kind: Default {
@@ -209,7 +124,7 @@ impl Value {
             Self::Hash(fields) => all(&mut fields.iter().flat_map(|(field, value)| [field, value])),
             Self::List(list) => all(&mut list.iter()),
             Self::Set(set) => all(&mut set.iter()),
-            Self::SortedSet(set) => set.len() * (SCORE_BYTES + PART_BYTES) + set.bytes,
+            Self::SortedSet(set) => set.len() * (SCORE_BYTES + PART_BYTES) + set.bytes(),
         }
     }
 
