@@ -4,16 +4,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::arguments::{WORD_SHOWN_MAX, syntax, word, wrong_count};
+use super::arguments::{DATABASES, WORD_SHOWN_MAX, syntax, word, wrong_count};
 use super::cmd::{AT_ONCE, Keys, LONG, NOT_IN_SCRIPTS, Spec, TABLE, WRITES, find};
 use super::events::{Events, NoEvents};
 use super::frame::{Reply, VALUE_BYTES_MAX, integer};
 use super::refusals::no_subcommand;
 use super::script::SPEAKS_AS;
 use super::{glob, info};
-
-/// How many databases there are.
-pub(super) const DATABASES: u8 = 16;
 
 /// The longest name that a client gives itself, in bytes.
 const CLIENT_NAME_BYTES_MAX: usize = 256;
@@ -206,7 +203,8 @@ impl Introduced {
             ("FUNCTION", _) => function(&subcommand, &args[1..]),
             ("ACL", _) => acl(&subcommand, &args[1..]),
             ("MODULE", "LIST") | ("SLOWLOG", "GET") => empty(),
-            ("LATENCY", "LATEST" | "HISTORY" | "HISTOGRAM") => empty(),
+            ("LATENCY", "LATEST" | "HISTORY") => empty(),
+            ("LATENCY", "HISTOGRAM") => Reply::Map(Vec::new()),
             ("SLOWLOG", "LEN") | ("LATENCY", "RESET") => Reply::Number(0),
             ("SLOWLOG", "RESET") | ("MEMORY", "PURGE") => Reply::OK,
             ("MEMORY", "DOCTOR") => Reply::text("warmhop keeps its own memory: see /metrics"),

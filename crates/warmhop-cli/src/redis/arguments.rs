@@ -3,6 +3,8 @@
 use super::frame::{KEY_BYTES_MAX, Reply, integer};
 use super::numbers;
 
+/// How many databases there are.
+pub(super) const DATABASES: u8 = 16;
 /// The longest pattern, in bytes: a bound on what comparing a key with it costs.
 pub(super) const PATTERN_BYTES_MAX: usize = 1024;
 /// The longest name of a channel, in bytes: it has room for the channel of a key's events.

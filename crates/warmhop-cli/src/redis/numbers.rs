@@ -3,23 +3,75 @@
 /// Reads a number with a fraction, or an infinity. As in Redis, one that is too large to tell from an
 /// infinity, or too small to tell from 0, is none.
 pub(super) fn float(text: &[u8]) -> Option<f64> {
-    let number = nearest_float(text)?;
-    let mut mantissa = text.iter().take_while(|byte| !byte.eq_ignore_ascii_case(&b'e'));
-    let fits = match number.abs() {
-        0.0 => mantissa.all(|byte| matches!(byte, b'0' | b'.' | b'+' | b'-')),
-        f64::INFINITY => !text.iter().any(u8::is_ascii_digit),
-        _ => true,
-    };
-    fits.then_some(number)
+    float_from_zero(text).filter(|number| *number != 0.0 || is_zero(text))
+}
+
+/// As [`float`], but one that is too small to tell from 0 is 0, as for Redis' numbers of 80 bits.
+pub(super) fn float_from_zero(text: &[u8]) -> Option<f64> {
+    nearest_float(text).filter(|number| number.is_finite() || !text.iter().any(u8::is_ascii_digit))
 }
 
 /// As [`float`], but of a number out of bounds, what is nearest to it.
 pub(super) fn nearest_float(text: &[u8]) -> Option<f64> {
     let text = std::str::from_utf8(text).ok()?;
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    if let Some(digits) = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        let number = hexadecimal(digits)?;
+        return Some(if text.starts_with('-') { -number } else { number });
+    }
     let is_number = digits.starts_with(|first: char| first.is_ascii_digit() || first == '.');
     let is_infinite = ["inf", "infinity"].iter().any(|it| digits.eq_ignore_ascii_case(it));
     (is_number || is_infinite).then(|| text.parse().ok()).flatten()
+}
+
+/// Whether a number that was read has no other digit than 0.
+fn is_zero(text: &[u8]) -> bool {
+    let digits = text.strip_prefix(b"+").or_else(|| text.strip_prefix(b"-")).unwrap_or(text);
+    let is_hexadecimal = matches!(digits, [b'0', b'x' | b'X', ..]);
+    let (digits, ends) = if is_hexadecimal { (&digits[2..], b'p') } else { (digits, b'e') };
+    let mut mantissa = digits.iter().take_while(|byte| !byte.eq_ignore_ascii_case(&ends));
+    mantissa.all(|byte| matches!(byte, b'0' | b'.'))
+}
+
+/// The bits of a mantissa that are read: the first of the others decides how it is rounded.
+const MANTISSA_BITS: u32 = 60;
+
+/// Reads what follows `0x`: hexadecimal digits, one of them behind a point or not, and an exponent of 2.
+fn hexadecimal(text: &str) -> Option<f64> {
+    let (digits, exponent) = match text.split_once(['p', 'P']) {
+        Some((digits, exponent)) => (digits, exponent.parse::<i64>().ok()?),
+        None => (text, 0),
+    };
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    if whole.len() + fraction.len() == 0 {
+        return None;
+    }
+    let (mut mantissa, mut passed_over) = (0_u64, 0_i64);
+    for digit in whole.chars().chain(fraction.chars()) {
+        let digit = u64::from(digit.to_digit(16)?);
+        if mantissa >> MANTISSA_BITS == 0 {
+            mantissa = mantissa << 4 | digit;
+        } else {
+            // It only matters whether there is anything behind.
+            mantissa |= u64::from(digit != 0);
+            passed_over += 4;
+        }
+    }
+    let behind = i64::try_from(fraction.len()).ok()?.checked_mul(4)?;
+    let exponent = exponent.saturating_add(passed_over).saturating_sub(behind);
+    // In steps that no power of two exceeds.
+    let exponent = i32::try_from(exponent.clamp(-4000, 4000)).unwrap_or_default();
+    let step = |number: f64, exponent: i32| number * 2_f64.powi(exponent);
+    #[expect(clippy::cast_precision_loss, reason = "it is rounded as a number is that is read")]
+    let number = mantissa as f64;
+    Some(
+        (0..5)
+            .fold((number, exponent), |(number, left), _| {
+                let taken = left.clamp(-1000, 1000);
+                (step(number, taken), left - taken)
+            })
+            .0,
+    )
 }
 
 /// Writes a number in as few digits as distinguish it from all others.
@@ -46,6 +98,8 @@ pub(super) fn double_text(number: f64) -> String {
 
 /// How many digits behind the point a sum has.
 const SCALE_DIGITS: usize = 17;
+/// More zeros than this behind a number's digits make it too large, unless it is 0.
+const SCALED_DIGITS_MAX: usize = 40;
 /// Numbers below this, times the scale, can be added without overflow.
 const SCALED_MAX: i128 = 1 << 120;
 
@@ -55,12 +109,20 @@ fn scaled(text: &str) -> Option<i128> {
         Some(digits) => (-1, digits),
         None => (1, text.strip_prefix('+').unwrap_or(text)),
     };
+    let (digits, exponent) = match digits.split_once(['e', 'E']) {
+        Some((digits, exponent)) => (digits, exponent.parse::<i32>().ok()?),
+        None => (digits, 0),
+    };
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    if fraction.len() > SCALE_DIGITS || whole.len() + fraction.len() == 0 {
+    if whole.len() + fraction.len() == 0 {
         return None;
     }
+    // How many zeros its digits lack; it has too many digits if that is negative.
+    let behind = i32::try_from(fraction.len()).ok()?.checked_sub(exponent)?;
+    let zeros = i32::try_from(SCALE_DIGITS).ok()?.checked_sub(behind)?;
+    let zeros = usize::try_from(zeros).ok().filter(|zeros| *zeros <= SCALED_DIGITS_MAX)?;
     let mut number: i128 = 0;
-    let zeros = std::iter::repeat_n(b'0', SCALE_DIGITS - fraction.len());
+    let zeros = std::iter::repeat_n(b'0', zeros);
     for digit in whole.bytes().chain(fraction.bytes()).chain(zeros) {
         let digit = char::from(digit).to_digit(10)?;
         number = number.checked_mul(10)?.checked_add(i128::from(digit))?;
@@ -81,7 +143,7 @@ pub(super) fn sum(one: &[u8], other: &[u8]) -> Option<String> {
         let point = if fraction.is_empty() { "" } else { "." };
         return Some(format!("{sign}{whole}{point}{fraction}"));
     }
-    let sum = float(one)? + float(other)?;
+    let sum = float_from_zero(one)? + float_from_zero(other)?;
     sum.is_finite().then(|| format!("{sum}"))
 }
 
@@ -115,7 +177,18 @@ mod tests {
             ("-0.0", Some(0.0)),
             (".0e9", Some(0.0)),
             ("-inf", Some(f64::NEG_INFINITY)),
-            ("0x10", None),
+            ("0x10", Some(16.0)),
+            ("-0X1.8p3", Some(-12.0)),
+            ("0x1p-1074", Some(5e-324)),
+            ("0x1p1023", Some(8.98846567431158e307)),
+            ("0x1fffffffffffff8", Some(144_115_188_075_855_870.0)),
+            ("0x0p9", Some(0.0)),
+            ("0x1p1024", None),
+            ("0x1p-2000", None),
+            ("0x", None),
+            ("0xp1", None),
+            ("0x1p", None),
+            ("0xg", None),
             (".", None),
         ] {
             assert_eq!(float(text.as_bytes()), number, "{text}");
@@ -131,6 +204,11 @@ mod tests {
             ("5.0e3", "200", "5200"),
             ("-1", "0.5", "-0.5"),
             ("3", "-3.0", "0"),
+            ("10", "1e17", "100000000000000010"),
+            ("10", "1e18", "1000000000000000010"),
+            ("1", "25e-1", "3.5"),
+            ("10", "1e-400", "10"),
+            ("0x10", "1", "17"),
         ] {
             assert_eq!(sum(one.as_bytes(), other.as_bytes()).unwrap(), expected);
         }

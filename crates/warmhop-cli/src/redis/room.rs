@@ -276,6 +276,11 @@ impl Room {
         Some(room)
     }
 
+    /// The database of its keys.
+    pub(super) fn index(&self) -> u8 {
+        index_of(&self.name)
+    }
+
     /// Whether a key lives here.
     #[cfg(any(test, feature = "lua"))]
     pub(super) fn has(&self, key: &[u8]) -> bool {

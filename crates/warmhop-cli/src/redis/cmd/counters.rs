@@ -27,10 +27,10 @@ pub(super) fn add_float(text: Option<&[u8]>, by: &[u8], what: &str) -> Result<St
             format!("{what} is not a {}float", if what == "value" { "valid " } else { "" }),
         )
     };
-    let added =
-        numbers::float(by).ok_or_else(|| Reply::error("ERR", "value is not a valid float"))?;
+    let added = numbers::float_from_zero(by)
+        .ok_or_else(|| Reply::error("ERR", "value is not a valid float"))?;
     let held = text.unwrap_or(b"0");
-    let before = numbers::float(held).ok_or_else(|| no_float(what))?;
+    let before = numbers::float_from_zero(held).ok_or_else(|| no_float(what))?;
     if !(before + added).is_finite() {
         return Err(Reply::error("ERR", "increment would produce NaN or Infinity"));
     }

@@ -1,12 +1,11 @@
-//! Commands that take from the first non-empty one of several keys: `LMPOP`, `ZMPOP` and those that
-//! wait for it.
+//! Commands that take from the first non-empty one of several keys: `LMPOP` and `ZMPOP`.
 
 use bytes::Bytes;
 
 use super::super::frame::Reply;
 use super::super::room::Room;
 use super::super::value::{List, SortedSet};
-use super::{integer, lists, patience, sorted, syntax, word};
+use super::{integer, lists, sorted, syntax, word};
 
 /// The request: which keys, which end, how many.
 struct Asked<'a> {
@@ -40,13 +39,12 @@ pub(super) fn pop_elements(room: &mut Room, args: &[Bytes]) -> Result<Reply, Rep
     elements(room, &args[1..])
 }
 
-/// `BLMPOP`, if there is an element; otherwise it returns nothing.
-pub(super) fn blocking_pop_elements(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    patience(args)?;
-    elements(room, &args[2..])
+/// Whether the arguments of `LMPOP` have the right form.
+pub(super) fn check_elements(args: &[Bytes]) -> Result<(), Reply> {
+    lists::End::of(asked(args)?.end).map(|_| ())
 }
 
-fn elements(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+pub(super) fn elements(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let Asked { keys, end, many } = asked(args)?;
     let end = lists::End::of(end)?;
     for key in keys {
@@ -68,19 +66,22 @@ pub(super) fn pop_members(room: &mut Room, args: &[Bytes]) -> Result<Reply, Repl
     members(room, &args[1..])
 }
 
-/// `BZMPOP`, if there is a member; otherwise it returns nothing.
-pub(super) fn blocking_pop_members(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    patience(args)?;
-    members(room, &args[2..])
+/// Whether the arguments of `ZMPOP` have the right form.
+pub(super) fn check_members(args: &[Bytes]) -> Result<(), Reply> {
+    is_highest(asked(args)?.end).map(|_| ())
 }
 
-fn members(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+fn is_highest(end: &[u8]) -> Result<bool, Reply> {
+    match word(end).as_str() {
+        "MIN" => Ok(false),
+        "MAX" => Ok(true),
+        _ => Err(syntax()),
+    }
+}
+
+pub(super) fn members(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let Asked { keys, end, many } = asked(args)?;
-    let highest = match word(end).as_str() {
-        "MIN" => false,
-        "MAX" => true,
-        _ => return Err(syntax()),
-    };
+    let highest = is_highest(end)?;
     for key in keys {
         if room.read::<SortedSet>(key)?.is_none() {
             continue;

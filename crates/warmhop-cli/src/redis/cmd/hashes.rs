@@ -6,7 +6,7 @@ use super::super::frame::Reply;
 use super::super::room::Room;
 use super::super::value::Hash;
 use super::counters::{add, add_float};
-use super::keys::{scan_options, scanned};
+use super::keys::{cursor, nothing_scanned, scan_options, scanned};
 use super::{flag, length, number, owned, syntax, word, wrong_count};
 
 /// `HSET` and `HMSET`.
@@ -110,7 +110,8 @@ pub(super) fn incr_by(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 }
 
 pub(super) fn incr_by_float(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    if !super::float(&args[3])?.is_finite() {
+    let no_float = || Reply::error("ERR", "value is not a valid float");
+    if !super::numbers::float_from_zero(&args[3]).ok_or_else(no_float)?.is_finite() {
         return Err(Reply::error("ERR", "value is NaN or Infinity"));
     }
     room.write(&args[1], |hash: &mut Hash| {
@@ -123,12 +124,13 @@ pub(super) fn incr_by_float(room: &mut Room, args: &[Bytes]) -> Result<Reply, Re
 
 /// `HRANDFIELD`.
 pub(super) fn random(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let asked = args.get(2).map(|count| number(count)).transpose()?;
     let with_values = match &args[2..] {
         [] | [_] => false,
         [_, option] if word(option) == "WITHVALUES" => true,
         _ => return Err(syntax()),
     };
-    let asked = args.get(2).map(|count| number(count)).transpose()?;
+    let asked = asked.map(|_| super::sets::count_of_picked(&args[2], with_values)).transpose()?;
     let hash = room.read::<Hash>(&args[1])?;
     let at = |place: usize| hash.and_then(|hash| hash.get_index(place));
     let picked = super::sets::picked(hash.map_or(0, Hash::len), asked.unwrap_or(1))?;
@@ -146,13 +148,14 @@ pub(super) fn random(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 
 /// `HSCAN`.
 pub(super) fn scan(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    cursor(&args[2])?;
+    let Some(hash) = room.read::<Hash>(&args[1])? else { return Ok(nothing_scanned()) };
     let mut options = args[2..].to_vec();
     let no_values = options.last().is_some_and(|last| word(last) == "NOVALUES");
     if no_values {
         options.pop();
     }
     let (_, pattern, ..) = scan_options(&options, false)?;
-    let hash = room.read::<Hash>(&args[1])?.into_iter().flatten();
     let mut found = Vec::new();
     for (field, value) in hash {
         if scanned(pattern.as_ref(), field) {

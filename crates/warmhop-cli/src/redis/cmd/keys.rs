@@ -5,7 +5,9 @@ use bytes::Bytes;
 use super::super::frame::Reply;
 use super::super::glob;
 use super::super::room::Room;
-use super::{WORD_SHOWN_MAX, checked_pattern, flag, number, syntax, unknown_subcommand, word};
+use super::{
+    DATABASES, WORD_SHOWN_MAX, checked_pattern, flag, number, syntax, unknown_subcommand, word,
+};
 
 /// The longest time to live, about 146 million years: sums with later times would overflow.
 pub(in crate::redis) const TTL_MS_MAX: i64 = 1 << 62;
@@ -171,16 +173,32 @@ pub(super) fn rename(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     Ok(if only_if_free { Reply::Number(1) } else { Reply::OK })
 }
 
+/// The options of `COPY`: whether it replaces what is there. `DB` is refused unless it names the database
+/// in which the key is.
+fn copy_options(room: &Room, options: &[Bytes]) -> Result<bool, Reply> {
+    let mut replaces = false;
+    let mut rest = options.iter();
+    while let Some(option) = rest.next() {
+        match word(option).as_str() {
+            "REPLACE" => replaces = true,
+            "DB" => {
+                let asked = number(rest.next().ok_or_else(syntax)?)?;
+                let asked = u8::try_from(asked).ok().filter(|index| *index < DATABASES);
+                let out_of_range = || Reply::error("ERR", "DB index is out of range");
+                if asked.ok_or_else(out_of_range)? != room.index() {
+                    let detail = "COPY to another database is not offered here";
+                    return Err(Reply::error("ERR", detail));
+                }
+            }
+            _ => return Err(syntax()),
+        }
+    }
+    Ok(replaces)
+}
+
 /// `COPY`, within one room.
 pub(super) fn copy(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    let replaces = match &args[3..] {
-        [] => false,
-        [option] if word(option) == "REPLACE" => true,
-        [option, ..] if word(option) == "DB" => {
-            return Err(Reply::error("ERR", "COPY to another database is not offered here"));
-        }
-        _ => return Err(syntax()),
-    };
+    let replaces = copy_options(room, &args[3..])?;
     let (from, to) = (&args[1], &args[2]);
     if from == to {
         return Err(Reply::error("ERR", "source and destination objects are the same"));
@@ -208,7 +226,7 @@ pub(super) fn object(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     };
     let held = room.value(key);
     match (what.as_str(), held) {
-        ("ENCODING" | "REFCOUNT" | "IDLETIME", None) => Ok(Reply::Null),
+        ("ENCODING" | "REFCOUNT" | "IDLETIME" | "FREQ", None) => Ok(Reply::Null),
         ("ENCODING", Some(value)) => Ok(Reply::text(value.encoding())),
         ("REFCOUNT", Some(_)) => Ok(Reply::Number(1)),
         ("IDLETIME", Some(_)) => Ok(Reply::Number(0)),
@@ -222,13 +240,26 @@ pub(super) fn object(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     }
 }
 
+/// The cursor of `SCAN` and its like. As Redis reads it, no text is 0, and a number below 0 counts from
+/// the end of all.
+pub(super) fn cursor(text: &[u8]) -> Result<u64, Reply> {
+    let number = |digits: &[u8]| std::str::from_utf8(digits).ok()?.parse::<u64>().ok();
+    let cursor = match text {
+        [] => Some(0),
+        [b'-', digits @ ..] if digits.first().is_some_and(u8::is_ascii_digit) => {
+            number(digits).map(u64::wrapping_neg)
+        }
+        digits => number(digits),
+    };
+    cursor.ok_or_else(|| Reply::error("ERR", "invalid cursor"))
+}
+
 /// The options of `SCAN` and its like: a cursor, a pattern, a count, a type.
 pub(in crate::redis) fn scan_options(
     args: &[Bytes],
     of_keys: bool,
 ) -> Result<(u64, Option<Bytes>, usize, Option<Bytes>), Reply> {
-    let cursor = args.first().and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-    let cursor = cursor.ok_or_else(|| Reply::error("ERR", "invalid cursor"))?;
+    let cursor = cursor(args.first().map_or(&[][..], |text| text))?;
     let (mut pattern, mut count, mut kind) = (None, 10, None);
     let mut rest = args[1..].iter();
     while let Some(option) = rest.next() {
@@ -247,6 +278,11 @@ pub(in crate::redis) fn scan_options(
         }
     }
     Ok((cursor, pattern, count, kind))
+}
+
+/// The answer to a scan of a key that has no element to list.
+pub(super) fn nothing_scanned() -> Reply {
+    Reply::Array(vec![Reply::text("0"), Reply::Array(Vec::new())])
 }
 
 /// Whether a scan for `pattern` lists `text`.

@@ -6,7 +6,7 @@ use super::super::events::Deed;
 use super::super::frame::Reply;
 use super::super::room::Room;
 use super::super::value::List;
-use super::{count, length, not_negative, number, numbers, owned, span, syntax, word};
+use super::{count, length, not_negative, number, owned, span, syntax, word};
 
 /// An end of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -262,45 +262,4 @@ pub(super) fn move_one(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> 
         _ => (End::Right, End::Left),
     };
     move_between(room, (&args[1], &args[2]), ends)
-}
-
-/// How long a blocking command waits, in seconds: its last argument, or its first if the command
-/// states its number of keys.
-pub(in crate::redis) fn patience(args: &[Bytes]) -> Result<f64, Reply> {
-    let is_first =
-        args.first().is_some_and(|name| matches!(word(name).as_str(), "BLMPOP" | "BZMPOP"));
-    let text = if is_first { args.get(1) } else { args.last() };
-    let text = text.map_or(&[][..], |text| text);
-    let seconds = numbers::float(text)
-        .filter(|it| it.is_finite())
-        .ok_or_else(|| Reply::error("ERR", "timeout is not a float or out of range"))?;
-    if seconds < 0.0 {
-        return Err(Reply::error("ERR", "timeout is negative"));
-    }
-    Ok(seconds)
-}
-
-/// `BLPOP` and `BRPOP`, if there is an element; otherwise they return nothing.
-pub(super) fn blocking_pop(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    patience(args)?;
-    let end = if word(&args[0]) == "BLPOP" { End::Left } else { End::Right };
-    for key in &args[1..args.len() - 1] {
-        if room.read::<List>(key)?.is_none() {
-            continue;
-        }
-        let element = room.write(key, |list: &mut List| {
-            let element = end.pop(list);
-            Ok((element.is_some(), element))
-        })?;
-        if let Some(element) = element {
-            return Ok(Reply::Array(vec![Reply::Bytes(key.clone()), Reply::Bytes(element)]));
-        }
-    }
-    Ok(Reply::Aborted)
-}
-
-/// `BLMOVE` and `BRPOPLPUSH`, if there is an element; otherwise they return nothing.
-pub(super) fn blocking_move(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    patience(args)?;
-    move_one(room, &args[..args.len() - 1])
 }

@@ -6,6 +6,7 @@
 //! script.
 
 mod bit_fields;
+mod blocking;
 mod counters;
 mod first_of;
 mod hashes;
@@ -19,11 +20,11 @@ mod strings;
 
 use bytes::Bytes;
 
+pub(super) use blocking::patience;
 pub(super) use keys::scan_options;
-pub(super) use lists::patience;
 
 use super::arguments::{
-    WORD_SHOWN_MAX, checked_pattern, count, float, not_negative, number, syntax,
+    DATABASES, WORD_SHOWN_MAX, checked_pattern, count, float, not_negative, number, syntax,
     unknown_subcommand, word, wrong_count,
 };
 use super::counts::Counts;
@@ -224,49 +225,37 @@ pub(super) static TABLE: [Spec; 188] = [
     write("BITFIELD", -2, bit_fields::run),
     long("BITFIELD_RO", -2, bit_fields::run),
     read("BITPOS", -3, strings::bit_position),
-    spec("BLMOVE", 6, TWO, WRITES | LONG | NOT_IN_SCRIPTS, Run::Blocking(lists::blocking_move)),
-    spec(
-        "BLMPOP",
-        -5,
-        COUNTED_SECOND,
-        WRITES | LONG,
-        Run::Blocking(first_of::blocking_pop_elements),
-    ),
+    spec("BLMOVE", 6, TWO, WRITES | LONG | NOT_IN_SCRIPTS, Run::Blocking(blocking::move_one)),
+    spec("BLMPOP", -5, COUNTED_SECOND, WRITES | LONG, Run::Blocking(blocking::pop_elements)),
     spec(
         "BLPOP",
         -3,
         Keys::Range(1, -2, 1),
         WRITES | LONG | NOT_IN_SCRIPTS,
-        Run::Blocking(lists::blocking_pop),
+        Run::Blocking(blocking::pop),
     ),
     spec(
         "BRPOP",
         -3,
         Keys::Range(1, -2, 1),
         WRITES | LONG | NOT_IN_SCRIPTS,
-        Run::Blocking(lists::blocking_pop),
+        Run::Blocking(blocking::pop),
     ),
-    spec("BRPOPLPUSH", 4, TWO, WRITES | LONG | NOT_IN_SCRIPTS, Run::Blocking(lists::blocking_move)),
-    spec(
-        "BZMPOP",
-        -5,
-        COUNTED_SECOND,
-        WRITES | LONG,
-        Run::Blocking(first_of::blocking_pop_members),
-    ),
+    spec("BRPOPLPUSH", 4, TWO, WRITES | LONG | NOT_IN_SCRIPTS, Run::Blocking(blocking::move_one)),
+    spec("BZMPOP", -5, COUNTED_SECOND, WRITES | LONG, Run::Blocking(blocking::pop_members)),
     spec(
         "BZPOPMAX",
         -3,
         Keys::Range(1, -2, 1),
         WRITES | NOT_IN_SCRIPTS,
-        Run::Blocking(sorted::blocking_pop),
+        Run::Blocking(blocking::pop_scored),
     ),
     spec(
         "BZPOPMIN",
         -3,
         Keys::Range(1, -2, 1),
         WRITES | NOT_IN_SCRIPTS,
-        Run::Blocking(sorted::blocking_pop),
+        Run::Blocking(blocking::pop_scored),
     ),
     about("CLIENT", -2),
     about("CLUSTER", -2),
@@ -490,22 +479,4 @@ fn span(start: i64, stop: i64, len: usize) -> std::ops::Range<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ARGS: [&[u8]; 5] = [b"name", b"one", b"2", b"three", b"four"];
-
-    #[test]
-    fn the_table_is_in_the_order_of_names_and_is_found_whatever_the_case() {
-        assert!(TABLE.is_sorted_by(|a, b| a.name < b.name));
-        for spec in &TABLE {
-            let found = find(spec.name.to_ascii_lowercase().as_bytes()).unwrap();
-            assert_eq!(found.name, spec.name);
-            assert_eq!(spec.first_key(&ARGS.map(Bytes::from_static)), {
-                spec.keys_of(&ARGS.map(Bytes::from_static)).first().cloned()
-            });
-        }
-        assert!(TABLE.iter().any(|spec| spec.name.len() == NAME_BYTES_MAX));
-        assert!(find(b"NONE").is_none() && find(&[b'A'; 64]).is_none());
-    }
-}
+mod tests;

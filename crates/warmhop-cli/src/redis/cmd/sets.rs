@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::super::frame::Reply;
 use super::super::room::Room;
 use super::super::value::{Kind, Set};
-use super::keys::{scan_options, scanned};
+use super::keys::{cursor, nothing_scanned, scan_options, scanned};
 use super::{count, flag, length, not_negative, number, owned, syntax, word};
 
 /// How many members one command picks at random, where it may pick one more than once.
@@ -57,6 +57,20 @@ pub(super) fn has_many(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> 
     Ok(Reply::Array(args[2..].iter().map(one).collect()))
 }
 
+/// How many elements a client asks for, if they come in `pairs` with something.
+pub(super) fn count_of_picked(text: &[u8], pairs: bool) -> Result<i64, Reply> {
+    let asked = number(text)?;
+    if asked == i64::MIN {
+        let detail = "value is out of range, value must between -9223372036854775807 and \
+                      9223372036854775807";
+        return Err(Reply::error("ERR", detail));
+    }
+    if pairs && asked.unsigned_abs() > i64::MAX.unsigned_abs() / 2 {
+        return Err(Reply::error("ERR", "value is out of range"));
+    }
+    Ok(asked)
+}
+
 /// The places of picked elements: `asked` different ones, or if negative, any, with repetition.
 pub(super) fn picked(len: usize, asked: i64) -> Result<Vec<usize>, Reply> {
     if len == 0 {
@@ -83,7 +97,7 @@ pub(super) fn picked(len: usize, asked: i64) -> Result<Vec<usize>, Reply> {
 pub(super) fn random(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let asked = match &args[2..] {
         [] => None,
-        [asked] => Some(number(asked)?),
+        [asked] => Some(count_of_picked(asked, false)?),
         _ => return Err(syntax()),
     };
     let set = room.read::<Set>(&args[1])?;
@@ -196,9 +210,10 @@ pub(super) fn intersection_len(room: &mut Room, args: &[Bytes]) -> Result<Reply,
 
 /// `SSCAN`.
 pub(super) fn scan(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    cursor(&args[2])?;
+    let Some(set) = room.read::<Set>(&args[1])? else { return Ok(nothing_scanned()) };
     let (_, pattern, ..) = scan_options(&args[2..], false)?;
-    let set = room.read::<Set>(&args[1])?.into_iter().flatten();
-    let found = set.filter(|member| scanned(pattern.as_ref(), member));
+    let found = set.iter().filter(|member| scanned(pattern.as_ref(), member));
     let found = found.cloned().map(Reply::Bytes).collect();
     Ok(Reply::Array(vec![Reply::text("0"), Reply::Array(found)]))
 }

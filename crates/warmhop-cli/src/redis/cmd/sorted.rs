@@ -5,8 +5,8 @@ use bytes::Bytes;
 use super::super::frame::Reply;
 use super::super::room::Room;
 use super::super::value::SortedSet;
-use super::keys::{scan_options, scanned};
-use super::{count, double_text, float, length, number, owned, patience, syntax, word};
+use super::keys::{cursor, nothing_scanned, scan_options, scanned};
+use super::{count, double_text, float, length, number, owned, syntax, word};
 
 fn not_a_number() -> Reply {
     Reply::error("ERR", "resulting score is not a number (NaN)")
@@ -60,7 +60,7 @@ pub(super) fn add(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
         let (mut added, mut moved, mut last) = (0, 0, None);
         for (score, member) in pairs {
             let held = set.score(member);
-            let score = if incr { held.unwrap_or(0.0) + score } else { score };
+            let score = if incr { held.map_or(score, |held| held + score) } else { score };
             if score.is_nan() {
                 return Err(not_a_number());
             }
@@ -92,7 +92,8 @@ pub(super) fn incr_by(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let by = float(&args[2])?;
     room.write(&args[1], |set: &mut SortedSet| {
         let held = set.score(&args[3]);
-        let sum = held.unwrap_or(0.0) + by;
+        // Not from 0 on: -0 is answered as it came.
+        let sum = held.map_or(by, |held| held + by);
         if sum.is_nan() {
             return Err(not_a_number());
         }
@@ -191,34 +192,15 @@ pub(super) fn pop(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     })
 }
 
-/// `BZPOPMIN` and `BZPOPMAX`, if there is a member; otherwise they return nothing.
-pub(super) fn blocking_pop(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    patience(args)?;
-    let highest = word(&args[0]) == "BZPOPMAX";
-    for key in &args[1..args.len() - 1] {
-        if room.read::<SortedSet>(key)?.is_none() {
-            continue;
-        }
-        let gone = room.write(key, |set: &mut SortedSet| {
-            let gone = popped(set, highest, 1);
-            Ok((!gone.is_empty(), gone))
-        })?;
-        if let Some((member, score)) = gone.into_iter().next() {
-            let parts = vec![Reply::Bytes(key.clone()), Reply::Bytes(member), Reply::Double(score)];
-            return Ok(Reply::Array(parts));
-        }
-    }
-    Ok(Reply::Aborted)
-}
-
 /// `ZRANDMEMBER`.
 pub(super) fn random(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let asked = args.get(2).map(|count| number(count)).transpose()?;
     let with_scores = match &args[2..] {
         [] | [_] => false,
         [_, option] if word(option) == "WITHSCORES" => true,
         _ => return Err(syntax()),
     };
-    let asked = args.get(2).map(|count| number(count)).transpose()?;
+    let asked = asked.map(|_| super::sets::count_of_picked(&args[2], with_scores)).transpose()?;
     let all: Vec<(&Bytes, f64)> =
         room.read::<SortedSet>(&args[1])?.into_iter().flat_map(SortedSet::iter).collect();
     let places = super::sets::picked(all.len(), asked.unwrap_or(1))?;
@@ -231,9 +213,10 @@ pub(super) fn random(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 
 /// `ZSCAN`.
 pub(super) fn scan(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    cursor(&args[2])?;
+    let Some(set) = room.read::<SortedSet>(&args[1])? else { return Ok(nothing_scanned()) };
     let (_, pattern, ..) = scan_options(&args[2..], false)?;
-    let set = room.read::<SortedSet>(&args[1])?.into_iter().flat_map(SortedSet::iter);
-    let found = set.filter(|(member, _)| scanned(pattern.as_ref(), member));
+    let found = set.iter().filter(|(member, _)| scanned(pattern.as_ref(), member));
     let pair = |(member, score): (&Bytes, f64)| {
         [Reply::Bytes(member.clone()), Reply::text(double_text(score))]
     };

@@ -33,7 +33,11 @@ fn score_bound(text: &[u8]) -> Result<Bound<f64>, Reply> {
         None => (false, text),
     };
     let no_float = || Reply::error("ERR", "min or max is not a float");
-    let score = numbers::nearest_float(digits).ok_or_else(no_float)?;
+    // As Redis reads it: after spaces, and no text at all is 0.
+    let score = match digits.trim_ascii_start() {
+        [] if digits.is_empty() => 0.0,
+        digits => numbers::nearest_float(digits).ok_or_else(no_float)?,
+    };
     Ok(if excluded { Bound::Excluded(score) } else { Bound::Included(score) })
 }
 

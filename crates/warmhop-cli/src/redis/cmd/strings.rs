@@ -8,15 +8,37 @@ use super::super::value::Value;
 use super::keys::{Timed, timed};
 use super::{flag, length, number, owned, syntax, word, wrong_count};
 
-/// When the new value ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ends {
-    /// The command did not say.
-    Unsaid,
-    /// When the old value would have.
-    Keep,
-    /// At this time, in milliseconds since 1970.
-    At(u64),
+/// What the options of `SET` and `GETEX` say about the end. As in Redis, one may come again, also with
+/// another time.
+#[derive(Default)]
+struct Timing<'a> {
+    by: Option<(Timed, &'a Bytes)>,
+    /// The option without a time came: `KEEPTTL` or `PERSIST`.
+    stays: bool,
+}
+
+impl<'a> Timing<'a> {
+    /// Takes an option, which is `stays` or names the form of a time.
+    fn take(
+        &mut self,
+        option: &str,
+        stays: &str,
+        rest: &mut std::slice::Iter<'a, Bytes>,
+    ) -> Result<(), Reply> {
+        if option == stays && self.by.is_none() {
+            self.stays = true;
+            return Ok(());
+        }
+        let fits = |form: &Timed| !self.stays && self.by.is_none_or(|(held, _)| held == *form);
+        let form = Timed::of(option).filter(fits).ok_or_else(syntax)?;
+        self.by = Some((form, rest.next().ok_or_else(syntax)?));
+        Ok(())
+    }
+
+    /// The end, if there is one, in milliseconds since 1970.
+    fn end(&self, now: u64, command: &str) -> Result<Option<u64>, Reply> {
+        self.by.map(|(form, count)| timed(number(count)?, form, now, command)).transpose()
+    }
 }
 
 /// What a key has to hold.
@@ -45,20 +67,25 @@ pub(super) fn get(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     Ok(Reply::optional(room.string(&args[1])?.cloned()))
 }
 
-struct SetOptions {
-    ends: Ends,
+struct SetOptions<'a> {
+    timing: Timing<'a>,
     condition: Condition,
     get: bool,
 }
 
-fn set_options(room: &Room, args: &[Bytes]) -> Result<SetOptions, Reply> {
-    let mut options = SetOptions { ends: Ends::Unsaid, condition: Condition::None, get: false };
+fn set_options(args: &[Bytes]) -> Result<SetOptions<'_>, Reply> {
+    let mut options =
+        SetOptions { timing: Timing::default(), condition: Condition::None, get: false };
     let mut rest = args[3..].iter();
     while let Some(option) = rest.next() {
         let free = options.condition == Condition::None;
         match word(option).as_str() {
-            "NX" if free => options.condition = Condition::Absent,
-            "XX" if free => options.condition = Condition::Present,
+            "NX" if free || options.condition == Condition::Absent => {
+                options.condition = Condition::Absent;
+            }
+            "XX" if free || options.condition == Condition::Present => {
+                options.condition = Condition::Present;
+            }
             "IFEQ" if free => {
                 options.condition = Condition::Equal(rest.next().ok_or_else(syntax)?.clone());
             }
@@ -66,13 +93,7 @@ fn set_options(room: &Room, args: &[Bytes]) -> Result<SetOptions, Reply> {
                 options.condition = Condition::Unequal(rest.next().ok_or_else(syntax)?.clone());
             }
             "GET" => options.get = true,
-            "KEEPTTL" if options.ends == Ends::Unsaid => options.ends = Ends::Keep,
-            form if options.ends == Ends::Unsaid => {
-                let form = Timed::of(form).ok_or_else(syntax)?;
-                let count = rest.next().ok_or_else(syntax)?;
-                options.ends = Ends::At(timed(number(count)?, form, room.now, "set")?);
-            }
-            _ => return Err(syntax()),
+            option => options.timing.take(option, "KEEPTTL", &mut rest)?,
         }
     }
     Ok(options)
@@ -80,7 +101,8 @@ fn set_options(room: &Room, args: &[Bytes]) -> Result<SetOptions, Reply> {
 
 /// `SET`.
 pub(super) fn set(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    let SetOptions { ends, condition, get } = set_options(room, args)?;
+    let SetOptions { timing, condition, get } = set_options(args)?;
+    let end = timing.end(room.now, "set")?;
     let (key, value) = (&args[1], &args[2]);
     let compares = matches!(condition, Condition::Equal(_) | Condition::Unequal(_));
     let held = match room.value(key) {
@@ -90,15 +112,12 @@ pub(super) fn set(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     };
     let holds = condition.holds(held.as_ref(), room.value(key).is_some());
     if holds {
-        let end = match ends {
-            Ends::Unsaid => None,
-            Ends::At(at) => Some(at),
-            Ends::Keep => {
-                room.replace(key, Value::String(owned(value)));
-                return Ok(if get { Reply::optional(held) } else { Reply::OK });
-            }
-        };
-        room.set(key, Value::String(owned(value)), end);
+        let value = Value::String(owned(value));
+        if timing.stays {
+            room.replace(key, value);
+        } else {
+            room.set(key, value, end);
+        }
     }
     Ok(match (get, holds) {
         (true, _) => Reply::optional(held),
@@ -141,24 +160,16 @@ pub(super) fn get_del(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 
 /// `GETEX`.
 pub(super) fn get_ex(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    let words: Vec<String> = args[2..].iter().map(|it| word(it)).collect();
-    let timed_by = match words.as_slice() {
-        [] => None,
-        [persist] if persist == "PERSIST" => Some(None),
-        [form, count] => Some(Some((Timed::of(form).ok_or_else(syntax)?, count.as_bytes()))),
-        _ => return Err(syntax()),
-    };
+    let mut timing = Timing::default();
+    let mut rest = args[2..].iter();
+    while let Some(option) = rest.next() {
+        timing.take(&word(option), "PERSIST", &mut rest)?;
+    }
     // As Redis does: if there is no such key, the time is not checked.
     let Some(held) = room.string(&args[1])?.cloned() else { return Ok(Reply::Null) };
-    let end = match timed_by {
-        None => None,
-        Some(None) => Some(None),
-        Some(Some((form, count))) => Some(Some(timed(number(count)?, form, room.now, "getex")?)),
-    };
+    let end = timing.end(room.now, "getex")?;
     let is_endless = room.entry(&args[1]).is_some_and(|entry| entry.end.is_none());
-    if let Some(end) = end
-        && !(end.is_none() && is_endless)
-    {
+    if end.is_some() || timing.stays && !is_endless {
         room.end(&args[1], end);
     }
     Ok(Reply::Bytes(held))

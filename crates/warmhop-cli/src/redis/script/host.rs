@@ -8,13 +8,18 @@ use mlua::{Lua, MultiValue, Table, Value as LuaValue};
 use super::super::cmd::find;
 use super::SPEAKS_AS;
 use super::state::{NO_MEMORY, SEED, Shared};
-use super::values::{Answer, badly, bytes_of, number_of, one_line, place, position, refuses, well};
+use super::values::{Answer, badly, bytes_of, number_of, one_line, place, position, well};
 use super::{bits, json, msgpack, packing, text};
 
 /// A command's error reply, as an error that ends the script.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct CommandFailed(String);
+
+/// An error of a function that Redis offers: a table, as a command's error is.
+fn refuses(why: &str) -> Answer {
+    Err(mlua::Error::external(CommandFailed(format!("ERR {why}"))))
+}
 
 /// An error as a script sees it: a command's error is a table.
 fn failure_of(lua: &Lua, value: LuaValue) -> mlua::Result<LuaValue> {

@@ -43,7 +43,7 @@ coroutine.resume = function(...) return caught(real_resume(...)) end
 
 local redis = {
   LOG_DEBUG = 0, LOG_VERBOSE = 1, LOG_NOTICE = 2, LOG_WARNING = 3,
-  REPL_NONE = 0, REPL_SLAVE = 1, REPL_REPLICA = 1, REPL_AOF = 2, REPL_ALL = 3,
+  REPL_NONE = 0, REPL_AOF = 1, REPL_SLAVE = 2, REPL_REPLICA = 2, REPL_ALL = 3,
   REDIS_VERSION = host.version, REDIS_VERSION_NUM = host.version_number,
   sha1hex = host.sha1hex,
   log = host.log,
@@ -174,10 +174,21 @@ cjson.encode = host.json_encode
 cjson.decode = host.json_decode
 cjson.encode_sparse_array = host.json_sparse
 cjson.encode_number_precision = host.json_precision
-for _, name in ipairs {
-  'encode_max_depth', 'decode_max_depth', 'encode_keep_buffer', 'encode_invalid_numbers', 'decode_invalid_numbers', 'decode_array_with_array_mt',
+cjson.decode_array_with_array_mt = function(...) return ... end
+-- What changes nothing here answers what it was set to, or what Redis has.
+for name, default in pairs {
+  encode_max_depth = 1000, decode_max_depth = 1000, encode_keep_buffer = true,
+  encode_invalid_numbers = false, decode_invalid_numbers = true,
 } do
-  cjson[name] = function(...) return ... end
+  cjson[name] = function(...)
+    if select('#', ...) == 0 then return default end
+    return ...
+  end
+end
+cjson.new = function()
+  local it = {}
+  for name, value in pairs(cjson) do it[name] = value end
+  return it
 end
 
 local cmsgpack = { _NAME = 'cmsgpack', _VERSION = 'lua-cmsgpack 0.4.0' }
@@ -214,6 +225,7 @@ local offered = {
     return rawset(t, name, value)
   end,
   setmetatable = setmetatable, getmetatable = getmetatable, _VERSION = _VERSION,
+  gcinfo = host.memory,
   collectgarbage = function(what) if what == 'count' then return host.memory() end return 0 end,
 }
 offered.loadstring = function(text, name)

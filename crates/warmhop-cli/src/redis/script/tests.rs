@@ -168,6 +168,20 @@ fn rare_uses_of_scripts_are_answered_as_in_redis() {
         ("return struct.size('!8 b d')", Reply::Number(16)),
         ("return #struct.pack('s', 'ab')", Reply::Number(3)),
         ("return redis.acl_check_cmd('GET', 'k')", Reply::Number(1)),
+        ("return {redis.REPL_AOF, redis.REPL_SLAVE, redis.REPL_REPLICA}", numbers(&[1, 2, 2])),
+        ("return {cjson.decode_max_depth(), cjson.decode_max_depth(5)}", numbers(&[1000, 5])),
+        ("return tostring(cjson.encode_invalid_numbers())", text("false")),
+        ("return cjson.new().encode({1})", text("[1]")),
+        ("return type(gcinfo())", text("number")),
+        // What Redis' own functions fail with has a code, and is a table as that of commands is.
+        (
+            "return {pcall(redis.sha1hex)}",
+            Reply::Array(vec![Reply::Null, text("ERR wrong number of arguments")]),
+        ),
+        (
+            "local _, err = xpcall(function() redis.log('x') end, function(e) return e.err end) return err",
+            text("ERR redis.log() requires two arguments or more."),
+        ),
     ] {
         assert_eq!(reply_of(script), expected, "{script}");
     }

@@ -20,12 +20,7 @@ pub(super) fn well(values: impl IntoIterator<Item = LuaValue>) -> Answer {
 
 /// An error of a host function in the form of Lua's own libraries: with the place in the script.
 pub(super) fn badly(lua: &Lua, why: impl AsRef<str>) -> Answer {
-    refuses(format!("{}{}", position(lua), why.as_ref()))
-}
-
-/// An error of a function that Redis offers, which names no place.
-pub(super) fn refuses(why: impl Into<String>) -> Answer {
-    Err(mlua::Error::external(HostFailed(why.into())))
+    Err(mlua::Error::external(HostFailed(format!("{}{}", position(lua), why.as_ref()))))
 }
 
 /// Why a host function failed.
