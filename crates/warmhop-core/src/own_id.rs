@@ -71,24 +71,71 @@ pub fn in_set_cookie(field: &[u8], name: &str) -> Option<Vec<u8>> {
     in_pair(field.split(|byte| *byte == b';').next()?, name)
 }
 
-/// The first text under `name` in JSON, at any depth and after any prefix: engine.io puts the
-/// number of its packet before the JSON. A text with escapes does not count.
+/// The text under `name` in JSON, after any prefix: engine.io puts the number of its packet before the
+/// JSON. A member of the outermost object counts before those of others, and of these the first. A text
+/// with escapes does not count.
 #[must_use]
 pub fn in_json(text: &[u8], name: &str) -> Option<Vec<u8>> {
-    let mut rest = text;
-    loop {
-        rest = &rest[rest.iter().position(|byte| *byte == b'"')? + 1..];
-        let Some(after) = rest.strip_prefix(name.as_bytes()).and_then(|it| it.strip_prefix(b"\""))
-        else {
-            continue;
-        };
-        let value = after.trim_ascii_start().strip_prefix(b":").map(<[u8]>::trim_ascii_start);
-        let Some(value) = value.and_then(|value| value.strip_prefix(b"\"")) else { continue };
-        let found = value.iter().position(|byte| *byte == b'"').and_then(|end| id(&value[..end]));
-        if let Some(found) = found.filter(|found| !found.contains(&b'\\')) {
+    let mut nested = None;
+    for (depth, found) in members(text, name) {
+        if depth == OUTERMOST {
             return Some(found);
         }
+        nested = nested.or(Some(found));
     }
+    nested
+}
+
+/// Whether the beginning of a JSON text has such a text as a member of the outermost object: then the
+/// rest does not matter.
+#[must_use]
+pub fn at_top_of_json(text: &[u8], name: &str) -> bool {
+    members(text, name).any(|(depth, _)| depth == OUTERMOST)
+}
+
+/// The depth of the members of the outermost object.
+const OUTERMOST: usize = 1;
+
+/// The texts under `name` in JSON, each with its depth.
+fn members<'t>(text: &'t [u8], name: &'t str) -> impl Iterator<Item = (usize, Vec<u8>)> + 't {
+    let (mut rest, mut depth) = (text, 0_usize);
+    core::iter::from_fn(move || {
+        while let Some((byte, after)) = rest.split_first() {
+            rest = after;
+            match byte {
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' => depth = depth.saturating_sub(1),
+                b'"' => {
+                    let (key, after) = text_at(rest)?;
+                    rest = after;
+                    if key != name.as_bytes() {
+                        continue;
+                    }
+                    let value = after.trim_ascii_start().strip_prefix(b":");
+                    let value = value.and_then(|it| it.trim_ascii_start().strip_prefix(b"\""));
+                    let Some(value) = value else { continue };
+                    let (value, after) = text_at(value)?;
+                    rest = after;
+                    if let Some(found) = id(value).filter(|found| !found.contains(&b'\\')) {
+                        return Some((depth, found));
+                    }
+                }
+                _ => {}
+            }
+        }
+        None
+    })
+}
+
+/// The text that begins after its opening quote, and what follows it.
+fn text_at(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut is_escaped = false;
+    let end = bytes.iter().position(|byte| {
+        let ends = *byte == b'"' && !is_escaped;
+        is_escaped = *byte == b'\\' && !is_escaped;
+        ends
+    })?;
+    Some((bytes.get(..end)?, bytes.get(end + 1..)?))
 }
 
 fn in_pair(pair: &[u8], name: &str) -> Option<Vec<u8>> {
@@ -162,6 +209,9 @@ mod tests {
             (r#"0{"sid":"Ab_1","upgrades":["websocket"]}"#, Some("Ab_1")),
             ("{ \"a\": {\"sid\" :\n \"x\"} }", Some("x")),
             (r#"{"not":"sid","sid":"x"}"#, Some("x")),
+            (r#"{"data":[{"sid":"a"}],"a":{"sid":"b"},"sid":"x"}"#, Some("x")),
+            (r#"{"text":"}\",\"sid\":\"no\"","sid":"x"}"#, Some("x")),
+            (r#"42["open",{"sid":"x"}]"#, Some("x")),
             (r#"{"sid":7}"#, None),
             (r#"{"sid":"a\"b"}"#, None),
             (r#"{"sid":""}"#, None),

@@ -8,7 +8,9 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use bed::{Answer, Bed, Client, Gate, Plan, eventually};
+use bytes::Bytes;
 use http::{Request, Response, StatusCode};
+use http_body::Frame;
 use warmhop::config::{OwnId, SessionMode, StartMode};
 use warmhop::{AppSpec, Body, BoxError, Builder, Mesh, app_fn};
 
@@ -33,14 +35,20 @@ fn desk(peer: &'static str, by: OwnId, version: &str) -> impl FnOnce(Builder) ->
 
 fn answer(peer: &str, known: &Mutex<HashSet<String>>, request: &Request<Body>) -> Response<Body> {
     let mut known = known.lock().unwrap();
-    if request.uri().path() == "/open" {
+    if request.uri().path() == "/anyone" {
+        return Response::new(Body::from(peer.to_owned()));
+    }
+    if request.uri().path().starts_with("/open") {
         let id = format!("{peer}-{}", known.len());
         known.insert(id.clone());
         return Response::builder()
             .header("x-desk", &id)
             .header("set-cookie", format!("desk={id}; Path=/"))
             .header("content-type", "text/plain; charset=UTF-8")
-            .body(Body::from(format!("0{{\"desk\":\"{id}\"}}")))
+            .body(match request.uri().path() {
+                "/open-streamed" => streamed([format!("0{{\"desk\":"), format!("\"{id}\"}}")]),
+                _ => Body::from(format!("0{{\"desk\":\"{id}\"}}")),
+            })
             .unwrap();
     }
     let field = |name| request.headers().get(name).map(|it| it.to_str().unwrap().to_owned());
@@ -56,6 +64,12 @@ fn answer(peer: &str, known: &Mutex<HashSet<String>>, request: &Request<Body>) -
         *response.status_mut() = StatusCode::NOT_FOUND;
     }
     response
+}
+
+/// A body whose length nobody knows before it has ended.
+fn streamed<const N: usize>(parts: [String; N]) -> Body {
+    let parts = parts.map(|part| Ok::<_, BoxError>(Frame::data(Bytes::from(part))));
+    Body::new(http_body_util::StreamBody::new(futures_util::stream::iter(parts)))
 }
 
 async fn three(by: &OwnId) -> Bed {
@@ -115,6 +129,25 @@ async fn an_id_from_an_answer_is_served_by_the_copy_that_sent_it_whichever_peer_
                 }
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn an_id_counts_in_a_small_body_of_unknown_length_as_well() {
+    let by = OwnId::Query("desk".into());
+    let bed = three(&by).await;
+    let open = Request::get("http://desk.test/open-streamed").body(Body::empty()).unwrap();
+    let opened = Client::default().send(&bed.peers[1], open).await;
+    for mesh in &bed.peers {
+        let answer = ask(mesh, &by, "/use", opened.field("x-desk")).await;
+        assert_eq!((answer.status, &*answer.text), (StatusCode::OK, "two"));
+    }
+    let body = streamed(["{\"a\":{\"desk\":\"no\"},".into(), "\"desk\":\"made-up\"}".into()]);
+    let join = Request::post("http://desk.test/anyone").header("content-type", "application/json");
+    let joined = Client::default().send(&bed.peers[2], join.body(body).unwrap()).await;
+    assert_eq!(joined.text, "three");
+    for mesh in &bed.peers {
+        assert_eq!(ask(mesh, &by, "/anyone", "made-up").await.text, "three");
     }
 }
 

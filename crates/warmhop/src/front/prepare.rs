@@ -108,12 +108,15 @@ pub(super) async fn prepare(
             }
         }
     };
-    let (body, broke) = noting_if_broken(body);
+    let (mut body, broke) = noting_if_broken(body);
     if asks_first && key.is_none() && matches!(body, CallBody::Stream(_)) {
         // Nobody has polled the body, so the app may ask for it or refuse it.
         parts.headers.insert(EXPECT, HeaderValue::from_static("100-continue"));
     }
-    let mut own = OwnSession::of(slot, &parts.uri, &parts.headers, &body);
+    let mut own = match OwnSession::is_for(slot) {
+        true => Box::pin(OwnSession::of(slot, &parts.uri, &parts.headers, &mut body)).await,
+        false => None,
+    };
     let entry = match &mut own {
         Some(own) => Box::pin(own.find(node, slot)).await,
         None => token,

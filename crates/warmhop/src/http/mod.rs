@@ -14,6 +14,7 @@ pub(crate) mod framing;
 pub(crate) mod h2_frames;
 pub(crate) mod interim;
 pub(crate) mod names;
+pub(crate) mod peek;
 pub(crate) mod refusals;
 pub(crate) mod tunnels;
 pub(crate) mod upload;

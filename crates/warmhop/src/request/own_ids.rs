@@ -13,10 +13,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, SET_COOKIE};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, SET_COOKIE};
 use http::{HeaderMap, Uri};
-use http_body::{Body as _, Frame};
+use http_body::Body as _;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 use warmhop_core::affinity::{Entry, Kind};
@@ -28,9 +27,9 @@ use warmhop_core::version::AppVersion;
 use warmhop_core::view::AppState;
 
 use crate::app::slot::Slot;
-use crate::http::body::{Body, BoxError};
+use crate::http::peek::peek;
 use crate::links::wire;
-use crate::request::call::{Call, CallBody, SMALL_BODY_BYTES_MAX};
+use crate::request::call::{CallBody, SMALL_BODY_BYTES_MAX};
 use crate::request::known_ids::{Holder, IdKey, Known, registers_name};
 use crate::request::node::Node;
 use crate::request::registers::{Expires, RegisterError, Registers, Value, When};
@@ -43,6 +42,9 @@ const REGISTER_WITHIN: Duration = Duration::from_secs(3);
 const HOLDER_BYTES_MAX: usize = 256;
 /// How often a peer tries to record who holds a session, if others do the same.
 const CLAIMS_MAX: u32 = 4;
+/// How long the JSON of an answer or a request is waited for that may contain an id. One that takes longer
+/// is passed on as it comes: it may be a stream.
+const IN_BODY_WITHIN: Duration = Duration::from_secs(1);
 /// How long after a session was taken over its register is read for each request: a request that
 /// was under way when the former copy was lost may have been served by a newer copy elsewhere,
 /// which is then recorded instead of the first.
@@ -62,8 +64,19 @@ pub(crate) struct OwnSession {
 }
 
 impl OwnSession {
+    /// Whether requests to the app have such sessions.
+    pub(crate) fn is_for(slot: &Slot) -> bool {
+        let policy = &slot.spec().policy;
+        policy.session == SessionMode::Pinned && policy.session_by.is_some()
+    }
+
     /// For a request to an app whose sessions are known by its own ids.
-    pub(crate) fn of(slot: &Slot, uri: &Uri, headers: &HeaderMap, body: &CallBody) -> Option<Self> {
+    pub(crate) async fn of(
+        slot: &Slot,
+        uri: &Uri,
+        headers: &HeaderMap,
+        body: &mut CallBody,
+    ) -> Option<Self> {
         let spec = slot.spec();
         let by = spec.policy.session_by.clone();
         let by = by.filter(|_| spec.policy.session == SessionMode::Pinned)?;
@@ -75,11 +88,10 @@ impl OwnSession {
             OwnId::Cookie(name) => (headers.get_all(COOKIE).iter())
                 .find_map(|field| own_id::in_cookies(field.as_bytes(), name)),
             OwnId::Query(name) => {
-                let query = uri.query().and_then(|query| own_id::in_query(query, name));
-                query.or_else(|| match body {
-                    CallBody::Whole(bytes) if may_be_json(headers) => own_id::in_json(bytes, name),
-                    _ => None,
-                })
+                match uri.query().and_then(|query| own_id::in_query(query, name)) {
+                    None if may_be_json(headers) => id_in_body(body, headers, name).await,
+                    found => found,
+                }
             }
             _ => None,
         };
@@ -154,14 +166,16 @@ impl OwnSession {
             OwnId::Query(name) => {
                 let said =
                     headers.get(CONTENT_LENGTH).and_then(|said| said.to_str().ok()?.parse().ok());
-                let length = served.response.body().size_hint().exact().or(said)?;
-                let is_small = length <= SMALL_BODY_BYTES_MAX as u64;
+                let length = served.response.body().size_hint().exact().or(said);
+                let is_small = length.is_none_or(|length| length <= SMALL_BODY_BYTES_MAX as u64);
                 let is_new = self.brought.is_none() && served.upgrade.is_none();
                 let is_plain = !headers.contains_key(CONTENT_ENCODING) && may_be_json(headers);
                 if !(is_small && is_new && is_plain) {
                     return None;
                 }
-                let bytes = read(served.response.body_mut()).await?;
+                let body = served.response.body_mut();
+                let has_id = |read: &[u8]| own_id::at_top_of_json(read, name);
+                let bytes = peek(body, SMALL_BODY_BYTES_MAX, IN_BODY_WITHIN, has_id).await;
                 own_id::in_json(&bytes, name)
             }
             _ => None,
@@ -169,22 +183,27 @@ impl OwnSession {
     }
 }
 
-/// Reads a small body, and replaces it with an equal one.
-async fn read(body: &mut Body) -> Option<bytes::Bytes> {
-    let whole = std::mem::take(body);
-    match Call::gather(whole, Some(SMALL_BODY_BYTES_MAX)).await {
-        Ok(CallBody::Whole(bytes)) => {
-            *body = Body::from(bytes.clone());
-            return Some(bytes);
+/// The id in a small body.
+async fn id_in_body(body: &mut CallBody, headers: &HeaderMap, name: &str) -> Option<Vec<u8>> {
+    match body {
+        CallBody::Whole(bytes) => own_id::in_json(bytes, name),
+        // A client that waits for `100 Continue` sends nothing before.
+        CallBody::Stream(Some(stream)) if !headers.contains_key(EXPECT) => {
+            let length = stream.size_hint().exact();
+            if length.is_some_and(|length| length > SMALL_BODY_BYTES_MAX as u64) {
+                return None;
+            }
+            let has_id = |read: &[u8]| own_id::at_top_of_json(read, name);
+            let bytes = peek(stream, SMALL_BODY_BYTES_MAX, IN_BODY_WITHIN, has_id).await;
+            let found = own_id::in_json(&bytes, name);
+            if stream.size_hint().exact() == Some(bytes.len() as u64) {
+                // It can be sent again.
+                *body = CallBody::Whole(bytes);
+            }
+            found
         }
-        Ok(CallBody::Stream(rest)) => *body = rest.unwrap_or_else(Body::empty),
-        Ok(CallBody::Lent(_)) => {}
-        Err(error) => {
-            let broken = stream::iter([Err::<Frame<bytes::Bytes>, BoxError>(error)]);
-            *body = Body::new(http_body_util::StreamBody::new(broken));
-        }
+        _ => None,
     }
-    None
 }
 
 /// Whether the body may be JSON, or contain some: engine.io labels that as `text/plain`.
