@@ -44,6 +44,9 @@ fn the_log_of_any_peer_is_read_through_another() {
     assert_eq!(code, 0, "{error}");
     let line: Value = serde_json::from_str(logs.trim()).unwrap();
     assert_eq!(line["app"], "shop", "{logs}");
+    let (code, logs, error) = first.run(&["logs", "shop", "--peer", "peer-1"]);
+    assert_eq!(code, 0, "it is asked for its own: {error}");
+    assert!(logs.contains("INFO  ready app=shop"), "{logs}");
 
     let (code, _, error) = second.run(&["logs", "shoop", "--peer", "peer-1"]);
     assert_eq!(code, 1);

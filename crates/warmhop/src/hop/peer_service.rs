@@ -27,6 +27,9 @@ use crate::links::net::Net;
 /// How many requests the services of one peer answer at once.
 const AT_ONCE: usize = 64;
 
+const NO_SUCH_SERVICE: &str = "it offers no such service";
+const NO_PLACE: &str = "it is answering as many as it can";
+
 /// The peer that asks, in the extensions of a service's request: proved by its certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AskedBy(pub PeerId);
@@ -83,6 +86,21 @@ impl PeerServices {
 
     fn named(&self, name: &AppName) -> Option<Service> {
         self.by_name.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Answers a request of `me`, this very peer, as one of another peer.
+    pub(crate) async fn ask_own(
+        &self,
+        me: &PeerId,
+        name: &AppName,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, AskPeerError> {
+        let refused =
+            |reason: &str| AskPeerError::Refused { peer: me.clone(), reason: reason.into() };
+        let service = self.named(name).ok_or_else(|| refused(NO_SUCH_SERVICE))?;
+        let _place = self.places.try_acquire().map_err(|_| refused(NO_PLACE))?;
+        request.extensions_mut().insert(AskedBy(me.clone()));
+        Ok(service(request).await)
     }
 
     /// Answers a hop that asks for a service.
@@ -163,8 +181,8 @@ pub(crate) async fn ask(
         }
         Err(HopError::Refused(why, ..)) => {
             let reason = match why {
-                HopRefusal::UnknownApp => "it offers no such service".into(),
-                HopRefusal::NotReady => "it is answering as many as it can".into(),
+                HopRefusal::UnknownApp => NO_SUCH_SERVICE.into(),
+                HopRefusal::NotReady => NO_PLACE.into(),
                 other => format!("it refused: {}", other.label()),
             };
             Err(AskPeerError::Refused { peer: to.clone(), reason })

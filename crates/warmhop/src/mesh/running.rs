@@ -293,8 +293,8 @@ impl Mesh {
         self.0.node.services.offer(name, peer_service::boxed(service));
     }
 
-    /// Calls a service that another peer offers by [`Mesh::offer_to_peers`]. Bodies stream both
-    /// ways.
+    /// Calls a service that another peer, or this one, offers by [`Mesh::offer_to_peers`]. Bodies stream
+    /// both ways.
     ///
     /// # Errors
     /// [`AskPeerError`] if the peer cannot be reached, does not offer it, or the link breaks.
@@ -304,6 +304,10 @@ impl Mesh {
         name: &AppName,
         request: http::Request<Body>,
     ) -> Result<http::Response<Body>, AskPeerError> {
+        let node = &self.0.node;
+        if *peer == node.me {
+            return node.services.ask_own(peer, name, request).await;
+        }
         peer_service::ask(&self.0.net, peer, name, request).await
     }
 
