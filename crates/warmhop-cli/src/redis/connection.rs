@@ -29,7 +29,7 @@ use super::pubsub::Published;
 use super::pubsub::{Subscriber, What};
 use super::refusals::{full_name, is_not_offered, unknown_command};
 use super::transaction::{QUEUED_MAX, Queued, Transaction, refused_beside_watched};
-use super::under_way::{BATCH_BYTES_MAX, Expected, HELD_BYTES_MAX, UnderWay, confine};
+use super::under_way::{BATCH_BYTES_MAX, HELD_BYTES_MAX, UnderWay, confine};
 use super::{listeners, loud};
 
 /// How much is read at once, in bytes.
@@ -74,14 +74,15 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
         oversized: None,
         watched: Vec::new(),
         subscriber: None,
-        expected: Expected::default(),
     };
     let mut incoming = BytesMut::with_capacity(4096);
     let mut outgoing = BytesMut::new();
+    let mut under_way = UnderWay::default();
     let mut has_left_off = false;
     loop {
-        let end = client.run_batch(&mut stream, &mut incoming, &mut outgoing).await?;
-        write(&mut stream, &mut outgoing).await?;
+        let end =
+            client.run_batch(&mut under_way, &mut stream, &mut incoming, &mut outgoing).await?;
+        under_way.write(&mut stream, &mut outgoing).await?;
         match end {
             BatchEnd::MoreIsThere => continue,
             BatchEnd::Close => return see_off(stream, incoming, LAST_WORDS_WITHIN).await,
@@ -115,14 +116,14 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
                     }
                 }
             }
-            write(&mut stream, &mut outgoing).await?;
+            under_way.write(&mut stream, &mut outgoing).await?;
         };
         match arrived {
             Arrived::Some => {}
             Arrived::TooLate => {
                 let late = Reply::error("ERR", "Protocol error: the request took too long");
                 late.put(version, &mut outgoing);
-                write(&mut stream, &mut outgoing).await?;
+                under_way.write(&mut stream, &mut outgoing).await?;
                 return see_off(stream, incoming, LAST_WORDS_WITHIN).await;
             }
             // The client has read the last replies by now, or never will.
@@ -152,10 +153,6 @@ async fn see_off(
         Ok(())
     };
     timeout(within, rest).await.unwrap_or(Ok(()))
-}
-
-async fn write(stream: &mut TcpStream, outgoing: &mut BytesMut) -> io::Result<()> {
-    UnderWay::default().write(stream, outgoing).await
 }
 
 /// The result of reading.
@@ -219,7 +216,6 @@ struct Client {
     watched: Vec<(Bytes, Watched)>,
     /// The client's subscriptions, once it has any.
     subscriber: Option<Subscriber>,
-    expected: Expected,
 }
 
 /// Reads a command.
@@ -238,11 +234,12 @@ fn parse(args: Vec<Bytes>) -> Result<Request, Reply> {
 impl Client {
     async fn run_batch(
         &mut self,
+        under_way: &mut UnderWay,
         stream: &mut TcpStream,
         incoming: &mut BytesMut,
         outgoing: &mut BytesMut,
     ) -> io::Result<BatchEnd> {
-        let mut under_way = UnderWay::expecting(self.expected);
+        under_way.begin_batch();
         let end = loop {
             if outgoing.len() > BATCH_BYTES_MAX {
                 break BatchEnd::MoreIsThere;
@@ -311,7 +308,6 @@ impl Client {
             }
         };
         under_way.finish(self.introduced.version, stream, outgoing).await?;
-        self.expected = under_way.expected_next();
         Ok(end)
     }
 

@@ -38,13 +38,15 @@ const LEFT_ASKED_EVERY: Duration = Duration::from_millis(100);
 const REPLIES_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// The size of a reply that contains nothing that a key holds.
 const SHORT_REPLY_BYTES: usize = 128;
+/// For how many commands a client keeps memory while it is idle: a small batch needs none anew.
+const KEPT_MAX: usize = 8;
 /// The least that a read is expected to answer, in bytes: it may turn out to be more.
 const READ_BYTES_MIN: usize = 16 * 1024;
 
 /// How many bytes the replies to a client's reads are expected to have: as many as its longest one had,
 /// of those that were answered together last.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Expected(usize);
+struct Expected(usize);
 
 impl Default for Expected {
     fn default() -> Self {
@@ -120,16 +122,17 @@ struct Begun {
 }
 
 impl UnderWay {
-    pub(super) fn expecting(expected: Expected) -> Self {
-        Self { expected, ..Self::default() }
-    }
-
-    /// What the next reads of this client are expected to answer.
-    pub(super) fn expected_next(&self) -> Expected {
-        match self.longest {
+    /// Prepares for a batch of commands, when no other is under way.
+    pub(super) fn begin_batch(&mut self) {
+        let expected = match self.longest {
             0 => self.expected,
             longest => Expected(longest.clamp(READ_BYTES_MIN, VALUE_BYTES_MAX)),
+        };
+        if self.keys.capacity() > KEPT_MAX || self.begun.capacity() > KEPT_MAX {
+            // An idle client keeps no memory of a long batch.
+            *self = Self::default();
         }
+        (self.expected, self.longest) = (expected, 0);
     }
 
     /// Whether the first command under way has to end before this one may begin: because both are
