@@ -52,7 +52,7 @@ const NUMBERS: [&str; 13] = [
     "-9223372036854775807",
     "99999999999999999999",
 ];
-const SCORES: [&str; 9] = ["0", "1", "2.5", "-1.5", "inf", "-inf", "abc", "1e2", "(1"];
+const SCORES: [&str; 10] = ["0", "1", "2.5", "-1.5", "inf", "-inf", "abc", "1e2", "(1", "0x10"];
 /// Times to live, and ends: none is over while this is asked, and none is the last millisecond that a
 /// number can hold, which is refused here.
 const ENDS: [&str; 6] = ["100000", "0", "-1", "x", "1.5", "99999999999999999999"];
@@ -223,6 +223,16 @@ const FORMS: &[&str] = &[
     "ZRANGE K L L BYLEX",
     "ZRANGE K S S BYSCORE REV WITHSCORES",
     "ZREVRANGEBYSCORE K S S WITHSCORES LIMIT N N",
+    "SET K V NX|XX NX|XX",
+    "SET K V EX E EX|KEEPTTL E",
+    "SET K V EX E FOO",
+    "GETEX K PERSIST PERSIST",
+    "GETEX K EX E EX|PX E",
+    "BLPOP T T 0.01|1e400|inf|nan|0x1p-7",
+    "BLMPOP 0.01|x 1 K LEFT|X",
+    "BLMOVE T T LEFT|X RIGHT 0.01|x",
+    "COPY T T DB 0|16|x ?REPLACE",
+    "HSCAN K x|1.5",
     "SCARD K K",
     "GET",
     "HGET K",
