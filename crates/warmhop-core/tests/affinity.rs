@@ -191,7 +191,7 @@ fn no_bytes_panic_be_they_tagged_or_not() {
         if round % 2 == 0 && bytes.len() > 2 {
             (bytes[0], bytes[1]) = (1, 1 + rng.below(4) as u8);
         }
-        // Never a member twice, never a name out of form: so hardly any of these has the form.
+        // Never a member twice, never a malformed name: so hardly any of these has the form.
         let _ = read(&tagged(&bytes), &KEY, NOON);
         let text: String = bytes.iter().map(|b| char::from(*b)).collect();
         assert!(read(&text, &KEY, NOON).is_err());

@@ -103,7 +103,7 @@ impl Probe {
                 Answer::Unwell(format!("{} answered {}", self.what(), response.status().as_u16()))
             }
             Err(error) if error.is::<NotSent>() => Answer::Silent(error.to_string()),
-            Err(error) if is_out_of_form(&*error) => {
+            Err(error) if is_malformed(&*error) => {
                 let what = self.what();
                 Answer::Unwell(format!(
                     "{what} was answered by something that is not HTTP: {error}"
@@ -149,7 +149,7 @@ impl Probe {
 }
 
 /// Whether an answer came that is not HTTP, rather than no answer.
-fn is_out_of_form(error: &(dyn std::error::Error + 'static)) -> bool {
+fn is_malformed(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {

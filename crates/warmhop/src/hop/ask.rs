@@ -312,17 +312,17 @@ fn interpret(head: ReplyHead, executor: Incarnation) -> Result<HopReply, HopErro
         ReplyHead::Interim { .. } => Err(broken("an interim response is no answer")),
         ReplyHead::Refused { why, load } => Err(HopError::Refused(why, load, None)),
         ReplyHead::Response { status, reason, fields, session, served_by, version, load } => {
-            let out_of_form = || HopError::Broken("the reply's head is malformed".into());
+            let malformed = || HopError::Broken("the reply's head is malformed".into());
             let mut response = Response::new(Body::empty());
-            *response.status_mut() = StatusCode::from_u16(status).map_err(|_| out_of_form())?;
+            *response.status_mut() = StatusCode::from_u16(status).map_err(|_| malformed())?;
             if let Some(reason) = reason {
-                let reason = ReasonPhrase::try_from(reason).map_err(|_| out_of_form())?;
+                let reason = ReasonPhrase::try_from(reason).map_err(|_| malformed())?;
                 response.extensions_mut().insert(reason);
             }
             if let Some(version) = version {
                 response.extensions_mut().insert(OfVersion(version));
             }
-            *response.headers_mut() = fields.into_headers().ok_or_else(out_of_form)?;
+            *response.headers_mut() = fields.into_headers().ok_or_else(malformed)?;
             Ok(HopReply { response, session, served_by, load, executor, tunnel: None })
         }
     }

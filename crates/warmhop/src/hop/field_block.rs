@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_that_is_out_of_form_is_no_fields() {
+    fn a_malformed_block_is_no_fields() {
         let whole = FieldBlock::of(&headers(&[("a", "1"), ("b", "2")])).0;
         for cut in 1..whole.len() {
             let is_between = cut == whole.len() / 2;

@@ -211,7 +211,7 @@ fn a_cookie_key_of_its_own_counts_before_the_one_in_key_pem() {
 }
 
 #[test]
-fn a_cookie_key_out_of_form_names_the_remedy_and_never_itself() {
+fn the_error_of_a_malformed_cookie_key_says_what_it_has_to_be_and_never_what_it_is() {
     let authority = Authority::generate("demo").unwrap();
     let dir = TempDir::new();
     authority.issue_into(&id("a"), &dir.0, false).unwrap();
@@ -223,7 +223,7 @@ fn a_cookie_key_out_of_form_names_the_remedy_and_never_itself() {
         let error = Identity::from_dir(&dir.0).err().unwrap();
         assert!(matches!(error, IdentityError::CookieKey { .. }), "{bad:?} {error}");
         let text = error.to_string();
-        assert!(text.contains("openssl rand -base64 32"), "{text}");
+        assert!(text.contains("32 random bytes in base64"), "{text}");
         assert!(bad.is_empty() || !text.contains(bad), "{text}");
     }
     let error = Identity::from_dir_and_cookie_key(&dir.0, dir.join("none")).err().unwrap();

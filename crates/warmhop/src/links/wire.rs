@@ -724,7 +724,7 @@ mod tests {
     }
 
     #[test]
-    fn names_out_of_form_are_refused_when_they_are_read() {
+    fn malformed_names_are_refused_when_they_are_read() {
         let bytes = encode(&("a.b", 0_u8), 100).unwrap();
         assert!(decode::<(PeerId, u8), 100>(&bytes).is_err());
     }
