@@ -26,6 +26,7 @@
 use core::cmp::Ordering;
 use core::time::Duration;
 
+use self::hopeless::{fails_elsewhere, is_paused_everywhere};
 use self::places::{is_behind, is_full, is_full_here, is_full_there, turn_there, wait_for_place};
 use crate::config::{AppPolicy, EffectsMode, SessionMode, StartMode};
 use crate::ids::PeerId;
@@ -33,6 +34,7 @@ use crate::version::AppVersion;
 use crate::view::AppState;
 
 mod candidates;
+mod hopeless;
 mod places;
 mod refusal;
 mod versions;
@@ -182,6 +184,8 @@ pub struct Question<'a> {
     pub never_wakes: bool,
     /// How many starts here have failed since it arrived.
     pub failed_starts: u32,
+    /// And elsewhere, as far as this peer has heard.
+    pub failed_elsewhere: u32,
     /// What is known of the app's versions.
     pub versions: Versions<'a>,
     /// Random bits that choose which two candidates are compared.
@@ -667,12 +671,16 @@ fn wait_or_refuse(q: &Question<'_>, start_here: bool) -> Decision {
         || q.draining
         || q.failed_starts >= FAILED_STARTS_MAX
         || again > left;
+    let in_vain_there = fails_elsewhere(q, left);
     let reason = if failed && in_vain {
         Reason::Refused(Refusal::StartFailed { retry_after })
     } else if nobody_starts && q.draining {
         Reason::Refused(Refusal::Draining)
     } else if nobody_starts && is_paused_everywhere(q) {
         Reason::Refused(Refusal::Paused { retry_after: RETRY_AFTER_PAUSED })
+    } else if let (true, None, Some(retry_after)) = (nobody_starts, &ask_to_start, in_vain_there) {
+        let paused = q.local.state == AppState::Paused;
+        Reason::Refused(Refusal::FailsElsewhere { paused, retry_after })
     } else if nobody_starts && !failed && !q.tried.is_empty() && ask_to_start.is_none() {
         Reason::Refused(Refusal::NobodyAnswered { tried: q.tried.len() })
     } else if q.waited >= q.app.max_wait {
@@ -694,15 +702,6 @@ fn wait_or_refuse(q: &Question<'_>, start_here: bool) -> Decision {
         _ => Action::Wait { at_most: q.app.max_wait.saturating_sub(q.waited) },
     };
     Decision { action, reason, start_here, ask_to_start, pin_lost: None }
-}
-
-/// Whether no peer may start the app, because operators hold it down: on this one or, if this one
-/// never starts it, on the others.
-fn is_paused_everywhere(q: &Question<'_>) -> bool {
-    let paused = |state| state == AppState::Paused;
-    let here = paused(q.local.state);
-    let never_here = q.app.start == StartMode::Never && !q.candidates.is_empty();
-    (here || never_here) && q.candidates.iter().all(|c| paused(c.state))
 }
 
 /// The first peer that could start the app.

@@ -87,12 +87,13 @@ pub struct AppBelief {
 
 impl AppBelief {
     /// How long until it should be ready, or a start would take there, less the age of the belief
-    /// if a start is under way.
+    /// if a start is under way or backs off.
     #[must_use]
     pub fn eta(&self, now: Now) -> Option<Duration> {
         let said = Duration::from_millis(u64::from(self.news.eta_ms?));
         Some(match self.news.state {
             AppState::Starting => said.saturating_sub(now.since(self.heard)).max(ETA_FLOOR),
+            AppState::Failed => said.saturating_sub(now.since(self.heard)),
             _ => said,
         })
     }

@@ -243,6 +243,26 @@ async fn an_app_that_is_paused_where_it_could_run_is_refused_at_once_at_every_pe
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_that_is_paused_here_and_does_not_start_elsewhere_is_refused_with_the_reason() {
+    let mut bed = Bed::new();
+    let one = bed.add("one", Plan::default(), &Gate::new(true)).await;
+    let two = bed.add("two", Plan::default(), &Gate::new(true)).await;
+    let fails = saying("never", &gate(Some(false)));
+    two.change_apps(AppChanges::new().replace(AppSpec::new(app()), fails)).unwrap();
+    one.pause_app(&app(), true).unwrap();
+    bed.believes(&two, "one", "paused").await;
+    // Not only once the time is over that a request may wait: that is another problem.
+    let answer = Client::default().get(&one, "/who").await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.text.contains("start_failed"), "{}", answer.text);
+    assert!(answer.text.contains("paused here, and does not start"), "{}", answer.text);
+    assert!(two.status().apps[0].starts >= 2, "it was asked to start it again");
+    let resumed = saying("at last", &gate(Some(true)));
+    two.change_apps(AppChanges::new().replace(AppSpec::new(app()), resumed)).unwrap();
+    assert_eq!(Client::default().get(&one, "/who").await.text, "at last");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peers_with_another_configuration_of_an_app_are_reported() {
     let mut bed = Bed::new();
     let one = bed.add("one", Plan::default(), &Gate::new(true)).await;

@@ -131,6 +131,7 @@ pub extern "C" fn main(_: c_int, _: *const *const u8) -> c_int {
         queued: Queued::default(),
         never_wakes: false,
         failed_starts: 0,
+        failed_elsewhere: 0,
         versions: Versions::default(),
         dice: 0,
     };

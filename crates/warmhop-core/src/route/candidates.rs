@@ -84,18 +84,23 @@ impl<'a> Viewpoint<'a> {
         if !warm.is_empty() || !or_cold {
             return warm;
         }
-        // Those where it is held down are named only where no other is left, or they could crowd out
-        // one that can start it.
-        let having = |paused: bool| {
-            let state = |belief: &PeerBelief| belief.apps.get(app).map(|copy| copy.news.state);
-            let live =
-                self.view.live_peers().filter_map(move |(peer, it)| Some((peer, state(it)?)));
-            live.filter(move |(_, state)| (*state == AppState::Paused) == paused).map(|it| it.0)
+        // Those that cannot start it are named only where no other is left, or they could crowd out
+        // one that can; and those where it is held down only where it fails nowhere.
+        let tier = |belief: &PeerBelief| {
+            let state = belief.apps.get(app)?.news.state;
+            let stays = belief.alive == Liveness::Alive && !belief.news.draining;
+            Some(match state {
+                AppState::Cold | AppState::Stopping if stays => 0,
+                AppState::Paused => 2,
+                _ => 1,
+            })
         };
-        let mut ranked = rank::keepers(app, having(false), COLD_MAX);
-        if ranked.is_empty() {
-            ranked = rank::keepers(app, having(true), COLD_MAX);
-        }
+        let of_tier = |wanted: u8| {
+            let live = self.view.live_peers();
+            live.filter(move |(_, belief)| tier(belief) == Some(wanted)).map(|(peer, _)| peer)
+        };
+        let ranked = (0..3).map(|wanted| rank::keepers(app, of_tier(wanted), COLD_MAX));
+        let ranked = ranked.into_iter().find(|ranked| !ranked.is_empty()).unwrap_or_default();
         let found = ranked.iter().filter_map(|ranked| {
             let (peer, belief) = self.view.live_peers().find(|(peer, _)| *peer == ranked)?;
             Some(candidate(peer, belief, belief.apps.get(app)?))
@@ -164,6 +169,10 @@ mod tests {
         Now(ms)
     }
 
+    fn at_ms(at: u8) -> Now {
+        Now(u64::from(at))
+    }
+
     fn app() -> AppName {
         AppName::new("shop").expect("a name")
     }
@@ -210,6 +219,30 @@ mod tests {
         let view = view(AppState::Cold);
         assert_eq!(named(&view, false, Noted::default()), []);
         assert_eq!(named(&view, true, Noted::default()).len(), 1);
+    }
+
+    #[test]
+    fn a_peer_that_could_start_the_app_is_named_before_all_that_cannot() {
+        let mut view = View::new(PeerId::new("me").expect("a name"));
+        let mut add = |at: u8, state, draining| {
+            let incarnation = Incarnation([at; 16]);
+            let peer = PeerId::new(&alloc::format!("p{at}")).expect("a name");
+            let mesh = "127.0.0.1:7001".parse().expect("an address");
+            let hello = PeerNews { draining, ..PeerNews::of(peer.clone(), incarnation, mesh) };
+            let _ = view.apply(News::Peer(hello), at_ms(at), Source::FirstHand);
+            let news = AppNews::of(app(), 1, state);
+            let news = News::App { peer, incarnation, generation: 1, news };
+            let _ = view.apply(news, at_ms(at), Source::FirstHand);
+            let candidates = named(&view, true, Noted::default());
+            let states: Vec<_> = candidates.iter().map(|it| it.state).collect();
+            (states.len(), states.iter().all(|it| *it == state), states.contains(&state))
+        };
+        assert_eq!(add(1, AppState::Paused, false), (1, true, true));
+        assert_eq!(add(2, AppState::Cold, true), (1, true, true), "it leaves, but is not paused");
+        for at in 3..3 + COLD_MAX as u8 {
+            assert!(add(at, AppState::Failed, false).2);
+        }
+        assert_eq!(add(99, AppState::Cold, false), (1, true, true), "however many fail");
     }
 
     #[test]

@@ -35,6 +35,13 @@ pub enum Refusal {
         /// How long until the next start should be ready.
         retry_after: Duration,
     },
+    /// This peer may not start the app, and it does not start where it may.
+    FailsElsewhere {
+        /// An operator holds it down here; otherwise it never runs here.
+        paused: bool,
+        /// How long until the next start there should be ready.
+        retry_after: Duration,
+    },
     /// As many requests wait as are allowed.
     WaitFull {
         /// How many that is.
@@ -87,7 +94,7 @@ impl Refusal {
             Self::Draining => ProblemKind::Draining,
             Self::NotWoken { .. } => ProblemKind::NotWoken,
             Self::Paused { .. } => ProblemKind::Paused,
-            Self::StartFailed { .. } => ProblemKind::StartFailed,
+            Self::StartFailed { .. } | Self::FailsElsewhere { .. } => ProblemKind::StartFailed,
             Self::WaitFull { .. } => ProblemKind::WaitFull,
             Self::WaitedTooLong { .. } => ProblemKind::WaitedTooLong,
             Self::QueueFull { .. } => ProblemKind::QueueFull,
@@ -105,6 +112,7 @@ impl Refusal {
             | Self::NotWoken { retry_after }
             | Self::Paused { retry_after }
             | Self::StartFailed { retry_after }
+            | Self::FailsElsewhere { retry_after, .. }
             | Self::WaitFull { retry_after, .. }
             | Self::QueueFull { retry_after, .. }
             | Self::BusyTooLong { retry_after, .. }

@@ -25,6 +25,12 @@ impl fmt::Display for Refusal {
             Self::StartFailed { .. } => f.write_str(
                 "the app did not start here, and it is neither ready nor starting elsewhere",
             ),
+            Self::FailsElsewhere { paused, .. } => write!(
+                f,
+                "the app {} here, and does not start on the peers that may run it, as `warmhop \
+                 status` explains there",
+                if *paused { "is paused" } else { "never runs" }
+            ),
             Self::WaitFull { waiting_max, .. } => {
                 write!(
                     f,

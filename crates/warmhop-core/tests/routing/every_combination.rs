@@ -56,6 +56,7 @@ fn candidate_sets(p: &[PeerId]) -> Vec<Vec<Candidate<'_>>> {
         vec![cold(ready(&p[0]))],
         vec![paused(ready(&p[0])), late(paused(ready(&p[1])))],
         vec![failed(ready(&p[0])), late(cold(ready(&p[1])))],
+        vec![failed(starting(&p[0], 500)), paused(ready(&p[1]))],
         vec![ready(&p[0]), ready(&p[1])],
         vec![ready(&p[0]), starting(&p[1], 10)],
         vec![late(ready(&p[0])), leaving(ready(&p[1])), far(ready(&p[2]))],
@@ -139,6 +140,7 @@ fn every_combination_gives_a_decision_that_keeps_the_invariants() {
             queued: standings[(asked / 7) % 4],
             never_wakes: (asked / 28).is_multiple_of(5),
             failed_starts: waited_s as u32 / 10,
+            failed_elsewhere: waited_s as u32 / 10,
             versions: Versions::default(),
             dice: all_dice[which % 3],
         };

@@ -424,6 +424,56 @@ fn a_request_for_an_app_that_is_paused_everywhere_is_refused_at_once() {
 }
 
 #[test]
+fn what_is_paused_here_and_fails_elsewhere_is_waited_for_only_while_a_start_may_still_help() {
+    let app = AppPolicy::default();
+    let never = AppPolicy::default().with(|made| made.start = StartMode::Never);
+    let p = peers(2);
+    let other = |peer, state, eta: Option<u64>| Candidate {
+        state,
+        eta: eta.map(Duration::from_millis),
+        ..ready(peer)
+    };
+    let asked = |app: &AppPolicy, state, others: &[Candidate<'_>], failed_elsewhere, waited_s| {
+        let waited = Duration::from_secs(waited_s);
+        let local = local(state);
+        decide(&Question { local, failed_elsewhere, waited, ..question(app, others) })
+    };
+    let waits = |decision: &Decision| matches!(decision.action, Action::Wait { .. });
+    let failing =
+        [other(&p[0], AppState::Failed, Some(4_000)), other(&p[1], AppState::Paused, None)];
+    for (app, here, words) in [
+        (&app, AppState::Paused, "the app is paused here, and does not start"),
+        (&never, AppState::Cold, "the app never runs here, and does not start"),
+    ] {
+        assert!(waits(&asked(app, here, &failing, FAILED_STARTS_MAX - 1, 0)));
+        // Two starts have failed meanwhile, or the next one begins too late.
+        for (failed, waited_s) in [(FAILED_STARTS_MAX, 0), (0, 27)] {
+            let decision = asked(app, here, &failing, failed, waited_s);
+            let Action::Refuse(refusal) = &decision.action else { panic!("{decision}") };
+            assert_eq!((refusal.label(), refusal.problem().status()), ("start_failed", 503));
+            assert_eq!(refusal.retry_after_s(), 4);
+            assert!(decision.to_string().starts_with(words), "{decision}");
+        }
+        // A copy that is unwell may be well again, and one that is starting is another try.
+        for hope in [
+            other(&p[1], AppState::Failed, None),
+            other(&p[1], AppState::Starting, Some(90_000)),
+            other(&p[1], AppState::Cold, None),
+            Candidate { suspect: true, ..other(&p[1], AppState::Cold, None) },
+        ] {
+            let decision = asked(app, here, &[failing[0], hope], FAILED_STARTS_MAX, 27);
+            assert!(waits(&decision), "{hope:?}: {decision}");
+        }
+        let leaving = Candidate { draining: true, ..other(&p[1], AppState::Cold, None) };
+        let decision = asked(app, here, &[failing[0], leaving], FAILED_STARTS_MAX, 0);
+        assert_eq!(decision.reason.label(), "start_failed", "it starts nothing any more");
+    }
+    // Where this peer may start the app, its own failures count.
+    let decision = asked(&app, AppState::Starting, &failing, FAILED_STARTS_MAX, 0);
+    assert!(waits(&decision), "{decision}");
+}
+
+#[test]
 fn a_draining_peer_starts_nothing_but_still_hops() {
     let app = AppPolicy::default();
     let p = peers(1);

@@ -63,6 +63,7 @@ pub(crate) fn question<'a>(app: &'a AppPolicy, candidates: &'a [Candidate<'a>]) 
         queued: Queued::default(),
         never_wakes: false,
         failed_starts: 0,
+        failed_elsewhere: 0,
         versions: Versions::default(),
         dice: 0,
     }

@@ -107,6 +107,7 @@ impl Peer {
             queued: Queued::default(),
             never_wakes: false,
             failed_starts: 0,
+            failed_elsewhere: 0,
             versions: Versions::default(),
             dice: self.world.random(),
         })

@@ -117,6 +117,8 @@ pub(crate) struct Slot {
     heard: Mutex<Option<AppVersion>>,
     /// How many starts have failed here in total.
     failed_starts: AtomicU32,
+    /// And elsewhere, as far as this peer has heard.
+    failed_elsewhere: AtomicU32,
     /// When the last request came, in the clock's milliseconds.
     used_at: AtomicU64,
     /// When the copy here became ready.
@@ -168,6 +170,7 @@ impl Slot {
             leaving: Mutex::default(),
             heard: Mutex::default(),
             failed_starts: AtomicU32::new(0),
+            failed_elsewhere: AtomicU32::new(0),
             used_at: AtomicU64::new(0),
             ready_at: AtomicU64::new(0),
             busyness: Mutex::default(),
@@ -523,6 +526,16 @@ impl Slot {
     /// How many starts have failed, and copies ended with an error, here in total.
     pub(crate) fn failed_starts(&self) -> u32 {
         self.failed_starts.load(Ordering::Relaxed)
+    }
+
+    /// Counts a start that failed on another peer.
+    pub(crate) fn fails_elsewhere(&self) {
+        self.failed_elsewhere.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many starts elsewhere have failed, as far as this peer has heard.
+    pub(crate) fn failed_elsewhere(&self) -> u32 {
+        self.failed_elsewhere.load(Ordering::Relaxed)
     }
 
     /// How long until the next start begins by itself: the rest of a back-off.

@@ -271,16 +271,24 @@ impl Node {
             News::App { news, .. } if news.state != AppState::Ready => Some(news.app.clone()),
             _ => None,
         };
-        let begun = self.edit_view(|view, now| {
+        let (begun, fails) = self.edit_view(|view, now| {
             let peer = news.peer().clone();
-            let before = view.life(&peer);
+            let state =
+                |view: &View| view.peer(&peer)?.apps.get(unready.as_ref()?).map(|it| it.news.state);
+            let (before, was) = (view.life(&peer), state(view));
             view.apply(news, now, source);
-            view.life(&peer).filter(|life| Some(*life) != before).map(|life| (life, before))
+            let fails = state(view) == Some(AppState::Failed)
+                && was.is_some_and(|was| !matches!(was, AppState::Failed | AppState::Ready));
+            let life = view.life(&peer).filter(|life| Some(*life) != before);
+            (life.map(|life| (life, before)), fails)
         });
         if let Some(app) = unready
-            && self.slot(&app).is_some()
+            && let Some(slot) = self.slot(&app)
         {
             self.known_ids.unready(&app, self.clock.now());
+            if fails {
+                slot.fails_elsewhere();
+            }
         }
         // Only once a request that looks for the copy finds it in the view.
         if let Some((app, version)) = ready
@@ -334,7 +342,7 @@ impl Node {
         let pinned_to = placing.pin.filter(|pin| pin.lives).map(|pin| pin.peer);
         let mut waiting: Option<(Instant, Waiting<'_>)> = None;
         let before = waits.waited;
-        let failed_before = slot.failed_starts();
+        let (failed_before, elsewhere_before) = (slot.failed_starts(), slot.failed_elsewhere());
         let mut changes: Option<watch::Receiver<u64>> = None;
         loop {
             if let Some(changes) = &mut changes {
@@ -348,6 +356,7 @@ impl Node {
                 waits: waiting.is_some(),
                 waited: waits.waited,
                 failed_starts,
+                failed_elsewhere: slot.failed_elsewhere().saturating_sub(elsewhere_before),
                 queued: waits.standing(&slot.places, pinned_to),
                 never_wakes: waits.never_wakes,
             };
@@ -527,7 +536,7 @@ impl Node {
     /// Asks the core what to do with a request, and carries out what goes beside the answer: a
     /// start here, or the wish that another peer starts the app.
     fn consider(&self, placing: &Placing<'_>, so_far: SoFar, whose: &Waits) -> Considering {
-        let SoFar { waits, waited, failed_starts, queued, never_wakes } = so_far;
+        let SoFar { waits, waited, failed_starts, failed_elsewhere, queued, never_wakes } = so_far;
         let slot = placing.slot;
         let spec = slot.spec();
         // A ready copy that must not be asked again counts as one that takes nothing new.
@@ -579,6 +588,7 @@ impl Node {
             queued,
             never_wakes,
             failed_starts,
+            failed_elsewhere,
             versions: Versions {
                 served: placing.version,
                 here: here.as_ref(),
@@ -619,6 +629,7 @@ struct SoFar {
     waits: bool,
     waited: Duration,
     failed_starts: u32,
+    failed_elsewhere: u32,
     queued: Queued,
     never_wakes: bool,
 }

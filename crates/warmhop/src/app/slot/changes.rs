@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use warmhop_core::app::{AppEvent, Renewal, StopReason, WantedBy};
 use warmhop_core::config::StartMode;
@@ -113,7 +114,8 @@ impl Slot {
     pub(crate) fn copy_news(&self) -> CopyNews {
         CopyNews {
             state: self.state_to_start_from(),
-            eta_ms: self.eta().map(|eta| u32::try_from(eta.as_millis()).unwrap_or(u32::MAX)),
+            // Where no start has been measured, a back-off says at least when the next one begins.
+            eta_ms: self.eta().or_else(|| self.starts_in()).map(as_ms),
             in_flight: self.announced_in_flight(),
             version: self.version(),
             digest: self.spec().digest,
@@ -143,4 +145,8 @@ impl Slot {
     pub(crate) fn why_not_start(&self, by: WantedBy) -> Option<String> {
         self.machine().why_not_start(by, self.clock.now()).map(|why| why.to_string())
     }
+}
+
+fn as_ms(span: Duration) -> u32 {
+    u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
 }
