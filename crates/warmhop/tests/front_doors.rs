@@ -20,7 +20,7 @@ use http::{HeaderMap, Request, StatusCode, Version};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -53,6 +53,17 @@ async fn count(body: Bytes) -> String {
     body.len().to_string()
 }
 
+/// What the request says of trailers, followed by one.
+async fn with_trailers(headers: HeaderMap) -> http::Response<axum::body::Body> {
+    let te: Vec<_> = headers.get_all("te").iter().map(|it| it.to_str().unwrap()).collect();
+    let said = Bytes::from(format!("[{}]", te.join("|")));
+    let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), "42".parse().unwrap())]);
+    let frames =
+        [Ok(Frame::data(said)), Ok::<_, std::convert::Infallible>(Frame::trailers(trailers))];
+    let body = axum::body::Body::new(StreamBody::new(futures_util::stream::iter(frames)));
+    http::Response::builder().header("trailer", "x-sum").body(body).unwrap()
+}
+
 async fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
 }
@@ -68,7 +79,8 @@ async fn one_peer(with: impl FnOnce(warmhop::Builder) -> warmhop::Builder) -> Me
         let routes = Router::new()
             .route("/", get(tell))
             .route("/unread", post(leave_unread))
-            .route("/count", post(count));
+            .route("/count", post(count))
+            .route("/trailers", get(with_trailers).post(with_trailers));
         Ok::<_, std::convert::Infallible>(routes)
     });
     with(Mesh::builder(identity).app(spec, app)).start().await.unwrap()
@@ -156,6 +168,55 @@ where
     };
     let (first, second) = tokio::join!(ask(), ask());
     [first, second]
+}
+
+#[tokio::test]
+async fn trailers_reach_every_client_that_does_not_forbid_them() {
+    let listener = listener().await;
+    let addr = listener.local_addr().unwrap();
+    let _mesh = one_peer(|builder| builder.front_door(listener)).await;
+    // One connection: the first request is read otherwise than those behind it.
+    let mut stream = BufReader::new(TcpStream::connect(addr).await.unwrap());
+    let cases = [
+        ("", "[]", true),
+        ("", "[]", true),
+        ("TE: trailers\r\nConnection: TE\r\n", "[trailers]", true),
+        ("TE: gzip, trailers;q=0.5\r\nConnection: TE\r\n", "[trailers]", true),
+        ("TE: gzip\r\nConnection: TE\r\n", "[]", true),
+        ("TE: trailers;q=0\r\n", "", false),
+        ("Transfer-Encoding: chunked\r\n", "[]", true),
+        ("Content-Length: 3\r\n", "[]", true),
+        ("", "[]", true),
+    ];
+    for (at, (fields, said, sent)) in cases.into_iter().enumerate() {
+        let (method, body) = match fields {
+            it if it.starts_with("Tr") => ("POST", "2\r\nhi\r\n0\r\n\r\n"),
+            it if it.starts_with("Co") => ("POST", "abc"),
+            _ => ("GET", ""),
+        };
+        let request =
+            format!("{method} /trailers HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n{body}");
+        // In one piece, and in two of which the second begins within the head.
+        for cut in [request.len(), request.len() - body.len() - 3] {
+            stream.write_all(&request.as_bytes()[..cut]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            stream.write_all(&request.as_bytes()[cut..]).await.unwrap();
+            let (mut answer, mut line) = (String::new(), String::new());
+            // The head, and then the chunks with what follows them.
+            for _ in 0..2 {
+                line.clear();
+                while line != "\r\n" {
+                    line.clear();
+                    let read = tokio::time::timeout(PATIENCE, stream.read_line(&mut line));
+                    assert_ne!(read.await.unwrap().unwrap(), 0, "{at}: {answer}");
+                    answer.push_str(&line);
+                }
+            }
+            assert!(answer.starts_with("HTTP/1.1 200"), "{at}: {answer}");
+            assert!(answer.contains(said), "{at}: {answer}");
+            assert_eq!(answer.ends_with("\r\n0\r\nx-sum: 42\r\n\r\n"), sent, "{at}: {answer}");
+        }
+    }
 }
 
 #[tokio::test]

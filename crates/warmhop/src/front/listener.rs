@@ -43,6 +43,7 @@ use crate::http::framing::{FIELDS_MAX, Framed, H2_PREFACE, HEAD_BYTES_MAX};
 use crate::http::interim;
 use crate::http::refusals::Refusal;
 use crate::http::tunnels::Tunnels;
+use crate::http::willing;
 use crate::http::writes_through::writes_through;
 use crate::identity::handshake::HandshakeFailure;
 use crate::observe::doors::Connected;
@@ -254,6 +255,7 @@ async fn connection<IO>(
             }
         };
         let Left::Other { io, answer } = left else { return Ok(()) };
+        let io = io.with_first(willing::with_field);
         // A connection that is to end says so in its last answer.
         let asides = (!ends.into_inner()).then_some(asides);
         Box::pin(by_hyper(io, visit, answer, asides)).await
@@ -298,6 +300,7 @@ async fn by_hyper<IO>(
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    visit.in_flight.account().goes_to_hyper();
     let answer = Mutex::new(answer);
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         match answer.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -381,11 +384,14 @@ impl Visit {
     /// Answers a request of any kind.
     fn answer_any(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response<Ahead>, Infallible>> + Send + use<> {
         self.begins();
         let account = self.in_flight.account();
         let in_frames = request.version() == Version::HTTP_2;
+        if !in_frames {
+            willing::take_out(request.headers_mut());
+        }
         if request.method() == Method::CONNECT {
             self.upgraded.store(true, Ordering::Relaxed);
             if in_frames {

@@ -584,6 +584,11 @@ impl<IO> Reread<IO> {
     fn new(first: Bytes, io: IO) -> Self {
         Self { first, io }
     }
+
+    /// The same with other first bytes.
+    pub(crate) fn with_first(self, change: impl FnOnce(Bytes) -> Bytes) -> Self {
+        Self { first: change(self.first), io: self.io }
+    }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Reread<IO> {

@@ -272,6 +272,7 @@ fn call(
         on_upgrade: upgrade.client_side.clone(),
         may_have_run: false,
         failed_at: None,
+        failures: 0,
         attempt: rand::random(),
         waits,
         entered: None,

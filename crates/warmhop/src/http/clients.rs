@@ -146,6 +146,8 @@ pub(crate) struct Account {
     ending: AtomicI64,
     /// It was refused something, which is counted already.
     refused: AtomicBool,
+    /// hyper reads it, and gets a field about trailers with each request.
+    read_by_hyper: AtomicBool,
 }
 
 /// A connection's place, given back when this is dropped.
@@ -206,6 +208,7 @@ impl Clients {
                 charged: AtomicI64::new(0),
                 ending: AtomicI64::new(0),
                 refused: AtomicBool::new(false),
+                read_by_hyper: AtomicBool::new(false),
             });
             table.accounts.insert(id, Arc::clone(&account));
             table.by_address.entry(address).or_default().insert(id);
@@ -429,6 +432,15 @@ impl Account {
     /// Keeps the connection busy for good: it became something else, such as a WebSocket.
     pub(crate) fn stays_busy(&self) {
         self.in_flight.fetch_add(1, Relaxed);
+    }
+
+    /// From here on hyper reads the connection.
+    pub(crate) fn goes_to_hyper(&self) {
+        self.read_by_hyper.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_read_by_hyper(&self) -> bool {
+        self.read_by_hyper.load(Relaxed)
     }
 
     /// Counts a refusal of this client.

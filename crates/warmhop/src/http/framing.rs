@@ -24,6 +24,7 @@ use crate::http::departure::{ConnectionRequests, Departure};
 use crate::http::fields;
 use crate::http::h2_frames::{BodyParts, Frames};
 use crate::http::refusals::Refusal;
+use crate::http::willing;
 use crate::http::writes_through::writes_through;
 
 /// The largest request head in bytes; hyper is given the same bound.
@@ -136,6 +137,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Framed<IO> {
         let outcome = Pin::new(&mut self.io).poll_read(cx, buf);
         if matches!(outcome, Poll::Ready(Ok(()))) {
             let ended = buf.filled().len() == before && buf.remaining() > 0;
+            self.watch.asks_for_trailers = self.account.is_read_by_hyper();
             let fresh = &mut buf.filled_mut()[before..];
             let (seen, refusal) = self.watch.see(fresh);
             if let Some(why) = refusal {
@@ -146,6 +148,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Framed<IO> {
                 self.account.came(came.bytes, came.frames);
             }
             buf.set_filled(before + seen);
+            if !self.watch.places.is_empty() {
+                let places = std::mem::take(&mut self.watch.places).into_iter();
+                willing::put_into(buf, places.map(|at| before + at).collect());
+            }
             if seen == 0 && self.watch.at == At::Refused {
                 // A read of nothing would look like the end of the connection to the reader.
                 return self.poll_read(cx, buf);
@@ -192,6 +198,10 @@ struct Watch {
     /// the latest read.
     frames: Frames,
     parts: BodyParts,
+    /// hyper is to take each client for one that accepts trailers, unless it forbids them.
+    asks_for_trailers: bool,
+    /// Where in the latest read it is told so.
+    places: Vec<usize>,
     #[cfg(any(test, feature = "fuzzing"))]
     looked: Looked,
 }
@@ -210,6 +220,8 @@ impl Default for Watch {
             first: true,
             frames: Frames::default(),
             parts: BodyParts::default(),
+            asks_for_trailers: false,
+            places: Vec::new(),
             #[cfg(any(test, feature = "fuzzing"))]
             looked: Looked::default(),
         }
@@ -221,9 +233,16 @@ enum Head {
     /// Its end has not come.
     Partial,
     /// It ends after this many bytes of the latest read, and `then` follows.
-    Ends { bytes: usize, then: At },
+    /// `asks_at` of them come before the place for a field of ours.
+    Ends { bytes: usize, then: At, asks_at: Option<usize> },
     /// It is refused here, and has to be spoilt.
     Refused(Refusal),
+}
+
+impl Head {
+    fn ends(bytes: usize, then: At) -> Self {
+        Self::Ends { bytes, then, asks_at: None }
+    }
 }
 
 impl Watch {
@@ -245,8 +264,9 @@ impl Watch {
                 At::Refused => return (from, None),
                 At::Head => match self.see_head(&bytes[from..]) {
                     Head::Partial => break,
-                    Head::Ends { bytes, then } => {
+                    Head::Ends { bytes, then, asks_at } => {
                         self.at = then;
+                        self.places.extend(asks_at.map(|at| from + at));
                         bytes
                     }
                     Head::Refused(why) => {
@@ -337,7 +357,7 @@ impl Watch {
     fn look(&mut self, head: &[u8], held: usize) -> Head {
         if self.first {
             if head.starts_with(H2_PREFACE) {
-                return Head::Ends { bytes: H2_PREFACE.len() - held, then: At::Http2 };
+                return Head::ends(H2_PREFACE.len() - held, At::Http2);
             }
             if H2_PREFACE.starts_with(head) {
                 return Head::Partial;
@@ -354,11 +374,11 @@ impl Watch {
                 return Head::Partial;
             }
             // hyper refuses it for its size.
-            return Head::Ends { bytes: head.len() - held, then: At::Refused };
+            return Head::ends(head.len() - held, At::Refused);
         };
         if end > HEAD_BYTES_MAX {
             // Its reader sees no more than it may have, without an end.
-            return Head::Ends { bytes: HEAD_BYTES_MAX - held, then: At::Refused };
+            return Head::ends(HEAD_BYTES_MAX - held, At::Refused);
         }
         self.first = false;
         match framing(&head[..end]) {
@@ -369,7 +389,12 @@ impl Watch {
                         self.looked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     looked.push(head[..end].to_vec());
                 }
-                Head::Ends { bytes: end - held, then }
+                let is_followed = matches!(then, At::Head | At::Fixed(_) | At::Chunks(_));
+                let asks = self.asks_for_trailers && is_followed;
+                let place = if asks { willing::place_in(&head[..end]) } else { None };
+                // The place may have been in an earlier read.
+                let asks_at = place.and_then(|at| at.checked_sub(held));
+                Head::Ends { bytes: end - held, then, asks_at }
             }
             Err(Ambiguous) => Head::Refused(Refusal::AmbiguousHead),
         }

@@ -18,4 +18,5 @@ pub(crate) mod peek;
 pub(crate) mod refusals;
 pub(crate) mod tunnels;
 pub(crate) mod upload;
+pub(crate) mod willing;
 pub(crate) mod writes_through;

@@ -58,6 +58,8 @@ pub(crate) struct Call {
     pub(crate) may_have_run: bool,
     /// The copy that last took it and failed.
     pub(crate) failed_at: Option<FailedAt>,
+    /// How many copies took it and failed, or were too slow.
+    pub(crate) failures: u32,
     /// Distinguishes this request from its client's repeats, on any peer that serves it.
     pub(crate) attempt: u64,
     /// How it has waited for a copy of the app.
@@ -153,6 +155,12 @@ impl Call {
     /// it changes nothing.
     pub(crate) fn may_go_to_another(&self) -> bool {
         fields::is_safe(&self.method) && self.is_sendable() && !self.may_have_run
+    }
+
+    /// Notes that a copy took it and failed, or was too slow.
+    pub(crate) fn fails_at(&mut self, at: FailedAt) {
+        self.failed_at = Some(at);
+        self.failures += 1;
     }
 
     /// Whether the copy that serves here took it and failed.

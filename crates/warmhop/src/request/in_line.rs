@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::Response;
 use warmhop_core::ids::{Incarnation, PeerId, SessionKey, WallTime};
 use warmhop_core::problem::ProblemKind;
+use warmhop_core::route::{Attempted, may_retry};
 use warmhop_core::session::entry::{Enter, Rerun, Reruns};
 use warmhop_core::session::message::{Body, Exec, ExecDone, Stored};
 use warmhop_core::session::{Ctx, Failure, Outcome, Session as Machine, TokenHint};
@@ -26,7 +27,7 @@ use crate::request::problem::{
     Problem, from_refusal, gave_up, in_words, outcome_unknown, too_many_sessions,
 };
 use crate::request::registers::bounds::STATE_BYTES_MAX;
-use crate::request::serve::{RanHere, Served, ServedBy, Upgrade};
+use crate::request::serve::{FAILURES_MAX, RanHere, Served, ServedBy, Upgrade};
 use crate::sessions::events::Event;
 use crate::sessions::store::{Begun, InLine, NoRoom};
 
@@ -499,7 +500,7 @@ impl Node {
                 Ok(None)
             }
             Err(error @ (LocalError::Failed(_) | LocalError::TooSlow(_)))
-                if call.may_go_to_another() =>
+                if may_go_to_another(portable, call) =>
             {
                 call.may_have_run = true;
                 *failed = Some(app_failed(self.me.as_str(), &error));
@@ -575,6 +576,19 @@ impl Node {
             }
         }
     }
+}
+
+/// Whether a request that the app here took and failed on may be given to another copy: as if it had
+/// failed at another peer.
+fn may_go_to_another(portable: &Portable<'_>, call: &Call) -> bool {
+    let is_void = may_retry(Attempted {
+        is_safe: false,
+        has_key: portable.keyed,
+        effects: portable.slot.spec().policy.effects,
+        is_portable: true,
+        may_have_reached_app: true,
+    });
+    call.may_go_to_another() || (is_void && call.is_sendable() && call.failures < FAILURES_MAX)
 }
 
 /// The outcome of a run here, not committed yet.

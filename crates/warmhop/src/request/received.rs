@@ -277,6 +277,7 @@ impl Node {
             on_upgrade: None,
             may_have_run: false,
             failed_at: None,
+            failures: 0,
             attempt: rand::random(),
             waits: Waits::of(received.whose),
             entered,

@@ -537,6 +537,7 @@ impl Registers {
             on_upgrade: None,
             may_have_run: false,
             failed_at: None,
+            failures: 0,
             attempt: rand::random(),
             waits: Waits::default(),
             entered: None,

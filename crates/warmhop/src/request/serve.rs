@@ -45,6 +45,9 @@ use crate::request::whose::{name_client, note_refusal, sharer};
 /// How often a request may be placed again before it is refused.
 const ROUNDS_MAX: u32 = 8;
 
+/// How many copies may take a request and fail on it: the next might too.
+pub(super) const FAILURES_MAX: u32 = 2;
+
 /// The app's side of an upgraded connection.
 pub(crate) enum Upgrade {
     /// An app on this peer; the caller passes its bytes.
@@ -273,7 +276,7 @@ impl Node {
                     Some(outcome) => outcome,
                     None => {
                         copy.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
-                        call.failed_at = Some(FailedAt::Here(copy.attempt));
+                        call.fails_at(FailedAt::Here(copy.attempt));
                         return Err(LocalError::TooSlow(format!("not within {within:?}")));
                     }
                 }
@@ -289,7 +292,7 @@ impl Node {
         let answered = match outcome {
             Ok(answered) => answered,
             Err(error) => {
-                call.failed_at = Some(FailedAt::Here(copy.attempt));
+                call.fails_at(FailedAt::Here(copy.attempt));
                 return Err(failed_here(slot, &copy, &*error));
             }
         };
@@ -422,7 +425,7 @@ impl Node {
                 }
                 if matches!(why, HopRefusal::AppFailed { .. } | HopRefusal::TooSlow { .. }) {
                     call.may_have_run = true;
-                    call.failed_at = Some(FailedAt::There(to.clone()));
+                    call.fails_at(FailedAt::There(to.clone()));
                 }
                 if let Some(body) = body {
                     call.put_back(body);
@@ -466,7 +469,6 @@ impl Node {
         let is_pinned = slot.spec().policy.session == SessionMode::Pinned;
         let mut tried: Vec<PeerId> = Vec::new();
         let mut failed = None;
-        let mut was_slow = false;
         let mut went_round = false;
         let mut rounds = 0;
         while rounds < ROUNDS_MAX {
@@ -494,7 +496,7 @@ impl Node {
                     Err(LocalError::Busy) if call.is_sendable() => continue,
                     Err(LocalError::NotReady) if call.is_sendable() => {}
                     Err(error) => {
-                        failed = self.after_failed_run(slot, call, error, &mut was_slow)?;
+                        failed = self.after_failed_run(slot, call, error)?;
                     }
                 },
                 Place::There(to) => {
@@ -609,7 +611,6 @@ impl Node {
         slot: &Slot,
         call: &mut Call,
         error: LocalError,
-        was_slow: &mut bool,
     ) -> Result<Option<Problem>, Problem> {
         if let LocalError::TooSlow(detail) = &error {
             let problem = too_slow(self.me.as_str(), detail);
@@ -618,7 +619,7 @@ impl Node {
             }
             call.may_have_run = true;
             // Only once: a request that is slow here may be slow everywhere.
-            if std::mem::replace(was_slow, true) {
+            if call.failures >= FAILURES_MAX {
                 return Err(problem);
             }
             // A copy that was ended is replaced, and the request waits for the next.
@@ -677,17 +678,18 @@ impl Node {
             may_have_reached_app: app_may_have_seen_it,
         });
         let again = again && call.is_sendable();
+        let once_more = again && call.failures < FAILURES_MAX;
         Err(match error {
             HopError::Refused(HopRefusal::AppFailed { detail }, ..) => {
                 let failed = app_failed(to.as_str(), &LocalError::Failed(detail));
-                if again {
+                if once_more {
                     return Ok(Some(failed));
                 }
                 failed
             }
             HopError::Refused(HopRefusal::TooSlow { detail }, ..) => {
                 let failed = too_slow(to.as_str(), &detail);
-                if again {
+                if once_more {
                     return Ok(Some(failed));
                 }
                 failed
