@@ -38,6 +38,7 @@ pub mod environment;
 mod h2;
 mod http1;
 mod interim;
+mod lent;
 mod listens;
 mod plain;
 mod pool;

@@ -36,6 +36,8 @@ pub struct Confine {
     group: Option<u32>,
     memory: Option<u64>,
     files: Option<u64>,
+    /// The app itself cannot raise that again.
+    files_fixed: bool,
     cpu: Option<u64>,
     cgroup: bool,
     /// Further variables of its environment for the user.
@@ -62,6 +64,7 @@ impl Wanted {
         let mut confine = Confine {
             memory: self.memory,
             files: self.files.or(files),
+            files_fixed: self.files.is_some(),
             cpu: self.cpu,
             cgroup: self.cgroup,
             ..Confine::default()
@@ -114,6 +117,7 @@ impl Confine {
             part(self.files),
             part(self.cpu),
             part(self.cgroup.then_some(1)),
+            part(self.files_fixed.then_some(1)),
         ];
         parts.join(",").into()
     }
@@ -126,10 +130,10 @@ impl Confine {
         });
         let mut next = || parts.next().flatten();
         let (user, group, memory, files, cpu) = (next()?, next()?, next()?, next()?, next()?);
-        let cgroup = next()?.is_some();
+        let (cgroup, files_fixed) = (next()?.is_some(), next()?.is_some());
         let id = |id: Option<u64>| id.map(u32::try_from).transpose().ok();
         let (user, group) = (id(user)?, id(group)?);
-        Some(Self { user, group, memory, files, cpu, cgroup, env: Vec::new() })
+        Some(Self { user, group, memory, files, files_fixed, cpu, cgroup, env: Vec::new() })
     }
 
     /// Sets, in this process, the limits that its children inherit.
@@ -140,8 +144,11 @@ impl Confine {
         if let Some(soft) = self.files
             && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         {
+            // Many runtimes raise the soft limit to the hard one as they start.
+            let soft = soft.min(hard);
+            let hard = if self.files_fixed { soft } else { hard };
             // Best effort: an app with the peer's limit is better than none.
-            let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard);
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
         }
         #[cfg(target_os = "linux")]
         if self.cgroup {
@@ -219,6 +226,7 @@ mod tests {
             group: Some(34),
             memory: Some(1 << 40),
             files: Some(1024),
+            files_fixed: true,
             cpu: Some(2),
             cgroup: true,
             env: Vec::new(),
@@ -227,7 +235,8 @@ mod tests {
             let argument = confine.argument().into_string().unwrap();
             assert_eq!(Confine::from_argument(&argument), Some(confine));
         }
-        for wrong in ["", "1", "1,2,3,4,5", "-,-,-,-,-,x", "-1,-,-,-,-,-", "99999999999,-,-,-,-,-"]
+        for wrong in
+            ["", "1", "1,2,3,4,5,6", "-,-,-,-,-,-,x", "-1,-,-,-,-,-,-", "99999999999,-,-,-,-,-,-"]
         {
             assert_eq!(Confine::from_argument(wrong), None, "{wrong}");
         }

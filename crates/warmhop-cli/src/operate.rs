@@ -84,13 +84,18 @@ pub fn step(json: &str) -> (String, bool) {
         Some("starting") => (format!("{}: a new copy starts\n", text("peer")), false),
         Some("serves") => (format!("{}: it serves\n", text("peer")), false),
         Some("failed") => {
-            let (peer, error) = (text("peer"), text("error"));
-            (
-                format!(
-                    "{peer}: {error}; the old copy keeps serving, and no other peer was asked\n"
-                ),
-                true,
-            )
+            // The app's last lines of output follow the reason.
+            let error = step["error"].as_str().unwrap_or_default();
+            let (reason, output) = error.split_once('\n').unwrap_or((error, ""));
+            let (peer, reason) = (text("peer"), clean(reason));
+            let mut said = format!(
+                "{peer}: {reason}; the old copy keeps serving, and no other peer was asked\n"
+            );
+            for line in output.lines() {
+                said.push_str(&printed(line));
+                said.push('\n');
+            }
+            (said, true)
         }
         _ => (String::new(), false),
     }
@@ -239,6 +244,19 @@ mod tests {
             r#"{"at_unix_ms":0,"level":"INFO","target":"warmhop::app","message":"hello \u001b[2J","app":"shop"}"#,
         );
         assert_eq!(printed, "00:00:00.000 hello \n");
+    }
+
+    #[test]
+    fn a_step_that_failed_is_followed_by_what_the_app_printed() {
+        let (said, failed) = step(
+            r#"{"state":"failed","peer":"peer-2","error":"it exited with status 1\n  no \u001b[1mtable\n  bye"}"#,
+        );
+        assert!(failed);
+        assert_eq!(
+            said,
+            "peer-2: it exited with status 1; the old copy keeps serving, and no other peer was asked\n  \
+             no table\n  bye\n"
+        );
     }
 
     #[test]

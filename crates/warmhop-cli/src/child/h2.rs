@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use warmhop::{Body, BoxError, NotSent};
 
 use super::http1::{is_refusal, twin};
-use super::request::RequestBody;
+use super::request::{Lending, RequestBody};
 use super::socket::Socket;
 
 /// The most requests at once on one connection; what comes beyond opens another. Servers allow
@@ -45,8 +45,11 @@ const SETTINGS_TIMEOUT: Duration = Duration::from_secs(1);
 /// h2's limit on streams until the app's settings arrive; no app sends this number.
 const UNSAID: usize = usize::MAX - 1;
 
-/// On how many connections a request is tried if the app closes one after the other.
+/// On how many connections a request is tried if the app closes one after the other …
 const TRIES_MAX: usize = 8;
+/// … of which it shares so many with others. An app that leaves each connection after a few requests
+/// may refuse the same one again and again, but not one that comes alone.
+const TRIES_SHARED: usize = 2;
 
 /// Requests to an app over HTTP/2.
 pub(super) struct H2Client {
@@ -207,10 +210,12 @@ impl H2Client {
         // app may have acted on it: a `GOAWAY` that the app sent before may have been lost with the
         // rest.
         let mut may_repeat = request.method().is_safe();
-        for _ in 0..TRIES_MAX {
-            let again = twin(&request);
-            let (mut sender, uses) = self.enter().await?;
-            let answer = sender.try_send_request(request);
+        for tried in 0..TRIES_MAX {
+            let (sent, mut again) = Again::of(request);
+            let entered =
+                if tried < TRIES_SHARED { self.enter().await } else { self.connect().await };
+            let (mut sender, uses) = entered?;
+            let answer = sender.try_send_request(sent);
             // A request sent as the connection ends may be left in its queue, and is returned once
             // the last sender is gone. The task that waits must not hold one.
             drop(sender);
@@ -229,20 +234,71 @@ impl H2Client {
             if unsent.is_some() || refused || broke {
                 uses.leaving.store(true, Relaxed);
             }
-            request = match (unsent, again) {
-                (Some(unsent), _) => unsent,
-                (None, Some(again)) if refused => again,
-                (None, Some(again)) if broke && std::mem::take(&mut may_repeat) => again,
-                // A body that has begun to leave cannot be sent again from here.
-                (None, _) if refused => {
-                    let reason = "it closed the connection before it took the request";
-                    return Err(NotSent::new(reason).caused_by(error).into());
-                }
-                _ => return Err(error.into()),
+            request = match unsent {
+                Some(unsent) => unsent,
+                None if refused => match again.request().await {
+                    Some(request) => request,
+                    // More of its body has left than is kept.
+                    None => {
+                        let reason = "it closed the connection before it took the request";
+                        return Err(NotSent::new(reason).caused_by(error).into());
+                    }
+                },
+                None if broke && std::mem::take(&mut may_repeat) => match again.twin() {
+                    Some(request) => request,
+                    None => return Err(error.into()),
+                },
+                None => return Err(error.into()),
             };
         }
         let reason = "it closed one connection after the other before it took the request";
         Err(NotSent::new(reason).into())
+    }
+}
+
+/// What it takes to send a request once more that was sent.
+enum Again {
+    /// A copy of it: all of it is in memory.
+    Twin(Box<Request<RequestBody>>),
+    /// Its head, and the body, which may come back.
+    Lent(Box<Request<RequestBody>>, Lending),
+    Gone,
+}
+
+impl Again {
+    /// The request to send, and what is kept of it.
+    fn of(request: Request<RequestBody>) -> (Request<RequestBody>, Self) {
+        if let Some(twin) = twin(&request) {
+            return (request, Self::Twin(Box::new(twin)));
+        }
+        let mut head = Request::new(RequestBody::empty());
+        head.method_mut().clone_from(request.method());
+        head.uri_mut().clone_from(request.uri());
+        head.headers_mut().clone_from(request.headers());
+        *head.version_mut() = request.version();
+        let (parts, body) = request.into_parts();
+        let (body, lending) = body.lend();
+        (Request::from_parts(parts, body), Self::Lent(Box::new(head), lending))
+    }
+
+    /// The request, if all of it was in memory.
+    fn twin(&mut self) -> Option<Request<RequestBody>> {
+        match std::mem::replace(self, Self::Gone) {
+            Self::Twin(twin) => Some(*twin),
+            Self::Lent(..) | Self::Gone => None,
+        }
+    }
+
+    /// The request, if its connection gives the body back whole.
+    async fn request(&mut self) -> Option<Request<RequestBody>> {
+        match std::mem::replace(self, Self::Gone) {
+            Self::Twin(twin) => Some(*twin),
+            Self::Lent(mut head, lending) => {
+                *head.body_mut() = lending.back().await?;
+                Some(*head)
+            }
+            Self::Gone => None,
+        }
     }
 }
 

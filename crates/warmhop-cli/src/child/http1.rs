@@ -415,3 +415,60 @@ pub(super) fn twin(request: &Request<RequestBody>) -> Option<Request<RequestBody
     again.headers_mut().clone_from(request.headers());
     Some(again)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http::Method;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::{advance, pause, resume};
+    use tower::Service;
+
+    use super::*;
+    use crate::child::service::ChildService;
+    use crate::launch::Protocol;
+
+    #[tokio::test]
+    async fn a_request_that_changes_something_takes_no_connection_that_was_idle_for_a_moment() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let mut service = ChildService::new(listener.local_addr().unwrap().port(), Protocol::Http1);
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&accepted);
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                counted.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(async move {
+                    while stream.read(&mut [0; 4096]).await.is_ok_and(|bytes| bytes > 0) {
+                        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                        stream.write_all(answer).await.unwrap();
+                    }
+                });
+            }
+        });
+        // How long after the one before, and how many connections there have been then.
+        for (at, (method, after, connections)) in [
+            (Method::POST, Duration::ZERO, 1),
+            (Method::POST, MOMENT / 2, 1),
+            (Method::GET, MOMENT, 1),
+            (Method::POST, MOMENT / 2, 1),
+            (Method::POST, MOMENT, 2),
+            (Method::DELETE, MOMENT, 3),
+            (Method::GET, MOMENT, 3),
+            (Method::GET, IDLE_CONNECTION_TIMEOUT, 4),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            pause();
+            advance(after).await;
+            resume();
+            let request = Request::builder().method(method).uri("/").body(Body::empty()).unwrap();
+            assert_eq!(service.call(request).await.unwrap().status(), StatusCode::OK);
+            assert_eq!(accepted.load(Ordering::SeqCst), connections, "request {at}");
+        }
+    }
+}

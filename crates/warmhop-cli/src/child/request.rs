@@ -12,6 +12,8 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 use warmhop::{Body, BoxError};
 
+use super::lent::Home;
+
 /// A request's body, held to the length that the request declares. If the client expects `100
 /// Continue`, the body is not polled before the app has answered that, since polling makes the
 /// front door ask the client for it.
@@ -22,6 +24,20 @@ pub(super) struct RequestBody {
     owed: Option<u64>,
     /// Dropped with this body, which hyper drops once it is sent.
     sending: Option<Arc<()>>,
+}
+
+/// A body that was lent to a connection.
+pub(super) struct Lending {
+    home: Home,
+    owed: Option<u64>,
+}
+
+impl Lending {
+    /// The body once more, if it comes back whole. Nothing is waited for again.
+    pub(super) async fn back(self) -> Option<RequestBody> {
+        let Self { home, owed } = self;
+        Some(RequestBody { body: home.body().await?, gate: None, owed, sending: None })
+    }
 }
 
 /// The longest body that is sent together with its request's head: the mesh has read that much
@@ -51,6 +67,13 @@ impl RequestBody {
     pub(super) fn try_clone(&self) -> Option<Self> {
         let body = self.body.try_clone().filter(|_| self.gate.is_none())?;
         Some(Self { body, gate: None, owed: self.owed, sending: None })
+    }
+
+    /// The same, whose body can come back, and what it takes to send it once more.
+    pub(super) fn lend(self) -> (Self, Lending) {
+        let Self { body, gate, owed, sending } = self;
+        let (home, body) = Home::lend(body);
+        (Self { body, gate, owed, sending }, Lending { home, owed })
     }
 
     /// A handle that shows whether it is still being sent; absent if there is nothing to send.

@@ -7,7 +7,7 @@ use warmhop_cli::child::ChildApp;
 use warmhop_cli::config::Inherit;
 use warmhop_cli::confine::Wanted;
 
-use crate::role::{name, sh};
+use crate::role::{name, sh, wait_until};
 
 /// What the app's last words are.
 async fn words(app: ChildApp) -> Vec<String> {
@@ -26,7 +26,7 @@ async fn an_app_of_a_user_of_its_own_reads_neither_keys_nor_its_peer() {
     let script = format!(
         "id -u; id -G; cat {secret} 2>/dev/null || echo denied; \
          cat /proc/{peer}/environ >/dev/null 2>&1 || echo denied; \
-         grep NoNewPrivs /proc/self/status; echo $HOME; ulimit -n; exit 3",
+         grep NoNewPrivs /proc/self/status; echo $HOME; ulimit -n; ulimit -Hn; exit 3",
         secret = secret.display(),
         peer = std::process::id()
     );
@@ -37,8 +37,53 @@ async fn an_app_of_a_user_of_its_own_reads_neither_keys_nor_its_peer() {
     std::fs::remove_file(&secret).unwrap();
     let (user, group) = (nobody.uid.to_string(), nobody.gid.to_string());
     let home = nobody.dir.display().to_string();
-    let expected = [&user, &group, "denied", "denied", "NoNewPrivs:\t1", &home, "100"];
+    let expected = [&user, &group, "denied", "denied", "NoNewPrivs:\t1", &home, "100", "100"];
     assert_eq!(output, expected);
+}
+
+#[tokio::test]
+async fn two_apps_of_two_users_read_nothing_of_each_other() {
+    if !Uid::effective().is_root() {
+        eprintln!("skipped: only root starts processes of other users");
+        return;
+    }
+    let of = |user: &str| Wanted { user: Some(user.into()), ..Wanted::default() }.here(None);
+    // Where every user may go.
+    let dir = std::env::temp_dir().join(format!("warmhop-two-users-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o777)).unwrap();
+    // It never becomes ready, and lives until its start is given up.
+    let mut first = sh("umask 077; echo mine > secret; echo $$ > pid; exec sleep 600");
+    first.env.insert("SECRET".into(), "not yours".into());
+    (first.confine, first.dir) = (of("nobody").unwrap(), dir.clone());
+    let starting = tokio::spawn(async move { first.launch(&name()).await.map(drop) });
+    let pid = || std::fs::read_to_string(dir.join("pid")).ok().filter(|pid| pid.ends_with('\n'));
+    let reads = |user: &str, pid: String| {
+        let script = format!(
+            "cat secret 2>/dev/null || echo denied; \
+             cat /proc/{pid}/environ 2>/dev/null | tr '\\0' '\\n' | grep SECRET || echo denied; \
+             ls -l /proc/{pid}/fd >/dev/null 2>&1 || echo denied; \
+             kill -0 {pid} 2>/dev/null || echo denied; exit 3"
+        );
+        ChildApp { confine: of(user).unwrap(), dir: dir.clone(), ..sh(&script) }
+    };
+    tokio::task::spawn_blocking({
+        let pid = dir.join("pid");
+        move || wait_until("the first one runs", || std::fs::metadata(&pid).is_ok())
+    })
+    .await
+    .unwrap();
+    let pid = loop {
+        match pid() {
+            Some(pid) => break pid.trim().to_owned(),
+            None => tokio::task::yield_now().await,
+        }
+    };
+    assert_eq!(words(reads("daemon", pid.clone())).await, ["denied"; 4]);
+    // Its own user may: what is asked would be answered if it were allowed.
+    assert_eq!(words(reads("nobody", pid)).await, ["mine", "SECRET=not yours"]);
+    starting.abort();
+    std::fs::remove_dir_all(&dir).unwrap();
 }
 
 #[tokio::test]

@@ -159,7 +159,9 @@ impl http_body::Body for ClientBody {
                         exchange.account.read(bytes, this.in_frames);
                     }
                 }
-                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+                let charged =
+                    |frame: Frame<Bytes>| frame.map_data(|data| exchange.account.passes_on(data));
+                Poll::Ready(frame.map(|frame| frame.map(charged).map_err(Into::into)))
             }
             Poll::Pending if at_leisure => Poll::Pending,
             Poll::Pending => {

@@ -5,8 +5,8 @@
 //! most loses the connection that takes most; if places are short, the connection that has been
 //! idle longest is closed.
 //!
-//! What a client controls is charged: incomplete heads, bodies that arrived and were not read,
-//! answers that the client does not take. It is counted where bytes pass, in steps, so that a small
+//! What a client controls is charged: incomplete heads, bodies that arrived and were not read or are
+//! still held for an app, answers that the client does not take. It is counted where bytes pass, in steps, so that a small
 //! request changes no number that connections share.
 
 use std::collections::{HashMap, HashSet};
@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering:
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -129,6 +130,8 @@ pub(crate) struct Account {
     unread: AtomicI64,
     /// Bytes of answers that have not been sent.
     unsent: AtomicI64,
+    /// Bytes of bodies that were read and are held somewhere, such as for an app that does not read.
+    passed_on: AtomicI64,
     /// Heads of requests in flight.
     heads: AtomicI64,
     in_flight: AtomicUsize,
@@ -148,6 +151,25 @@ pub(crate) struct Account {
     refused: AtomicBool,
     /// hyper reads it, and gets a field about trailers with each request.
     read_by_hyper: AtomicBool,
+}
+
+/// A piece of a body that a client has sent.
+struct PassedOn {
+    data: Bytes,
+    account: Arc<Account>,
+}
+
+impl AsRef<[u8]> for PassedOn {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Drop for PassedOn {
+    fn drop(&mut self) {
+        self.account.passed_on.fetch_sub(self.data.len() as i64, Relaxed);
+        self.account.recharge();
+    }
 }
 
 /// A connection's place, given back when this is dropped.
@@ -198,6 +220,7 @@ impl Clients {
                 address,
                 gives_way: CancellationToken::new(),
                 unread: AtomicI64::new(0),
+                passed_on: AtomicI64::new(0),
                 unsent: AtomicI64::new(0),
                 heads: AtomicI64::new(0),
                 in_flight: AtomicUsize::new(0),
@@ -361,6 +384,13 @@ impl Account {
         self.recharge();
     }
 
+    /// Counts a piece of a body that was read for as long as anybody holds it.
+    pub(crate) fn passes_on(self: &Arc<Self>, data: Bytes) -> Bytes {
+        self.passed_on.fetch_add(data.len() as i64, Relaxed);
+        self.recharge();
+        Bytes::from_owner(PassedOn { data, account: Arc::clone(self) })
+    }
+
     /// Counts bytes of an answer that are to be sent.
     pub(crate) fn answers(&self, bytes: usize) {
         self.unsent.fetch_add(bytes as i64, Relaxed);
@@ -470,6 +500,7 @@ impl Account {
     fn recharge(&self) {
         let held = CONNECTION_BYTES
             + self.unread.load(Relaxed).max(0)
+            + self.passed_on.load(Relaxed).max(0)
             + self.unsent.load(Relaxed).max(0)
             + self.heads.load(Relaxed).max(0);
         let steps = (held + STEP_BYTES - 1) / STEP_BYTES * STEP_BYTES;
@@ -583,6 +614,28 @@ mod tests {
         assert!(clients.held() > 2 << 20);
         account.ends(10);
         assert_eq!(clients.held(), idle);
+    }
+
+    #[test]
+    fn a_piece_of_a_body_is_charged_for_as_long_as_anybody_holds_it() {
+        let clients = clients(1 << 30, 100);
+        let one = clients.admit(address(1), false).unwrap();
+        let account = one.account();
+        let idle = clients.held();
+        account.came(60_000, 4);
+        account.read(60_000, true);
+        let piece = account.passes_on(Bytes::from(vec![7; 60_000]));
+        let part = piece.slice(10..20);
+        drop(piece);
+        assert!(clients.held() >= idle + 60_000, "a part of it holds all of it");
+        assert_eq!(part, [7; 10][..]);
+        drop(part);
+        assert!(clients.held() <= idle + STEP_BYTES as u64, "{}", clients.held());
+        let late = account.passes_on(Bytes::from(vec![7; 60_000]));
+        drop(one);
+        assert_eq!(clients.held(), 0);
+        drop(late);
+        assert_eq!(clients.held(), 0, "what ends later changes nothing");
     }
 
     #[test]

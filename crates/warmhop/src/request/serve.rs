@@ -292,8 +292,12 @@ impl Node {
         let answered = match outcome {
             Ok(answered) => answered,
             Err(error) => {
-                call.fails_at(FailedAt::Here(copy.attempt));
-                return Err(failed_here(slot, &copy, &*error));
+                let error = failed_here(slot, &copy, &*error);
+                // A copy that got none of it may be asked again.
+                if !matches!(error, LocalError::NotReady) {
+                    call.fails_at(FailedAt::Here(copy.attempt));
+                }
+                return Err(error);
             }
         };
         copy.answers(self.clock.now());
