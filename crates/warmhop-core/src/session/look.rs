@@ -193,6 +193,13 @@ impl Session {
         Some((body.state.as_deref()?, body.expiry))
     }
 
+    /// Whether others have taken the place of `me` for good, as far as is known here: all that is chosen
+    /// from now on they hold, and this copy may be of what was deleted since.
+    #[must_use]
+    pub fn was_replaced(&self, me: Incarnation) -> bool {
+        !self.is_owner() && self.config().is_some_and(|cfg| cfg.is_open() && !cfg.contains(me))
+    }
+
     /// Whether so many members have forgotten the session that the others are no majority.
     pub(super) fn is_forgotten(&self) -> bool {
         self.config().is_some_and(|cfg| self.is_forgotten_in(cfg))

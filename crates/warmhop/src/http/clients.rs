@@ -630,7 +630,7 @@ mod tests {
         assert!(clients.held() >= idle + 60_000, "a part of it holds all of it");
         assert_eq!(part, [7; 10][..]);
         drop(part);
-        assert!(clients.held() <= idle + STEP_BYTES as u64, "{}", clients.held());
+        assert!(clients.held() <= idle + STEP_BYTES, "{}", clients.held());
         let late = account.passes_on(Bytes::from(vec![7; 60_000]));
         drop(one);
         assert_eq!(clients.held(), 0);

@@ -672,6 +672,9 @@ fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
         }
         let mut found = node.store.records_in(stripe, slot.name(), |sid, machine| {
             let p = machine.newest_at().filter(|_| position(sid) >= from)?;
+            if machine.was_replaced(node.incarnation) {
+                return None;
+            }
             let held = machine.state().filter(|(_, expiry)| *expiry > now);
             let key = held.and_then(|(state, _)| parse(state)).map(|held| held.key.to_vec());
             Some(Listed { sid, p, key })
