@@ -377,3 +377,33 @@ fn failures_that_the_entry_peer_handles_did_not_run() {
     assert!(!is_for_entry(&Failure::NoMajority { ran: false }));
     assert_eq!(BACK_OFF, Duration::from_millis(20));
 }
+
+#[test]
+fn a_peer_was_replaced_once_the_members_without_it_decide_alone() {
+    let set = |c, stamp, who: &[u8]| Members {
+        c,
+        stamp,
+        who: who.iter().map(|peer| inc(*peer)).collect(),
+    };
+    let mut solo = Solo::new(SessionPolicy::default());
+    let mut hears = |machine: &mut Session, cfg: Config| {
+        let message = Message::Nack {
+            reason: NackReason::Higher,
+            promised: None,
+            cfg: Some(cfg.into()),
+            watermark: 0,
+        };
+        solo.on(machine, |machine, ctx, out| machine.on_message(ctx, inc(2), message, out));
+        machine.was_replaced(ME)
+    };
+    let mut machine = Session::new(SID, &Process::default());
+    assert!(!machine.was_replaced(ME), "it knows of no members");
+    let before = set(1, 5, &[2, 3]);
+    let mut before = Members { who: before.who.into_iter().chain([ME]).collect(), ..before };
+    before.who.sort_unstable();
+    assert!(!hears(&mut machine, Config { now: before.clone(), prev: None }));
+    let after = set(2, 6, &[2, 3, 4]);
+    let seal = Config { now: after.clone(), prev: Some(before.into()) };
+    assert!(!hears(&mut machine, seal), "its vote counts until the change is made");
+    assert!(hears(&mut machine, Config { now: after, prev: None }));
+}
