@@ -494,6 +494,14 @@ fn peers_share_a_file_that_names_variables_of_their_environment() {
 }
 
 #[test]
+fn what_a_variable_holds_is_not_shown_where_it_is_invalid() {
+    let problems = in_environment("[peer]\nname = 'a'\nzone = 'in ${ADDRESS}'\n").unwrap_err();
+    let all = problems.join("\n");
+    assert!(all.contains("peer.zone: 'in ${ADDRESS}' is not valid"), "{all}");
+    assert!(!all.contains("192.0.2.7"), "{all}");
+}
+
+#[test]
 fn a_missing_or_malformed_variable_is_reported_with_its_place_and_remedy() {
     let problems = in_environment("[peer]\nname = '${NOBODY}'\n").unwrap_err();
     assert_eq!(

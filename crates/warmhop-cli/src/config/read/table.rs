@@ -328,9 +328,12 @@ impl<'a> Field<'a> {
         self.report(format!("{} is not valid", self.found()), format!("expected {expected}"));
     }
 
-    /// The value for a message: a scalar itself, or else its kind.
+    /// The value for a message: a scalar itself, or else its kind. A text with variables is shown as it is
+    /// in the file, since their values may be secrets.
     pub(super) fn found(&self) -> String {
+        let in_file = self.reader.text.get(self.span.clone()).unwrap_or_default();
         match self.value {
+            DeValue::String(_) if in_file.contains("${") => in_file.chars().take(64).collect(),
             DeValue::String(text) => format!("{:?}", text.chars().take(64).collect::<String>()),
             DeValue::Integer(number) => number.to_string(),
             DeValue::Float(number) => number.to_string(),
