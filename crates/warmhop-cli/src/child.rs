@@ -105,14 +105,17 @@ impl warmhop::App for ChildApp {
             timeout: self.alive.timeout,
             ..self.probe(service.port())
         });
-        let asked = service.clone();
-        let running = Running::of(service)
+        let (asked, lends) = (service.clone(), service.lends());
+        let mut running = Running::of(service)
             .on_stop(move |grace| process.stop(grace))
             .exits_with(exited)
             .asked_with(move || {
                 let (probe, asked) = (Arc::clone(&probe), asked.clone());
                 async move { probe.ask(&asked).await }
             });
+        if let Some(lends) = lends {
+            running = running.answers_whole(lends);
+        }
         Ok(if self.carried { running.with_carried_session() } else { running })
     }
 }

@@ -23,7 +23,7 @@ use hyper_util::rt::TokioIo;
 use warmhop::{Body, BoxError, Interim, NotSent};
 
 use super::interim;
-use super::plain::{self, Exchanged, FIELDS_MAX, Failed, Plain};
+use super::plain::{self, Asked, Exchanged, FIELDS_MAX, Failed, Plain};
 use super::pool::{IDLE_CONNECTION_TIMEOUT, Pool};
 use super::request::RequestBody;
 use super::socket::{Socket, Talk};
@@ -57,21 +57,34 @@ impl Http1Client {
         if request.headers().contains_key(UPGRADE) {
             return Box::pin(self.streamed(request, interim)).await;
         }
-        let safe = request.method().is_safe();
-        let harmless = safe && body.is_empty();
-        let socket = match self.pool.take(if safe { IDLE_CONNECTION_TIMEOUT } else { MOMENT }) {
+        let asked = Asked {
+            method: request.method(),
+            target: request.uri().path_and_query().map_or("/", |target| target.as_str()),
+            fields: request.headers(),
+            further: None,
+            body: &body,
+        };
+        self.whole(asked, interim.as_ref()).await
+    }
+
+    /// Sends a request whose body is in memory, and which asks for no upgrade.
+    pub(super) async fn whole(
+        &self,
+        asked: Asked<'_>,
+        interim: Option<&Interim>,
+    ) -> Result<Response<Body>, BoxError> {
+        let idle = if asked.method.is_safe() { IDLE_CONNECTION_TIMEOUT } else { MOMENT };
+        let socket = match self.pool.take(idle) {
             Some(socket) => socket,
             None => Box::pin(open(self.pool.addr)).await?,
         };
-        let outcome = Plain::new(socket, &request, &body, harmless).await;
-        match outcome {
+        match Plain::new(socket, asked).await {
             Ok(Exchanged::Whole(response, socket)) => {
                 self.pool.put(socket);
-                plain::keep_spare(request.into_parts().0.headers);
                 Ok(response)
             }
-            // Boxed, since it is rare: the future of every request is moved around.
-            outcome => Box::pin(self.otherwise(outcome, request, body, harmless, interim)).await,
+            // Boxed, since it is rare: the future of every request would be as large.
+            outcome => Box::pin(self.otherwise(outcome, asked, interim)).await,
         }
     }
 
@@ -79,19 +92,17 @@ impl Http1Client {
     async fn otherwise(
         &self,
         outcome: Result<Exchanged, Failed>,
-        request: Request<RequestBody>,
-        body: Bytes,
-        harmless: bool,
-        interim: Option<Interim>,
+        asked: Asked<'_>,
+        interim: Option<&Interim>,
     ) -> Result<Response<Body>, BoxError> {
         let exchanged = match outcome {
             Ok(exchanged) => exchanged,
             // The app closed a kept connection just as the request was sent on it. A request that
             // changes nothing may be sent twice though the app may have acted on it (RFC 9112
             // section 9.3.1).
-            Err(failed) if failed.unsent || (harmless && failed.stale) => {
+            Err(failed) if failed.unsent || (asked.is_harmless() && failed.stale) => {
                 let socket = open(self.pool.addr).await?;
-                Plain::new(socket, &request, &body, harmless).await.map_err(Failed::into_error)?
+                Plain::new(socket, asked).await.map_err(Failed::into_error)?
             }
             Err(failed) => return Err(failed.into_error()),
         };
@@ -109,8 +120,8 @@ impl Http1Client {
                 // This request is not sent to the app, which has the real one: it only informs
                 // hyper which method the answer is for.
                 let mut again = Request::new(RequestBody::empty());
-                *again.method_mut() = request.method().clone();
-                interim::pass_on(&mut again, interim, None);
+                *again.method_mut() = asked.method.clone();
+                interim::pass_on(&mut again, interim.cloned(), None);
                 let line = Line::over(socket, false).await?;
                 self.exchange(line, again).await.map_err(Failed::into_error)
             }

@@ -5,28 +5,27 @@
 //! and left to hyper together with every byte that was read ([`Exchanged::Other`]). So nothing here
 //! interprets chunks, interim answers, ends of connections, or malformed heads.
 
-use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Weak;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, ETAG, HeaderName,
     HeaderValue, LAST_MODIFIED, SERVER, SET_COOKIE, TRANSFER_ENCODING, VARY,
 };
 use http::response::Parts;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
+use warmhop::app::WholeRequest;
 use warmhop::{Body, BoxError, NotSent};
 
 use super::pool::Pool;
-use super::request::RequestBody;
 use super::socket::Socket;
 
 /// The most fields in the head of an app's response: as many as a front door accepts in a request.
@@ -42,16 +41,21 @@ const FIELDS_ADDED: usize = 3;
 /// The most digits of a length: any number with so many fits into 64 bits.
 const LENGTH_DIGITS_MAX: usize = 19;
 
-thread_local! {
-    /// The allocation for the fields of a sent request, reused for the fields of the next answer.
-    static SPARE: Cell<Option<HeaderMap>> = const { Cell::new(None) };
+/// A request whose body is in memory.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) method: &'a Method,
+    pub(super) target: &'a str,
+    pub(super) fields: &'a HeaderMap,
+    /// A field besides those.
+    pub(super) further: Option<&'a (HeaderName, HeaderValue)>,
+    pub(super) body: &'a Bytes,
 }
 
-/// Keeps the allocation for the fields of a request that no longer needs it.
-pub(super) fn keep_spare(mut fields: HeaderMap) {
-    if fields.capacity() <= FIELDS_MAX {
-        fields.clear();
-        SPARE.set(Some(fields));
+impl Asked<'_> {
+    /// Whether it may be sent twice, so that nobody needs to know whether the app got any of it.
+    pub(super) fn is_harmless(&self) -> bool {
+        self.method.is_safe() && self.body.is_empty()
     }
 }
 
@@ -120,16 +124,11 @@ impl Out {
 }
 
 impl<'a> Plain<'a> {
-    pub(super) fn new(
-        mut socket: Box<Socket>,
-        request: &'a Request<RequestBody>,
-        body: &Bytes,
-        harmless: bool,
-    ) -> Self {
+    pub(super) fn new(mut socket: Box<Socket>, asked: Asked<'a>) -> Self {
         let (mut bytes, read) = socket.take_buffers();
-        put_request(&mut bytes, request, body);
-        let out = Out { bytes, written: 0 };
-        Self { socket: Some(socket), method: request.method(), out, read, harmless }
+        put_request(&mut bytes, asked);
+        let (out, harmless) = (Out { bytes, written: 0 }, asked.is_harmless());
+        Self { socket: Some(socket), method: asked.method, out, read, harmless }
     }
 
     fn failed(&mut self, error: io::Error) -> Failed {
@@ -298,21 +297,24 @@ impl http_body::Body for Answer {
 }
 
 /// A request's head and body as they go over the wire (RFC 9112 section 3).
-fn put_request(out: &mut Vec<u8>, request: &Request<RequestBody>, body: &Bytes) {
+fn put_request(out: &mut Vec<u8>, asked: Asked<'_>) {
+    let Asked { method, target, fields, further, body } = asked;
     out.reserve(1024 + body.len());
-    let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
     // A query may have no path before it, and `*` is no path.
     let root = if target.starts_with(['/', '*']) { "" } else { "/" };
-    let line = [request.method().as_str(), " ", root, target, " HTTP/1.1\r\n"];
+    let line = [method.as_str(), " ", root, target, " HTTP/1.1\r\n"];
     for part in line {
         out.extend_from_slice(part.as_bytes());
     }
-    for (name, value) in request.headers() {
+    let mut has_length = false;
+    let further = further.map(|(name, value)| (name, value));
+    for (name, value) in fields.iter().chain(further) {
+        has_length |= *name == CONTENT_LENGTH;
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
             out.extend_from_slice(part);
         }
     }
-    if !body.is_empty() && !request.headers().contains_key(CONTENT_LENGTH) {
+    if !body.is_empty() && !has_length {
         let mut digits = itoa::Buffer::new();
         for part in ["content-length: ", digits.format(body.len()), "\r\n"] {
             out.extend_from_slice(part.as_bytes());
@@ -329,6 +331,13 @@ enum Head {
     Other,
     /// The head, and the length of the body.
     Answer(Box<(Parts, u64)>),
+}
+
+/// Where a part of a head begins and ends. No head is longer than that counts.
+type Part = (u32, u32);
+
+fn range(part: Part) -> std::ops::Range<usize> {
+    part.0 as usize..part.1 as usize
 }
 
 /// Reads a head, and removes it from the bytes read if it is of the common kind.
@@ -353,23 +362,25 @@ fn read_head(read: &mut BytesMut, method: &Method) -> Head {
     let Some(length) = length_of(answer.headers, method, status) else { return Head::Other };
     let reason = answer.reason.filter(|reason| Some(*reason) != status.canonical_reason());
     let reason = reason.map(|reason| ReasonPhrase::try_from(reason.as_bytes().to_vec()));
-    // Copied, so that the fields of this answer do not hold the buffer for the next one.
-    let (head, from) = (Bytes::copy_from_slice(&read[..bytes]), read.as_ptr() as usize);
-    let mut headers = SPARE.take().unwrap_or_default();
-    headers.reserve(answer.headers.len() + FIELDS_ADDED);
-    for field in &*answer.headers {
-        let Some(name) = name_of(field.name.as_bytes()) else { return Head::Other };
-        // That the connection is kept concerns nobody but the two ends of it.
-        if name == CONNECTION {
-            continue;
-        }
-        // The address of an empty value is meaningless.
-        let at = (field.value.as_ptr() as usize).wrapping_sub(from).min(bytes);
-        let value = head.slice(at..at + field.value.len());
-        let Ok(value) = HeaderValue::from_maybe_shared(value) else { return Head::Other };
-        headers.append(name, value);
+    // The address of an empty value is meaningless.
+    let from = read.as_ptr() as usize;
+    let part = |of: &[u8]| {
+        let at = (of.as_ptr() as usize).wrapping_sub(from).min(bytes - of.len());
+        (at as u32, (at + of.len()) as u32)
+    };
+    let mut parts = [((0, 0), (0, 0)); FIELDS_MAX];
+    for (at, field) in parts.iter_mut().zip(&*answer.headers) {
+        *at = (part(field.name.as_bytes()), part(field.value));
     }
-    read.advance(bytes);
+    let fields = answer.headers.len();
+    // The fields hold the buffer, as the body does, until they have been passed on.
+    let head = read.split_to(bytes).freeze();
+    let Some(headers) = headers_of(&head, &parts[..fields]) else {
+        let mut whole = BytesMut::from(&head[..]);
+        whole.unsplit(std::mem::take(read));
+        *read = whole;
+        return Head::Other;
+    };
     let mut response = Response::new(());
     *response.status_mut() = status;
     *response.version_mut() = Version::HTTP_11;
@@ -378,6 +389,22 @@ fn read_head(read: &mut BytesMut, method: &Method) -> Head {
         response.extensions_mut().insert(reason);
     }
     Head::Answer(Box::new((response.into_parts().0, length)))
+}
+
+/// The fields whose names and values are at these places of a head.
+fn headers_of(head: &Bytes, parts: &[(Part, Part)]) -> Option<HeaderMap> {
+    let mut headers = WholeRequest::spare_fields();
+    headers.reserve(parts.len() + FIELDS_ADDED);
+    for (name, value) in parts {
+        let name = name_of(&head[range(*name)])?;
+        // That the connection is kept concerns nobody but the two ends of it.
+        if name == CONNECTION {
+            continue;
+        }
+        let value = HeaderValue::from_maybe_shared(head.slice(range(*value))).ok()?;
+        headers.append(name, value);
+    }
+    Some(headers)
 }
 
 /// The name of a field. Those that most answers have are distinguished by their lengths, which costs a
@@ -433,7 +460,10 @@ fn length_of(fields: &[httparse::Header<'_>], method: &Method, status: StatusCod
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+
     use super::*;
+    use crate::child::request::RequestBody;
 
     fn read(text: &str, method: &Method) -> Option<(Parts, u64, BytesMut)> {
         let mut read = BytesMut::from(text);
@@ -514,10 +544,13 @@ mod tests {
             }
             let (mut parts, body) = request.into_parts();
             let body = RequestBody::new(&mut parts.headers, body);
-            let request = Request::from_parts(parts, body);
-            let whole = request.body().whole().unwrap();
+            let whole = body.whole().unwrap();
+            let target = parts.uri.path_and_query().unwrap().as_str();
+            let (method, fields) = (&parts.method, &parts.headers);
+            let further = (HeaderName::from_static("x-further"), HeaderValue::from_static("3"));
+            let further = fields.is_empty().then_some(&further);
             let mut out = Vec::new();
-            put_request(&mut out, &request, &whole);
+            put_request(&mut out, Asked { method, target, fields, further, body: &whole });
             String::from_utf8(out).unwrap()
         };
         assert_eq!(
@@ -528,6 +561,6 @@ mod tests {
             write("*", "hi", &[("content-length", "7")]),
             "PUT * HTTP/1.1\r\ncontent-length: 2\r\n\r\nhi"
         );
-        assert_eq!(write("/", "", &[]), "PUT / HTTP/1.1\r\n\r\n");
+        assert_eq!(write("/", "", &[]), "PUT / HTTP/1.1\r\nx-further: 3\r\n\r\n");
     }
 }

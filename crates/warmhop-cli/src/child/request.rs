@@ -42,7 +42,7 @@ impl Lending {
 
 /// The longest body that is sent together with its request's head: the mesh has read that much
 /// ahead.
-const WHOLE_BYTES_MAX: u64 = 16 * 1024;
+pub(super) const WHOLE_BYTES_MAX: u64 = 16 * 1024;
 
 impl RequestBody {
     /// No body.

@@ -18,12 +18,14 @@ use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, Ve
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tower::Service;
+use warmhop::app::{AnsweringWhole, AnswersWhole, WholeRequest};
 use warmhop::{Body, BoxError, Interim};
 
 use super::h2::H2Client;
 use super::http1::Http1Client;
 use super::interim;
-use super::request::{Gate, RequestBody};
+use super::plain::Asked;
+use super::request::{Gate, RequestBody, WHOLE_BYTES_MAX};
 use crate::launch::Protocol;
 
 /// How long a request body waits for the app's `100 Continue` (RFC 9110 section 10.1.1 forbids
@@ -69,6 +71,14 @@ impl ChildService {
     /// The port that the child listens on.
     pub(super) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// What requests of the most common kind can be lent to, if there is such a thing.
+    pub(super) fn lends(&self) -> Option<Lends> {
+        match &self.client {
+            AppClient::Http1(client) => Some(Lends(client.clone())),
+            AppClient::H2(_) => None,
+        }
     }
 
     /// The request in the form that the app gets, and the way to its client for interim responses.
@@ -175,6 +185,58 @@ fn ends_with_its_connection(response: &Response<Body>) -> bool {
     response.version() == Version::HTTP_10 || !has_length
 }
 
+/// Has a field say that the connection of a refusal ends with it, also where the app's says nothing: what
+/// follows goes by that, since the server may not have read the request to its end.
+fn mark_end(response: &mut Response<Body>, is_head: bool) {
+    let is_refusal = response.status() == StatusCode::BAD_REQUEST && !is_head;
+    if is_refusal && ends_with_its_connection(response) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// Answers the requests of the most common kind, which go over HTTP/1.1 as they are.
+pub(super) struct Lends(Http1Client);
+
+impl AnswersWhole for Lends {
+    fn takes(&self, request: &WholeRequest<'_>) -> bool {
+        let bytes = request.body.len();
+        bytes as u64 <= WHOLE_BYTES_MAX && is_plain(request.fields, bytes)
+    }
+
+    fn answer<'a>(&'a self, request: WholeRequest<'a>) -> AnsweringWhole<'a> {
+        Box::pin(async move {
+            let WholeRequest { method, target, fields, ref further, body, interim, .. } = request;
+            let (target, further) = (target.as_str(), further.as_ref());
+            let asked = Asked { method, target, fields, further, body };
+            let mut response = self.0.whole(asked, interim).await?;
+            mark_end(&mut response, *method == Method::HEAD);
+            *response.version_mut() = Version::HTTP_11;
+            Ok(response)
+        })
+    }
+}
+
+/// Whether the app can get these fields as they are: they name its host, say nothing of a connection, and
+/// no other length than the body's.
+fn is_plain(fields: &HeaderMap, body_bytes: usize) -> bool {
+    let (mut has_host, mut has_length) = (false, false);
+    for (name, value) in fields {
+        match name.as_str() {
+            "host" => has_host = true,
+            "connection" | "expect" | "te" | "transfer-encoding" | "upgrade" => return false,
+            "content-length" => {
+                let mut digits = itoa::Buffer::new();
+                if has_length || *value != *digits.format(body_bytes) {
+                    return false;
+                }
+                has_length = true;
+            }
+            _ => {}
+        }
+    }
+    has_host
+}
+
 impl Service<Request<Body>> for ChildService {
     type Response = Response<Body>;
     type Error = BoxError;
@@ -191,15 +253,9 @@ impl Service<Request<Body>> for ChildService {
             let (outgoing, interim) = outgoing?;
             let mut response = match client {
                 AppClient::Http1(client) => {
-                    let has_body = outgoing.method() != Method::HEAD;
+                    let is_head = *outgoing.method() == Method::HEAD;
                     let mut response = client.request(outgoing, interim).await?;
-                    // What follows goes by that: the server may not have read the request to its end.
-                    let is_refusal = response.status() == StatusCode::BAD_REQUEST && has_body;
-                    if is_refusal && ends_with_its_connection(&response) {
-                        response
-                            .headers_mut()
-                            .insert(CONNECTION, HeaderValue::from_static("close"));
-                    }
+                    mark_end(&mut response, is_head);
                     response
                 }
                 // hyper reports no interim responses there.

@@ -259,7 +259,7 @@ impl Shared {
             return Way::Mesh(ingress, slot);
         }
         // No front door has determined its client yet.
-        match slot.enter(true, Flow::default()) {
+        match slot.enter(|_| true, Flow::default()) {
             Ok((_, guard)) => Way::Inner(Some(guard)),
             // A peer that leaves has taken its apps out of the mesh; this one is still at work.
             Err(_) if ingress.node.is_draining() && self.says_ready() => Way::Inner(None),

@@ -6,6 +6,7 @@ pub(crate) mod places;
 pub(crate) mod session;
 pub(crate) mod shares;
 pub(crate) mod slot;
+mod whole;
 
 use std::fmt;
 use std::future::Future;
@@ -21,6 +22,7 @@ use warmhop_core::ids::{AppName, PeerId};
 use warmhop_core::matching::{HostPattern, Match};
 use warmhop_core::version::AppVersion;
 
+pub use self::whole::{AnsweringWhole, AnswersWhole, WholeRequest};
 use crate::http::body::{Body, BoxError};
 
 /// A running app: a service from requests to responses, cheap to clone.
@@ -66,6 +68,7 @@ pub struct Running {
     pub(crate) exited: BoxFuture<Ended>,
     pub(crate) ask: Option<AskFn>,
     pub(crate) carried: bool,
+    pub(crate) whole: Option<Box<dyn AnswersWhole>>,
 }
 
 /// How a copy ended by itself.
@@ -191,6 +194,7 @@ impl Running {
             exited: Box::pin(std::future::pending()),
             ask: None,
             carried: false,
+            whole: None,
         }
     }
 
@@ -212,6 +216,14 @@ impl Running {
     #[must_use]
     pub fn with_carried_session(mut self) -> Self {
         self.carried = true;
+        self
+    }
+
+    /// Has `app` answer the requests that it takes of those that are in memory as a whole, in place of
+    /// the service: no copy is made of them.
+    #[must_use]
+    pub fn answers_whole(mut self, app: impl AnswersWhole) -> Self {
+        self.whole = Some(Box::new(app));
         self
     }
 

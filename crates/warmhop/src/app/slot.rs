@@ -195,6 +195,11 @@ impl Slot {
         self.spec.load()
     }
 
+    /// The same, for longer than a moment.
+    pub(crate) fn spec_now(&self) -> Arc<AppSpec> {
+        self.spec.load_full()
+    }
+
     fn machine(&self) -> MutexGuard<'_, AppMachine> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -263,10 +268,10 @@ impl Slot {
     }
 
     /// The ready copy, with this request of `flow` counted as in flight.
-    /// Whether that counts as a use of the copy, `is_use` says.
+    /// Whether that counts as a use of the copy under the app's policy, `is_use` says.
     pub(crate) fn enter(
         self: &Arc<Self>,
-        is_use: bool,
+        is_use: impl Fn(&AppPolicy) -> bool,
         flow: Flow,
     ) -> Result<(Arc<Copy>, InFlight), NoEntry> {
         loop {
@@ -275,9 +280,10 @@ impl Slot {
             self.in_flight.fetch_add(1, Ordering::Relaxed);
             let (copy_of, slot) = (Arc::clone(&copy), Arc::clone(self));
             let mut entered = InFlight { copy: copy_of, slot, client: None };
-            let (places, share) = {
-                let spec = self.spec();
-                (spec.policy.concurrency, spec.policy.share().filter(|_| is_known(flow)))
+            let (places, share, is_use) = {
+                let policy = &self.spec().policy;
+                let share = policy.share().filter(|_| is_known(flow));
+                (policy.concurrency, share, is_use(policy))
             };
             if places.is_some_and(|places| before >= places) {
                 return Err(NoEntry::Full);
@@ -460,11 +466,12 @@ impl Slot {
             self.metrics.app_start_seconds.get_or_create(&self.label()).observe(took.as_secs_f64());
         }
         version.iter().for_each(|version| self.hears(version));
-        let Running { service, stop, exited, ask, carried } = running;
+        let Running { service, stop, exited, ask, carried, whole } = running;
         let copy = Arc::new(Copy {
             attempt,
             version,
             service,
+            whole,
             carried,
             in_flight: AtomicU32::new(0),
             shares: Shares::default(),

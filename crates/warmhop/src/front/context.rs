@@ -29,6 +29,8 @@ pub(super) struct RequestContext {
     pub(super) client: Origin,
     /// The way to the client for interim responses, if it can get any.
     pub(super) interim: Option<Interim>,
+    /// Where the client asked, which decides its app, and what its cookie is valid for.
+    pub(super) asked_at: AskedAt,
     /// What decides the form of a refusal.
     pub(super) refusal_form: RefusalForm,
     /// The app that the request is for, once that is known.
@@ -44,21 +46,27 @@ pub(super) struct RequestContext {
 
 /// The parts of a request that decide the form of its refusal.
 pub(super) struct RefusalForm {
-    pub(super) accept: HeaderMap,
+    /// All values of `Accept`; most requests have one.
+    accept: Option<HeaderValue>,
+    further: Vec<HeaderValue>,
     pub(super) is_get: bool,
     pub(super) is_call: bool,
-    pub(super) at: AskedAt,
 }
 
 impl RefusalForm {
-    fn of(request: &Request<Body>, secure: bool) -> Self {
-        let accept = request.headers().get_all(ACCEPT).iter().cloned();
+    fn of(request: &Request<Body>) -> Self {
+        let mut accept = request.headers().get_all(ACCEPT).iter().cloned();
         Self {
-            accept: accept.map(|accept| (ACCEPT, accept)).collect(),
+            accept: accept.next(),
+            further: accept.collect(),
             is_get: *request.method() == Method::GET,
             is_call: grpc::is_grpc(request.headers()),
-            at: AskedAt::of(request.headers(), request.uri(), secure),
         }
+    }
+
+    pub(super) fn accept(&self) -> HeaderMap {
+        let all = self.accept.iter().chain(&self.further);
+        all.map(|accept| (ACCEPT, accept.clone())).collect()
     }
 }
 
@@ -73,12 +81,25 @@ impl RequestContext {
         let id = fields::request_id(request.headers()).unwrap_or_else(fresh_request_id);
         let line = put_line(request.method(), request.uri().path());
         let tracing = Tracing::begin(&node.traces, id, &node.me, "entry", line);
-        let refusal_form = RefusalForm::of(request, client.secure);
+        let asked_at = AskedAt::of(request.headers(), request.uri(), client.secure);
+        let refusal_form = RefusalForm::of(request);
         let (version, is_head) = (request.version(), request.method() == Method::HEAD);
         let span = begin_span(node, request, &client, &tracing.id);
         let access = node.accesses.arrives(request, client.addr, tracing.id.as_str());
         let (slot, way) = (None, "serve");
-        Self { client, interim, refusal_form, slot, way, tracing, access, span, version, is_head }
+        Self {
+            client,
+            interim,
+            asked_at,
+            refusal_form,
+            slot,
+            way,
+            tracing,
+            access,
+            span,
+            version,
+            is_head,
+        }
     }
 
     /// Notes which app the request is for.

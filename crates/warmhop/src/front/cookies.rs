@@ -10,7 +10,7 @@ use crate::http::fields;
 
 /// The path and the host that a client asked for.
 pub(crate) struct AskedAt {
-    host: Option<HeaderValue>,
+    pub(crate) host: Option<HeaderValue>,
     uri: Uri,
     secure: bool,
 }
@@ -18,6 +18,16 @@ pub(crate) struct AskedAt {
 impl AskedAt {
     pub(crate) fn of(headers: &HeaderMap, uri: &Uri, secure: bool) -> Self {
         Self { host: headers.get(HOST).cloned(), uri: uri.clone(), secure }
+    }
+
+    /// The same of a host that was not named by the client.
+    pub(crate) fn with_host(&self, host: HeaderValue) -> Self {
+        Self { host: Some(host), uri: self.uri.clone(), secure: self.secure }
+    }
+
+    /// The host as the client wrote it, without a port.
+    pub(crate) fn host(&self) -> Option<&str> {
+        self.host.as_ref().and_then(fields::host_in)
     }
 
     /// Gives the client the app's cookie.
@@ -42,8 +52,7 @@ impl AskedAt {
         headers: &mut HeaderMap,
         field: impl Fn(&str) -> String,
     ) {
-        let host = self.host.as_ref().and_then(fields::host_in);
-        for path in cookie_paths(&spec.matches, host, self.uri.path()) {
+        for path in cookie_paths(&spec.matches, self.host(), self.uri.path()) {
             fields::set_affinity(headers, &field(path));
         }
     }

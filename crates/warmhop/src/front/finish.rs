@@ -12,6 +12,7 @@ use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::problem::ProblemKind;
 
 use crate::app::slot::Slot;
+use crate::front::cookies::AskedAt;
 use crate::front::prepare::Prepared;
 use crate::front::token::{self, Former};
 use crate::hop::{self, AppIs};
@@ -41,8 +42,10 @@ pub(super) fn finish(
     slot: &Slot,
     mut served: Served,
     prepared: Prepared,
+    asked_at: &AskedAt,
 ) -> Result<Response<Body>, Problem> {
-    let Prepared { call, entry, route, brought_token, upgrade: asked, at, .. } = prepared;
+    let Prepared { call, entry, route, brought_token, upgrade: asked, own_at, .. } = prepared;
+    let at = own_at.as_ref().unwrap_or(asked_at);
     let waited_long = call.waits.waited >= OTHER_TABS_WITHIN && !brought_token;
     let former = Former { entry, route, may_be_old: waited_long };
     add_fields(node, &mut served);
@@ -56,7 +59,7 @@ pub(super) fn finish(
     let holds_nothing = |entry: &Entry| matches!(entry.kind, Kind::Portable { n: 0, .. });
     let displaces = |entry: &Entry| holds_nothing(entry) && (after_end || former.may_be_old);
     if let Some(entry) = entry.filter(|entry| !displaces(entry)) {
-        token::set(node, slot, entry, &former, served_by.as_str(), &at, headers);
+        token::set(node, slot, entry, &former, served_by.as_str(), at, headers);
     }
     if switching {
         let protocol = headers.get(UPGRADE).cloned();
@@ -65,7 +68,7 @@ pub(super) fn finish(
         }
         if let (Some(client_side), Some(upgrade)) = (asked.client_side, upgrade) {
             let passage = Passage::new(Arc::clone(slot.counts.traffic(&node.metrics, slot.name())));
-            connect(node, client_side, upgrade, headers, Arc::clone(&passage));
+            connect(node, client_side, *upgrade, headers, Arc::clone(&passage));
             response.extensions_mut().insert(passage);
         }
     }

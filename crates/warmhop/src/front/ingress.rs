@@ -20,6 +20,7 @@ use warmhop_core::view::AppState;
 
 use crate::app::slot::Slot;
 use crate::front::context::RequestContext;
+use crate::front::cookies::AskedAt;
 use crate::front::finish;
 use crate::front::origin::TrustedProxies;
 use crate::front::prepare::{self, Prepared};
@@ -31,6 +32,7 @@ use crate::http::clients::Clients;
 use crate::http::fields;
 use crate::http::framing::ends_connection;
 use crate::http::interim::Interim;
+use crate::http::spare;
 use crate::observe::lines::Refused;
 use crate::observe::recall::Tracing;
 use crate::request::call::user_agent;
@@ -67,9 +69,12 @@ pub(crate) struct Ingress {
 impl Ingress {
     /// Serves one request; every outcome is a response. `interim` leads to its client, if that can
     /// get interim responses.
+    ///
+    /// The request is boxed: each future that it passes through would be larger by it, and by what is
+    /// done with it.
     pub(crate) async fn handle(
         &self,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
         client: ClientInfo,
         interim: Option<Interim>,
     ) -> Response<Body> {
@@ -100,7 +105,7 @@ impl Ingress {
         let _ = settle_host(&mut request);
         let client = self.trusted.settle(request.headers_mut(), client);
         let context = RequestContext::begin(&self.node, &mut request, client, None);
-        self.answer_in_log_span(For::App(slot), request, context).await
+        self.answer_in_log_span(For::App(slot), Box::new(request), context).await
     }
 
     /// The answer to a question about this peer itself. Balancers and starting pages ask several
@@ -127,7 +132,7 @@ impl Ingress {
     fn answer_in_log_span<'a>(
         &'a self,
         app: For<'a>,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         context: RequestContext,
     ) -> BoxFuture<'a, Response<Body>> {
         let span = debug_span!("request", id = %context.tracing.id, peer = %self.node.me);
@@ -143,7 +148,7 @@ impl Ingress {
     async fn answer_and_record(
         &self,
         app: For<'_>,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         mut context: RequestContext,
     ) -> Response<Body> {
         let response = match self.answer(app, request, &mut context).await {
@@ -157,7 +162,7 @@ impl Ingress {
     async fn answer(
         &self,
         app: For<'_>,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         context: &mut RequestContext,
     ) -> Result<Response<Body>, Problem> {
         refuse_forward_proxying(&request)?;
@@ -166,7 +171,7 @@ impl Ingress {
             context.way = "server";
             return Ok(response);
         }
-        let (slot, prefix) = self.find_app(app, &request)?;
+        let (slot, prefix) = self.find_app(app, &request, &context.asked_at)?;
         context.is_for(&slot);
         if matches!(app, For::AnyApp)
             && let Some(page) = self.starting_page(&slot, &request, &mut context.tracing)
@@ -182,14 +187,14 @@ impl Ingress {
         &self,
         app: For<'_>,
         request: &Request<Body>,
+        asked_at: &AskedAt,
     ) -> Result<(Arc<Slot>, Option<Arc<Matched>>), Problem> {
         let path = request.uri().path();
         match app {
             For::App(slot) => Ok((Arc::clone(slot), None)),
             For::AnyApp => {
                 let apps = self.node.apps();
-                let host = fields::host_as_sent(request.headers());
-                let Some(found) = apps.matching(host, path) else {
+                let Some(found) = apps.matching(asked_at.host(), path) else {
                     let host = fields::host_of(request.headers()).unwrap_or_default();
                     let detail = format!("no app of this mesh answers for {host}{path}");
                     return Err(Problem::new(ProblemKind::UnknownApp, detail));
@@ -226,14 +231,14 @@ impl Ingress {
         &self,
         slot: &Arc<Slot>,
         prefix: Option<Arc<Matched>>,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         context: &mut RequestContext,
     ) -> Result<Response<Body>, Problem> {
         let prefix = prefix.as_ref().map(|matched| &*matched.prefix);
         let mut prepared = prepare::prepare(&self.node, slot, prefix, request, context).await?;
         let served = self.carry_out(slot, &mut prepared, &mut context.tracing).await?;
         context.way = if served.next_hop.is_some() { "hop" } else { "serve" };
-        finish::finish(&self.node, slot, served, prepared)
+        finish::finish(&self.node, slot, served, prepared, &context.asked_at)
     }
 
     /// Has the request served, here or by a hop, and its session committed.
@@ -244,9 +249,9 @@ impl Ingress {
         tracing: &mut Tracing,
     ) -> Result<Served, Problem> {
         let node = &self.node;
-        let Prepared { call, key, entry, own, broke, .. } = prepared;
+        let Prepared { mode, call, key, entry, own, broke, .. } = prepared;
         let entry = entry.as_ref();
-        let served = if slot.spec().policy.session == SessionMode::Portable {
+        let served = if *mode == SessionMode::Portable {
             let portable = prepare::portable(slot, call, key.as_deref(), entry);
             Box::pin(node.serve_portable(&portable, call, Subject::Token(entry), tracing)).await
         } else {
@@ -257,6 +262,7 @@ impl Ingress {
             return Err(prepare::body_cut_off(&**error));
         }
         let mut served = served?;
+        spare::keep(std::mem::take(&mut call.fields));
         served.name_version(entry);
         if let Some(own) = own.take() {
             Box::pin(own.served(node, &mut served)).await;

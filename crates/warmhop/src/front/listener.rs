@@ -423,7 +423,7 @@ impl Visit {
                 response
             } else {
                 let interim = interims.as_ref().map(interim::Queue::begin);
-                let response = ingress.handle(request, client, interim).await;
+                let response = ingress.handle(Box::new(request), client, interim).await;
                 if let Some(interims) = interims {
                     interims.end();
                 }
@@ -438,7 +438,7 @@ impl Visit {
 impl Answers for Visit {
     fn answer(
         &self,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         bytes: usize,
     ) -> impl Future<Output = Response<CountedBody>> + Send + use<> {
         self.begins();

@@ -29,6 +29,7 @@ use crate::http::body::{Body, BoxError};
 use crate::http::departure::CountedBody;
 use crate::http::framing::{HEAD_BYTES_MAX, READ_BYTES};
 use crate::http::names::name_of;
+use crate::http::spare;
 use crate::http::writes_through::writes_through;
 
 /// With less room than this in the buffer, it grows. A head that comes in small pieces does not make it
@@ -52,7 +53,7 @@ pub(crate) trait Answers {
     /// Answers one request, which had so many bytes.
     fn answer(
         &self,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         bytes: usize,
     ) -> impl Future<Output = Response<CountedBody>> + Send + use<Self>;
 }
@@ -74,15 +75,12 @@ where
 {
     let mut read = BytesMut::new();
     let mut out = Vec::new();
-    // The allocation for the fields of one message is reused for the next.
-    let mut fields = HeaderMap::new();
     loop {
         let mut looked_at = 0;
-        let next = std::future::poll_fn(|cx| {
-            poll_next(&mut io, &mut read, &mut looked_at, &mut fields, ends, cx)
-        });
+        let next =
+            std::future::poll_fn(|cx| poll_next(&mut io, &mut read, &mut looked_at, ends, cx));
         let (request, taken) = match next.await {
-            Next::Request(request, taken) => (*request, taken),
+            Next::Request(request, taken) => (request, taken),
             Next::Other => return Left::Other { io: Reread::new(read.freeze(), io), answer: None },
             Next::Ended => {
                 // A client that has left does not mind.
@@ -123,7 +121,7 @@ where
         drop(taken);
         out.clear();
         put_head(&mut out, &parts, length, last);
-        fields = std::mem::take(&mut parts.headers);
+        spare::keep(std::mem::take(&mut parts.headers));
         let sent = match body.whole(length) {
             Some(whole) => {
                 drop(body);
@@ -158,7 +156,6 @@ fn poll_next<IO: AsyncRead + Unpin>(
     io: &mut IO,
     read: &mut BytesMut,
     looked_at: &mut usize,
-    fields: &mut HeaderMap,
     ends: &AtomicBool,
     cx: &mut Context<'_>,
 ) -> Poll<Next> {
@@ -170,7 +167,7 @@ fn poll_next<IO: AsyncRead + Unpin>(
             0 => !read.is_empty(),
             _ => ends_head(read, *looked_at),
         };
-        if may_be_whole && let Some(next) = take_request(read, fields) {
+        if may_be_whole && let Some(next) = take_request(read) {
             return Poll::Ready(next);
         }
         if read.len() >= HEAD_BYTES_MAX {
@@ -219,8 +216,15 @@ fn poll_left<IO: AsyncRead + Unpin>(
     }
 }
 
+/// Where a part of a head begins and ends. No head is longer than that counts.
+type Part = (u32, u32);
+
+fn range(part: Part) -> std::ops::Range<usize> {
+    part.0 as usize..part.1 as usize
+}
+
 /// Removes a request from the bytes read; `None` if the end of its head has not come.
-fn take_request(read: &mut BytesMut, kept: &mut HeaderMap) -> Option<Next> {
+fn take_request(read: &mut BytesMut) -> Option<Next> {
     let mut room = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut []);
     let head = match request.parse_with_uninit_headers(read, &mut room) {
@@ -233,33 +237,48 @@ fn take_request(read: &mut BytesMut, kept: &mut HeaderMap) -> Option<Next> {
     if bytes > read.len() {
         return Some(Next::Other);
     }
-    // Copied, so that this request does not hold the buffer for the next one.
-    let (taken, from) = (Bytes::copy_from_slice(&read[..bytes]), read.as_ptr() as usize);
+    // The address of an empty value is meaningless.
+    let from = read.as_ptr() as usize;
     let part = |of: &[u8]| {
-        // The address of an empty value is meaningless.
         let at = (of.as_ptr() as usize).wrapping_sub(from).min(head - of.len());
-        taken.slice(at..at + of.len())
+        (at as u32, (at + of.len()) as u32)
     };
-    let target = request.path.map(|path| Uri::from_maybe_shared(part(path.as_bytes())));
-    let method = request.method.map(|method| Method::from_bytes(method.as_bytes()));
-    let (Some(Ok(target)), Some(Ok(method))) = (target, method) else { return Some(Next::Other) };
-    let mut headers = std::mem::take(kept);
-    headers.clear();
-    headers.reserve(request.headers.len() + FIELDS_ADDED);
-    for field in &*request.headers {
-        let Some(name) = name_of(field.name.as_bytes()) else { return Some(Next::Other) };
-        let Ok(value) = HeaderValue::from_maybe_shared(part(field.value)) else {
-            return Some(Next::Other);
-        };
-        headers.append(name, value);
+    let mut parts = [((0, 0), (0, 0)); FIELDS_MAX];
+    for (at, field) in parts.iter_mut().zip(&*request.headers) {
+        *at = (part(field.name.as_bytes()), part(field.value));
     }
-    read.advance(bytes);
+    let fields = request.headers.len();
+    let target = request.path.map(|path| part(path.as_bytes()));
+    let method = request.method.map(|method| Method::from_bytes(method.as_bytes()));
+    let (Some(target), Some(Ok(method))) = (target, method) else { return Some(Next::Other) };
+    // It holds the buffer only as long as it takes: the next read needs another one until then.
+    let taken = read.split_to(bytes).freeze();
+    let (Some(headers), Ok(target)) =
+        (headers_of(&taken, &parts[..fields]), Uri::from_maybe_shared(taken.slice(range(target))))
+    else {
+        let mut whole = BytesMut::from(&taken[..]);
+        whole.unsplit(std::mem::take(read));
+        *read = whole;
+        return Some(Next::Other);
+    };
     let mut request = Request::new(Body::from(taken.slice(head..)));
     *request.method_mut() = method;
     *request.uri_mut() = target;
     *request.version_mut() = Version::HTTP_11;
     *request.headers_mut() = headers;
     Some(Next::Request(Box::new(request), taken))
+}
+
+/// The fields whose names and values are at these places of a head.
+fn headers_of(head: &Bytes, parts: &[(Part, Part)]) -> Option<HeaderMap> {
+    let mut headers = spare::take();
+    headers.reserve(parts.len() + FIELDS_ADDED);
+    for (name, value) in parts {
+        let name = name_of(&head[range(*name)])?;
+        let value = HeaderValue::from_maybe_shared(head.slice(range(*value))).ok()?;
+        headers.append(name, value);
+    }
+    Some(headers)
 }
 
 /// The length of the body of a request that leaves its connection as it is; `None` for other

@@ -8,9 +8,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header::{
-    CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY,
-};
+use http::header::{CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY};
 use http::request::Parts;
 use http::{Method, Request, Version};
 use http_body::Body as _;
@@ -23,6 +21,7 @@ use warmhop_core::problem::ProblemKind;
 use warmhop_core::route::Arrived;
 use warmhop_core::session::entry::FORWARDS_MAX;
 
+use crate::app::AppSpec;
 use crate::app::places::{Waits, flow_of};
 use crate::app::slot::Slot;
 use crate::front::client_body::TooSlow;
@@ -54,6 +53,8 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A client's request in the form for its app, and what its answer needs to know of it.
 pub(super) struct Prepared {
+    /// Which sessions its app has.
+    pub(super) mode: SessionMode,
     pub(super) call: Call,
     /// The client's `Idempotency-Key`, if it counts.
     pub(super) key: Option<String>,
@@ -65,8 +66,8 @@ pub(super) struct Prepared {
     /// The app's own id of the session.
     pub(super) own: Option<OwnSession>,
     pub(super) upgrade: UpgradeAsked,
-    /// Where the client asked, which decides what its cookie is valid for.
-    pub(super) at: AskedAt,
+    /// Where the client asked with the host of the app, if it named none.
+    pub(super) own_at: Option<AskedAt>,
     /// The error that a streamed body ended with.
     pub(super) broke: Option<Broke>,
 }
@@ -76,11 +77,13 @@ pub(super) async fn prepare(
     node: &Arc<Node>,
     slot: &Arc<Slot>,
     prefix: Option<&str>,
-    request: Request<Body>,
+    request: Box<Request<Body>>,
     context: &mut RequestContext,
 ) -> Result<Prepared, Problem> {
-    let mode = slot.spec().policy.session;
-    let (mut parts, body) = request.into_parts();
+    // One reference: each look at what may change costs more.
+    let spec = slot.spec_now();
+    let mode = spec.policy.session;
+    let (mut parts, body) = (*request).into_parts();
     let record = parts.extensions.remove::<Received>();
     let body = slot.counts.traffic(&node.metrics, slot.name()).receives(body, record);
     let about = About::of(&parts.headers);
@@ -93,8 +96,8 @@ pub(super) async fn prepare(
         (None, None)
     };
     let brought_token = token.is_some();
-    let (client, tracing) = (&context.client, &mut context.tracing);
-    let at = add_fields(node, slot, prefix, &mut parts, client, tracing);
+    let RequestContext { client, asked_at, tracing, .. } = &mut *context;
+    let own_at = add_fields(node, &spec, prefix, &mut parts, asked_at, client, tracing);
     let body = if upgrade.is_asked() {
         CallBody::Whole(Bytes::new())
     } else {
@@ -113,8 +116,8 @@ pub(super) async fn prepare(
         // Nobody has polled the body, so the app may ask for it or refuse it.
         parts.headers.insert(EXPECT, HeaderValue::from_static("100-continue"));
     }
-    let mut own = match OwnSession::is_for(slot) {
-        true => Box::pin(OwnSession::of(slot, &parts.uri, &parts.headers, &mut body)).await,
+    let mut own = match OwnSession::is_for(&spec) {
+        true => Box::pin(OwnSession::of(&spec, &parts.uri, &parts.headers, &mut body)).await,
         false => None,
     };
     let entry = match &mut own {
@@ -123,14 +126,14 @@ pub(super) async fn prepare(
     };
     let ip = context.client.addr.map(|addr| addr.ip());
     let waits = Waits::of(flow_of(ip, entry.as_ref().map(|it| &it.sid)));
-    let mut call = call(slot, parts, prefix, body, &upgrade, waits, &context.tracing);
+    let mut call = call(&spec, parts, prefix, body, &upgrade, waits, &context.tracing);
     let entry = entry.filter(|entry| match entry.kind {
         Kind::Portable { .. } => mode == SessionMode::Portable,
         Kind::Pinned { .. } => mode == SessionMode::Pinned,
     });
     call.version = entry.as_ref().and_then(|entry| entry.version.clone());
     call.interim = context.interim.take();
-    Ok(Prepared { call, key, entry, route, brought_token, own, upgrade, at, broke })
+    Ok(Prepared { mode, call, key, entry, route, brought_token, own, upgrade, own_at, broke })
 }
 
 /// The key that identifies repeats of a request, if the request may change a portable session.
@@ -205,25 +208,29 @@ fn remove_fields(parts: &mut Parts, about: About, upgrade: &UpgradeAsked) -> boo
     asks_first
 }
 
-/// Adds the fields from which the app learns the request's way, and returns what the client asked
-/// for.
+/// Adds the fields from which the app learns the request's way. A request whose client named no host
+/// gets that of the app; returned is where it asks with that.
 fn add_fields(
     node: &Node,
-    slot: &Slot,
+    spec: &AppSpec,
     prefix: Option<&str>,
     parts: &mut Parts,
+    asked_at: &AskedAt,
     client: &Origin,
     tracing: &mut Tracing,
-) -> AskedAt {
+) -> Option<AskedAt> {
     let headers = &mut parts.headers;
     // Once, rather than with each field.
     headers.reserve(FIELDS_ADDED);
-    let host = headers.get(HOST).filter(|host| host.to_str().is_ok()).cloned();
+    let host = asked_at.host.clone();
+    let at = match &host {
+        Some(_) => None,
+        None => Some(asked_at.with_host(targets::name_host(headers, spec.host()))),
+    };
+    let host = host.filter(|host| host.to_str().is_ok());
     if let Some(prefix) = prefix {
         targets::tell_prefix(headers, prefix);
     }
-    targets::name_host(headers, slot.spec().host());
-    let at = AskedAt::of(headers, &parts.uri, client.secure);
     targets::passed_on(&parts.method, headers);
     let ClientInfo { addr, secure } = &client.neighbour;
     let scheme = if *secure { "https" } else { "http" };
@@ -254,7 +261,7 @@ fn noting_if_broken(body: CallBody) -> (CallBody, Option<Broke>) {
 
 /// The request in the form for its app.
 fn call(
-    slot: &Slot,
+    spec: &AppSpec,
     parts: Parts,
     prefix: Option<&str>,
     body: CallBody,
@@ -280,7 +287,7 @@ fn call(
         counts_on: None,
         interim: None,
     };
-    call.waits.never_wakes = !call.wakes(&slot.spec().policy.wake);
+    call.waits.never_wakes = !call.wakes(&spec.policy.wake);
     call
 }
 

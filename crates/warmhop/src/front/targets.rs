@@ -95,12 +95,13 @@ pub(crate) fn tell_prefix(headers: &mut HeaderMap, prefix: &str) {
 }
 
 /// Gives a request of HTTP/1.0 without a host the one by which its app is known: some host has to
-/// be there, and would otherwise be the loopback address of the app.
-pub(crate) fn name_host(headers: &mut HeaderMap, of_app: Option<&str>) {
-    if !headers.contains_key(HOST) {
+/// be there, and would otherwise be the loopback address of the app. Returns the host that is there.
+pub(crate) fn name_host(headers: &mut HeaderMap, of_app: Option<&str>) -> HeaderValue {
+    let otherwise = || {
         let host = of_app.and_then(|host| HeaderValue::from_str(host).ok());
-        headers.insert(HOST, host.unwrap_or(HeaderValue::from_static("localhost")));
-    }
+        host.unwrap_or(HeaderValue::from_static("localhost"))
+    };
+    headers.entry(HOST).or_insert_with(otherwise).clone()
 }
 
 #[cfg(test)]

@@ -117,7 +117,7 @@ struct Plainly {
 impl Answers for Plainly {
     fn answer(
         &self,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         bytes: usize,
     ) -> impl Future<Output = Response<CountedBody>> + Send + use<> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);

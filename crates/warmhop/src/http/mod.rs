@@ -16,6 +16,7 @@ pub(crate) mod interim;
 pub(crate) mod names;
 pub(crate) mod peek;
 pub(crate) mod refusals;
+pub(crate) mod spare;
 pub(crate) mod tunnels;
 pub(crate) mod upload;
 pub(crate) mod willing;

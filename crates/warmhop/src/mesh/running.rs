@@ -84,7 +84,9 @@ where
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let ingress = Arc::clone(&self.0);
         let client = request.extensions().get::<ClientInfo>().copied().unwrap_or_default();
-        Box::pin(async move { Ok(ingress.handle(request.map(Body::new), client, None).await) })
+        Box::pin(
+            async move { Ok(ingress.handle(Box::new(request.map(Body::new)), client, None).await) },
+        )
     }
 }
 

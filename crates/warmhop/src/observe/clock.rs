@@ -136,7 +136,13 @@ impl Clock {
 
     /// Milliseconds since this peer's start.
     pub(crate) fn now(&self) -> Now {
-        Now(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX))
+        self.at(Instant::now())
+    }
+
+    /// The same for a moment that was read already.
+    pub(crate) fn at(&self, moment: Instant) -> Now {
+        let span = moment.saturating_duration_since(self.start);
+        Now(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
     }
 
     /// The mesh's time, in milliseconds since the Unix epoch: sessions begin and end by it.

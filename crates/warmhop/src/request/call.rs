@@ -14,6 +14,7 @@ use warmhop_core::config::WakePolicy;
 use warmhop_core::ids::{AppName, RequestId};
 use warmhop_core::version::AppVersion;
 
+use crate::app::WholeRequest;
 use crate::app::places::Waits;
 use crate::app::session::Session;
 use crate::app::slot::{Copy, InFlight, Slot};
@@ -22,7 +23,6 @@ use crate::http::body::{Body, BoxError};
 use crate::http::fields::{self, SESSION_FIELD};
 use crate::http::interim::Interim;
 use crate::http::upload::Upload;
-use crate::request::carried;
 use crate::request::failed_at::FailedAt;
 use crate::request::lent::Home;
 
@@ -199,11 +199,12 @@ impl Call {
         }
     }
 
-    /// The request for an app on this peer; `None` once its stream was handed out.
+    /// The request for an app on this peer, with the handle of its `session`, or with the `carried` one;
+    /// `None` once its stream was handed out.
     pub(crate) fn make_request(
         &mut self,
         session: Option<&Session>,
-        carried: bool,
+        carried: Option<&HeaderValue>,
     ) -> Option<Request<Body>> {
         let mut request = Request::new(self.lend_body()?);
         *request.method_mut() = self.method.clone();
@@ -222,15 +223,25 @@ impl Call {
             request.extensions_mut().insert(interim.clone());
         }
         if let Some(session) = session {
-            if carried {
-                if let Some(value) = session.get().and_then(|state| carried::to_field(&state)) {
-                    request.headers_mut().insert(SESSION_FIELD, value);
-                }
-            } else {
-                request.extensions_mut().insert(session.clone());
-            }
+            request.extensions_mut().insert(session.clone());
+        }
+        if let Some(carried) = carried {
+            request.headers_mut().insert(SESSION_FIELD, carried.clone());
         }
         Some(request)
+    }
+
+    /// The request as it is lent to an app here, with the carried `session`; `None` if it is not in
+    /// memory as a whole, or asks for an upgrade.
+    pub(crate) fn lent(&self, session: Option<&HeaderValue>) -> Option<WholeRequest<'_>> {
+        let CallBody::Whole(body) = &self.body else { return None };
+        if self.upgrade.is_some() || self.on_upgrade.is_some() {
+            return None;
+        }
+        let mut lent = WholeRequest::new(&self.method, &self.target, &self.fields, body);
+        lent.further = session.map(|session| (SESSION_FIELD, session.clone()));
+        lent.interim = self.interim.as_ref();
+        Some(lent)
     }
 
     /// Follows the progress of a streamed body to an app here.

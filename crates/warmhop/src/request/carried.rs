@@ -37,8 +37,13 @@ pub(crate) struct Carried {
     pub(crate) renew: bool,
 }
 
-/// The field for a request.
-pub(crate) fn to_field(state: &[u8]) -> Option<HeaderValue> {
+/// The field for a request of this session; `None` if that is empty.
+pub(crate) fn field_of(session: &Session) -> Option<HeaderValue> {
+    session.get().and_then(|state| to_field(&state))
+}
+
+/// The field with this state.
+fn to_field(state: &[u8]) -> Option<HeaderValue> {
     HeaderValue::from_str(&format!(":{}:", STANDARD.encode(state))).ok()
 }
 
@@ -134,10 +139,12 @@ pub(crate) struct SentHead {
 }
 
 impl SentHead {
-    pub(crate) fn of(headers: &HeaderMap) -> Self {
-        let Some(field) = headers.get(SESSION_FIELD) else { return Self::default() };
-        let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-        Self { field_bytes: field.len(), bytes }
+    /// A head with these fields, and with the carried `session`.
+    pub(crate) fn of(headers: &HeaderMap, session: Option<&HeaderValue>) -> Self {
+        let Some(session) = session else { return Self::default() };
+        let others = headers.iter().map(|(name, value)| name.as_str().len() + value.len());
+        let bytes = others.sum::<usize>() + SESSION_FIELD.as_str().len() + session.len();
+        Self { field_bytes: session.len(), bytes }
     }
 }
 

@@ -74,7 +74,7 @@ impl Node {
                 Turn::Enter if is_too_old(slot, counts_on) => {
                     return Err(self.refusal_of_older(slot));
                 }
-                Turn::Enter => match slot.enter(is_use, flow) {
+                Turn::Enter => match slot.enter(|_| is_use, flow) {
                     Ok(entered) => {
                         waits.enters();
                         return Ok(entered);

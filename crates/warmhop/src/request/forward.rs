@@ -55,7 +55,7 @@ impl Node {
                 let mut served = Served::here(self, reply.response);
                 served.served_by = ServedBy::There(reply.served_by);
                 served.next_hop = Some(to.clone());
-                served.upgrade = reply.tunnel.map(Upgrade::Hop);
+                served.upgrade = reply.tunnel.map(Upgrade::Hop).map(Box::new);
                 match reply.session {
                     ReplySession::Committed { hint, replayed } => {
                         served.replayed = replayed;

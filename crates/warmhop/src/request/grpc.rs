@@ -24,9 +24,10 @@ const UNAVAILABLE: &str = "14";
 /// itself.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|kind| {
-        let kind = kind.as_bytes().to_ascii_lowercase();
-        kind.strip_prefix(b"application/grpc")
-            .is_some_and(|rest| rest.first().is_none_or(|next| matches!(next, b'+' | b';' | b' ')))
+        const GRPC: &[u8] = b"application/grpc";
+        let (kind, rest) = kind.as_bytes().split_at(kind.len().min(GRPC.len()));
+        kind.eq_ignore_ascii_case(GRPC)
+            && rest.first().is_none_or(|next| matches!(next, b'+' | b';' | b' '))
     })
 }
 

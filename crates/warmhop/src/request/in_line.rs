@@ -130,7 +130,8 @@ impl Node {
     /// Waits for the request's turn, runs it as `run` says, and waits until its change is
     /// committed.
     ///
-    /// The executions are awaited in here: one more future around them would move all of theirs.
+    /// The execution here is awaited in here: one more future around it would move all of its own. What
+    /// is rarer is boxed.
     pub(crate) async fn stand_in_line(
         &self,
         portable: &Portable<'_>,
@@ -168,7 +169,8 @@ impl Node {
                     continue;
                 }
                 Event::Turn => {
-                    let place = match self.placed(&mut standing, portable, call, tracing).await {
+                    let placed = self.placed(&mut standing, portable, call, tracing);
+                    let place = match Box::pin(placed).await {
                         Ok(place) => place,
                         Err(problem) => return LineEnd::Problem(problem),
                     };
@@ -204,7 +206,8 @@ impl Node {
             let ran = if order.executor == self.incarnation {
                 self.execute_for_line(portable, call, &mut standing, order, tracing).await
             } else {
-                self.execute_there(portable, call, &mut standing, order, tracing).await
+                let there = self.execute_there(portable, call, &mut standing, order, tracing);
+                Box::pin(there).await
             };
             if let Err(problem) = standing.ran(ran, portable, call) {
                 return LineEnd::Problem(problem);
@@ -416,7 +419,7 @@ impl Node {
         }
         let mut stored = Stored::Applied;
         if exec.keyed {
-            let (response, kept) = hop::store_response(ran.response, stored_max)
+            let (response, kept) = Box::pin(hop::store_response(ran.response, stored_max))
                 .await
                 .map_err(|error| LocalError::Failed(error_chain(&*error)))?;
             ran.response = response;
@@ -446,7 +449,8 @@ impl Node {
                         Ok((ran, Done::Uncommitted(came)))
                     }
                     None => {
-                        let (ran, done) = self.execute_here(slot, call, &key, &exec).await?;
+                        let ran = Box::pin(self.execute_here(slot, call, &key, &exec)).await;
+                        let (ran, done) = ran?;
                         Ok((ran, Done::WrittenDown(done)))
                     }
                 }
@@ -540,7 +544,7 @@ impl Node {
                 let mut served = Served::here(self, response);
                 served.served_by = ServedBy::There(served_by);
                 served.next_hop = Some(to);
-                served.upgrade = tunnel.map(Upgrade::Hop);
+                served.upgrade = tunnel.map(Upgrade::Hop).map(Box::new);
                 Ok(Some(served))
             }
             Ok(_) => {

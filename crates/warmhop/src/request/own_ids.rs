@@ -26,6 +26,7 @@ use warmhop_core::session::repair::may_count_on;
 use warmhop_core::version::AppVersion;
 use warmhop_core::view::AppState;
 
+use crate::app::AppSpec;
 use crate::app::slot::Slot;
 use crate::http::peek::peek;
 use crate::links::wire;
@@ -65,22 +66,23 @@ pub(crate) struct OwnSession {
 
 impl OwnSession {
     /// Whether requests to the app have such sessions.
-    pub(crate) fn is_for(slot: &Slot) -> bool {
-        let policy = &slot.spec().policy;
+    pub(crate) fn is_for(spec: &AppSpec) -> bool {
+        let policy = &spec.policy;
         policy.session == SessionMode::Pinned && policy.session_by.is_some()
     }
 
     /// For a request to an app whose sessions are known by its own ids.
     pub(crate) async fn of(
-        slot: &Slot,
+        spec: &AppSpec,
         uri: &Uri,
         headers: &HeaderMap,
         body: &mut CallBody,
     ) -> Option<Self> {
-        let spec = slot.spec();
-        let by = spec.policy.session_by.clone();
-        let by = by.filter(|_| spec.policy.session == SessionMode::Pinned)?;
-        let app = slot.name().clone();
+        if spec.policy.session != SessionMode::Pinned {
+            return None;
+        }
+        let by = spec.policy.session_by.clone()?;
+        let app = spec.name.clone();
         let id = match &by {
             OwnId::Header(name) => {
                 headers.get(name.as_str()).and_then(|value| own_id::in_field(value.as_bytes()))

@@ -455,7 +455,7 @@ impl Node {
             let writer = hop::reply_switching(send, &head).await.map_err(CutShort::at_once)?;
             let _counted = self.tunnels.open.token();
             let farewell = self.tunnels.farewell(response.headers().get(http::header::UPGRADE));
-            match upgrade {
+            match upgrade.map(|it| *it) {
                 Some(Upgrade::Io(io, copy)) => {
                     let farewell = farewell.with_copy(&copy);
                     hop::tunnel(TokioIo::new(io), writer, reader, AppIs::Near, farewell).await;

@@ -82,7 +82,8 @@ pub(crate) struct Served {
     pub(crate) served_by: ServedBy,
     /// The peer that the request was sent to, if it was.
     pub(crate) next_hop: Option<PeerId>,
-    pub(crate) upgrade: Option<Upgrade>,
+    /// Boxed, since it is rare: the answer is moved around.
+    pub(crate) upgrade: Option<Box<Upgrade>>,
     /// The contents for the client's token about this app.
     pub(crate) entry: Option<Entry>,
     /// The client's former session was lost, and this is a new one.
@@ -118,7 +119,7 @@ impl Served {
     fn replied(node: &Node, reply: HopReply) -> Self {
         let mut served = Self::here(node, reply.response);
         served.served_by = ServedBy::There(reply.served_by);
-        served.upgrade = reply.tunnel.map(Upgrade::Hop);
+        served.upgrade = reply.tunnel.map(Upgrade::Hop).map(Box::new);
         served
     }
 
@@ -225,7 +226,7 @@ async fn call_service_upgrading(
 /// The answer of an app on this peer, before anything is committed.
 pub(crate) struct RanHere {
     pub(crate) response: Response<Body>,
-    pub(crate) upgrade: Option<Upgrade>,
+    pub(crate) upgrade: Option<Box<Upgrade>>,
     /// The carried session field of its response.
     pub(crate) field: Option<Result<Carried, &'static str>>,
 }
@@ -239,48 +240,60 @@ impl Node {
         session: Option<&Session>,
     ) -> Result<RanHere, LocalError> {
         let (copy, guard) = call.enters(slot)?;
-        let mut request = call.make_request(session, copy.carried).ok_or(LocalError::BodyGone)?;
-        let head = if copy.carried { SentHead::of(request.headers()) } else { SentHead::default() };
-        let mut span = self.span_of_run(slot, &mut request);
+        let field = if copy.carried { session.and_then(carried::field_of) } else { None };
+        let head = SentHead::of(&call.fields, field.as_ref());
+        // A span is named in the fields of a copy.
+        let lends = copy.whole.as_deref().filter(|_| !self.spans.is_traced(&call.fields));
+        let lends = lends.filter(|app| call.lent(field.as_ref()).is_some_and(|it| app.takes(&it)));
+        let mut request = None;
+        if lends.is_none() {
+            let session = session.filter(|_| !copy.carried);
+            request = Some(call.make_request(session, field.as_ref()).ok_or(LocalError::BodyGone)?);
+        }
+        let mut span = request.as_mut().and_then(|request| self.span_of_run(slot, request));
         // Read first: the policy's guard would be held for as long as the app takes, and only a few
         // such guards may be held at a time before new ones become expensive.
         let head_timeout = slot.spec().policy.head_timeout;
-        let upload = head_timeout.and_then(|_| call.watch_upload(&mut request));
-        let began = Instant::now();
-        let stands_alone = call.upgrade.is_some() && call.on_upgrade.is_none();
-        let passes = || Passage::new(Arc::clone(slot.counts.traffic(&self.metrics, slot.name())));
-        let passage = call.on_upgrade.is_some().then(passes);
+        let upload = head_timeout.and_then(|_| call.watch_upload(request.as_mut()?));
+        let upgrades = (call.upgrade.is_some(), call.on_upgrade.is_some());
+        let began = tokio::time::Instant::now();
         let awaiting = copy.awaits();
-        // Each is pinned in place: moving it would take its room twice.
-        let answering = std::pin::pin!(async {
-            if stands_alone {
-                Box::pin(call_service_upgrading(copy.service.clone(), request, guard)).await
-            } else {
-                call_service(copy.service.clone(), request, guard, &self.tunnels, passage)
-                    .await
-                    .map(|response| (response, None))
-            }
-        });
-        let mut answering = std::pin::pin!(async {
-            tokio::select! {
-                biased;
-                outcome = answering => outcome,
-                () = copy.given_up() => Err("it hung, and was given up".into()),
-            }
-        });
-        let outcome = match head_timeout {
-            None => answering.as_mut().await,
-            // Boxed, since it is rare: the future of every request would be as large.
-            Some(within) => {
-                match Box::pin(answers_within(answering.as_mut(), within, upload)).await {
-                    Some(outcome) => outcome,
-                    None => {
-                        copy.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
-                        call.fails_at(FailedAt::Here(copy.attempt));
-                        return Err(LocalError::TooSlow(format!("not within {within:?}")));
+        let outcome = {
+            let call = &*call;
+            let lent = lends.and_then(|app| Some(app.answer(call.lent(field.as_ref())?)));
+            // Each is pinned in place: moving it would take its room twice.
+            let answering = std::pin::pin!(async {
+                match (lent, request) {
+                    (Some(lent), _) => {
+                        lent.await.map(|response| (response.map(|it| it.guarded(guard)), None))
                     }
+                    // Boxed, since its future is larger.
+                    (None, Some(request)) => {
+                        Box::pin(self.call_copy(slot, &copy, request, upgrades, guard)).await
+                    }
+                    (None, None) => Err("there is no request".into()),
                 }
+            });
+            let mut answering = std::pin::pin!(async {
+                tokio::select! {
+                    biased;
+                    outcome = answering => outcome,
+                    () = copy.given_up() => Err("it hung, and was given up".into()),
+                }
+            });
+            match head_timeout {
+                None => Some(answering.as_mut().await),
+                // Boxed, since it is rare: the future of every request would be as large.
+                Some(within) => Box::pin(answers_within(answering.as_mut(), within, upload)).await,
             }
+        };
+        let Some(outcome) = outcome else {
+            copy.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
+            call.fails_at(FailedAt::Here(copy.attempt));
+            return Err(LocalError::TooSlow(format!(
+                "not within {:?}",
+                head_timeout.unwrap_or_default()
+            )));
         };
         drop(awaiting);
         if let Some(span) = &mut span {
@@ -300,9 +313,30 @@ impl Node {
                 return Err(error);
             }
         };
-        copy.answers(self.clock.now());
-        slot.measured(began.elapsed());
+        let answered_at = tokio::time::Instant::now();
+        copy.answers(self.clock.at(answered_at));
+        slot.measured(answered_at.saturating_duration_since(began));
         self.taken(slot, &copy, call, answered, head)
+    }
+
+    /// Has the service of a copy answer a request of its own, which asks for an upgrade or not, and comes
+    /// with a connection for that or not.
+    async fn call_copy(
+        &self,
+        slot: &Slot,
+        copy: &Copy,
+        request: http::Request<Body>,
+        (is_asked, has_own): (bool, bool),
+        guard: InFlight,
+    ) -> Result<(Response<Body>, Option<Upgraded>), BoxError> {
+        let service = copy.service.clone();
+        if is_asked && !has_own {
+            return call_service_upgrading(service, request, guard).await;
+        }
+        let passes = || Passage::new(Arc::clone(slot.counts.traffic(&self.metrics, slot.name())));
+        let passage = has_own.then(passes);
+        let response = call_service(service, request, guard, &self.tunnels, passage).await?;
+        Ok((response, None))
     }
 
     /// The span of a request to an app, which is sent to the app as its parent.
@@ -354,7 +388,7 @@ impl Node {
         if about.has(About::SET_COOKIE) {
             fields::remove_our_cookie(headers, &self.store.policy().cookie);
         }
-        let upgrade = upgrade.map(|io| Upgrade::Io(io, copy.tunnels.clone()));
+        let upgrade = upgrade.map(|io| Box::new(Upgrade::Io(io, copy.tunnels.clone())));
         Ok(RanHere { response, upgrade, field })
     }
 

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use warmhop_core::config::AppPolicy;
 use warmhop_core::ids::PeerId;
 use warmhop_core::route::counts_on;
 use warmhop_core::version::AppVersion;
@@ -28,7 +29,7 @@ impl Call {
         if let Some(entered) = self.entered.take() {
             return Ok(entered);
         }
-        let is_use = self.wakes(&slot.spec().policy.wake);
+        let is_use = |policy: &AppPolicy| self.wakes(&policy.wake);
         let (copy, guard) = slot.enter(is_use, self.waits.flow).map_err(|why| match why {
             NoEntry::Full => LocalError::Busy,
             NoEntry::NotReady => LocalError::NotReady,

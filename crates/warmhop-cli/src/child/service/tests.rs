@@ -1,6 +1,7 @@
 //! Requests to a child, against small servers in this process.
 
 mod endings;
+mod lent;
 
 use std::convert::Infallible;
 use std::io::{Read, Write};

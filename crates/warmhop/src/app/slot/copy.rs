@@ -8,8 +8,8 @@ use tokio::sync::Notify;
 use warmhop_core::ids::Now;
 use warmhop_core::version::AppVersion;
 
-use crate::app::AppService;
 use crate::app::shares::Shares;
+use crate::app::{AnswersWhole, AppService};
 use crate::http::tunnels::CopyTunnels;
 
 pub(super) type StopFn =
@@ -20,6 +20,8 @@ pub(crate) struct Copy {
     pub(crate) attempt: u64,
     pub(crate) version: Option<AppVersion>,
     pub(crate) service: AppService,
+    /// What answers requests that are in memory as a whole, if not the service.
+    pub(crate) whole: Option<Box<dyn AnswersWhole>>,
     /// Whether the app speaks the carried `Warmhop-Session` field.
     pub(crate) carried: bool,
     pub(super) in_flight: AtomicU32,

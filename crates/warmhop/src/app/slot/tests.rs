@@ -192,7 +192,7 @@ async fn nobody_waits_for_copies_that_are_slow_to_stop() {
     for _ in 0..STARTS {
         slot.wanted(WantedBy::Request);
         comes_to(&slot, AppState::Ready).await;
-        held.push(slot.enter(true, Flow::default()).expect("it is ready"));
+        held.push(slot.enter(|_| true, Flow::default()).expect("it is ready"));
         slot.tell(AppEvent::StopWanted(StopReason::Operator));
     }
     assert_eq!(app.0.stopped.load(Ordering::SeqCst), 2 * STARTS - most);
@@ -207,7 +207,9 @@ async fn no_request_is_in_a_copy_that_is_stopped() {
         move || {
             let mut entered = 0;
             while !done.load(Ordering::Relaxed) {
-                let Ok((copy, _in_flight)) = slot.enter(true, Flow::default()) else { continue };
+                let Ok((copy, _in_flight)) = slot.enter(|_| true, Flow::default()) else {
+                    continue;
+                };
                 entered += 1;
                 for _ in 0..10 {
                     assert!(copy.stop.lock().unwrap().is_some(), "it was stopped");

@@ -15,7 +15,7 @@ impl Ingress {
     pub(super) fn refuse(&self, problem: &Problem, context: &mut RequestContext) -> Response<Body> {
         let node = &self.node;
         context.refused(problem.kind.name(), problem.page.is_some());
-        let RequestContext { tracing, refusal_form: form, slot, .. } = context;
+        let RequestContext { tracing, asked_at, refusal_form: form, slot, .. } = context;
         tracing.step("problem", problem.whole());
         if let Some(not_logged) = self.refused.due(problem.kind) {
             tracing::info!(
@@ -28,7 +28,7 @@ impl Ingress {
             );
         }
         let mut response = problem.response(&Audience {
-            accept: &form.accept,
+            accept: &form.accept(),
             is_get: form.is_get,
             peer: node.me.as_str(),
             id: tracing.id.as_str(),
@@ -41,7 +41,7 @@ impl Ingress {
         if let (ProblemKind::SessionFieldRefused, Some(slot)) = (problem.kind, slot) {
             // It would be refused each time.
             let cookie = &node.store.policy().cookie;
-            form.at.remove(cookie, &slot.spec(), response.headers_mut());
+            asked_at.remove(cookie, &slot.spec(), response.headers_mut());
         }
         response
     }

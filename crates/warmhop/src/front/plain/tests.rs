@@ -33,7 +33,7 @@ impl App {
 impl Answers for App {
     fn answer(
         &self,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         bytes: usize,
     ) -> impl Future<Output = Response<CountedBody>> + Send + use<> {
         let counted = self.0.begin_of(bytes, true);
@@ -350,7 +350,7 @@ struct Slow(App, Mutex<Option<oneshot::Receiver<()>>>);
 impl Answers for Slow {
     fn answer(
         &self,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         bytes: usize,
     ) -> impl Future<Output = Response<CountedBody>> + Send + use<> {
         let (answering, released) = (self.0.answer(request, bytes), self.1.lock().unwrap().take());
@@ -436,7 +436,7 @@ const PIECE: usize = 4096;
 impl Answers for Endless {
     fn answer(
         &self,
-        _: Request<Body>,
+        _: Box<Request<Body>>,
         bytes: usize,
     ) -> impl Future<Output = Response<CountedBody>> + Send + use<> {
         let (counted, asked) = (self.0.begin_of(bytes, true), Arc::clone(&self.1));
@@ -496,7 +496,7 @@ async fn an_answer_that_is_longer_than_it_says_is_cut_off_and_nothing_follows_it
     impl Answers for Longer {
         fn answer(
             &self,
-            _: Request<Body>,
+            _: Box<Request<Body>>,
             bytes: usize,
         ) -> impl Future<Output = Response<CountedBody>> + Send + use<> {
             let counted = self.0.begin_of(bytes, true);
