@@ -27,7 +27,8 @@ use tokio_util::io::{poll_read_buf, poll_write_buf};
 
 use crate::http::body::{Body, BoxError};
 use crate::http::departure::CountedBody;
-use crate::http::framing::{HEAD_BYTES_MAX, READ_BYTES};
+use crate::http::framing::READ_BYTES;
+use crate::http::heads::HEAD_BYTES_MAX;
 use crate::http::names::name_of;
 use crate::http::spare;
 use crate::http::writes_through::writes_through;

@@ -22,7 +22,8 @@ use crate::front::plain::{self, Ahead, Answers, Left};
 use crate::http::body::Body;
 use crate::http::clients::{ClientLimits, Clients};
 use crate::http::departure::{ConnectionRequests, CountedBody};
-use crate::http::framing::{FIELDS_MAX, Framed, HEAD_BYTES_MAX, ends_connection};
+use crate::http::framing::{Framed, ends_connection};
+use crate::http::heads::{FIELDS_MAX, HEAD_BYTES_MAX};
 
 /// A request's method, version and fields, as one of the two readers has them.
 #[derive(Debug, PartialEq, Eq)]

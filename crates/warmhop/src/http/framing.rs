@@ -23,18 +23,15 @@ use crate::http::clients::Account;
 use crate::http::departure::{ConnectionRequests, Departure};
 use crate::http::fields;
 use crate::http::h2_frames::{BodyParts, Frames};
+use crate::http::heads::{FIELDS_MAX, HEAD_BYTES_MAX};
 use crate::http::refusals::Refusal;
 use crate::http::willing;
 use crate::http::writes_through::writes_through;
 
-/// The largest request head in bytes; hyper is given the same bound.
-pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// How much is read of a head at once.
 pub(crate) const READ_BYTES: usize = 8 * 1024;
 /// An incomplete head is kept in a buffer that grows by so much.
 const HEAD_STEP_BYTES: usize = 2 * 1024;
-/// The most fields in a request head.
-pub(crate) const FIELDS_MAX: usize = 128;
 
 /// The longest body that a head may announce: hyper counts no further.
 const LENGTH_MAX: u64 = u64::MAX - 2;

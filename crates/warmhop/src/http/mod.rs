@@ -12,6 +12,7 @@ pub(crate) mod fields;
 pub(crate) mod forwarded;
 pub(crate) mod framing;
 pub(crate) mod h2_frames;
+pub(crate) mod heads;
 pub(crate) mod interim;
 pub(crate) mod names;
 pub(crate) mod peek;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::header::{HeaderMap, HeaderValue, TE};
 use tokio::io::ReadBuf;
 
-use crate::http::framing::{FIELDS_MAX, HEAD_BYTES_MAX};
+use crate::http::heads::{FIELDS_MAX, HEAD_BYTES_MAX};
 
 /// What is put before the empty line of a head. The empty value marks what was not the client's.
 pub(crate) const ASKED: &[u8] = b"te: trailers\r\nte: \r\n";
