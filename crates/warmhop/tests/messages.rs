@@ -196,9 +196,11 @@ async fn trailers_pass_both_ways_without_what_a_head_is_believed_for() {
         let answer = exchange(door, request).await;
         assert!(answer.ends_with("\r\n\r\nx-sum"), "{answer}");
 
-        let answer = ask(door, "GET /trailers", "TE: trailers\r\n").await;
-        assert!(answer.ends_with("2\r\nok\r\n0\r\nx-sum: x\r\n\r\n"), "{answer}");
-        let answer = ask(door, "GET /trailers", "").await;
+        for willing in ["TE: trailers\r\n", "TE: gzip\r\n", ""] {
+            let answer = ask(door, "GET /trailers", willing).await;
+            assert!(answer.ends_with("2\r\nok\r\n0\r\nx-sum: x\r\n\r\n"), "{answer}");
+        }
+        let answer = ask(door, "GET /trailers", "TE: trailers;q=0\r\n").await;
         assert!(answer.ends_with("2\r\nok\r\n0\r\n\r\n"), "{answer}");
 
         let mut sender = http_2(door).await;

@@ -46,7 +46,7 @@ fn answer(peer: &str, known: &Mutex<HashSet<String>>, request: &Request<Body>) -
             .header("set-cookie", format!("desk={id}; Path=/"))
             .header("content-type", "text/plain; charset=UTF-8")
             .body(match request.uri().path() {
-                "/open-streamed" => streamed([format!("0{{\"desk\":"), format!("\"{id}\"}}")]),
+                "/open-streamed" => streamed(["0{\"desk\":".to_owned(), format!("\"{id}\"}}")]),
                 _ => Body::from(format!("0{{\"desk\":\"{id}\"}}")),
             })
             .unwrap();
