@@ -117,7 +117,7 @@ impl RequestContext {
     }
 
     /// Completes the head of the answer, and records it; the records end with its body.
-    pub(super) fn complete(mut self, node: &Node, mut response: Response<Body>) -> Response<Body> {
+    pub(super) fn complete(&mut self, node: &Node, mut response: Response<Body>) -> Response<Body> {
         if self.refusal_form.is_call && grpc::is_grpc(response.headers()) {
             response = grpc::answer(response);
         }

@@ -41,10 +41,10 @@ pub(super) fn finish(
     node: &Arc<Node>,
     slot: &Slot,
     mut served: Served,
-    prepared: Prepared,
+    prepared: Box<Prepared>,
     asked_at: &AskedAt,
 ) -> Result<Response<Body>, Problem> {
-    let Prepared { call, entry, route, brought_token, upgrade: asked, own_at, .. } = prepared;
+    let Prepared { call, entry, route, brought_token, upgrade: asked, own_at, .. } = *prepared;
     let at = own_at.as_ref().unwrap_or(asked_at);
     let waited_long = call.waits.waited >= OTHER_TABS_WITHIN && !brought_token;
     let former = Former { entry, route, may_be_old: waited_long };

@@ -7,6 +7,7 @@
 
 mod refusal;
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -236,7 +237,8 @@ impl Ingress {
     ) -> Result<Response<Body>, Problem> {
         let prefix = prefix.as_ref().map(|matched| &*matched.prefix);
         let mut prepared = prepare::prepare(&self.node, slot, prefix, request, context).await?;
-        let served = self.carry_out(slot, &mut prepared, &mut context.tracing).await?;
+        // Pinned in place: moving it would take its room twice.
+        let served = pin!(self.carry_out(slot, &mut prepared, &mut context.tracing)).await?;
         context.way = if served.next_hop.is_some() { "hop" } else { "serve" };
         finish::finish(&self.node, slot, served, prepared, &context.asked_at)
     }

@@ -72,14 +72,15 @@ pub(super) struct Prepared {
     pub(super) broke: Option<Broke>,
 }
 
-/// Prepares a request for `slot`'s app, which gets it without `prefix`.
+/// Prepares a request for `slot`'s app, which gets it without `prefix`. It is boxed, since each step
+/// moves it.
 pub(super) async fn prepare(
     node: &Arc<Node>,
     slot: &Arc<Slot>,
     prefix: Option<&str>,
     request: Box<Request<Body>>,
     context: &mut RequestContext,
-) -> Result<Prepared, Problem> {
+) -> Result<Box<Prepared>, Problem> {
     // One reference: each look at what may change costs more.
     let spec = slot.spec_now();
     let mode = spec.policy.session;
@@ -133,7 +134,9 @@ pub(super) async fn prepare(
     });
     call.version = entry.as_ref().and_then(|entry| entry.version.clone());
     call.interim = context.interim.take();
-    Ok(Prepared { mode, call, key, entry, route, brought_token, own, upgrade, own_at, broke })
+    let prepared =
+        Prepared { mode, call, key, entry, route, brought_token, own, upgrade, own_at, broke };
+    Ok(Box::new(prepared))
 }
 
 /// The key that identifies repeats of a request, if the request may change a portable session.
