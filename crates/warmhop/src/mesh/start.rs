@@ -142,6 +142,7 @@ impl Builder {
         });
         let background = Background::default();
         background.spawn(Arc::clone(&node.store).wake());
+        background.spawn(Arc::clone(&node.store).ask_others());
         background.spawn(upkeep::run(Arc::clone(&node), !self.seeds.is_empty()));
         background.spawn(upkeep::watch_load(Arc::clone(&node)));
         ways::offer(&node);

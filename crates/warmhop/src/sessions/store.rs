@@ -4,6 +4,7 @@
 //! Two sessions wait for each other only if they are in one stripe, and a stripe's lock is never held
 //! across an await.
 
+mod asked;
 mod line;
 
 use std::collections::{BTreeSet, HashSet};
@@ -24,12 +25,12 @@ use warmhop_core::session::entry::{Enter, Look};
 use warmhop_core::session::message::{Body, BodyRef, Config, Message, NackReason};
 use warmhop_core::session::{Ctx, Effect, Outcome, Process, Session, Submit, Ticket};
 
+use self::asked::FirstAsked;
 pub(crate) use self::line::{Begun, InLine, NoRoom};
 use crate::links::wire::SessionFrame;
 use crate::observe::clock::Clock;
 use crate::observe::failpoint;
 use crate::observe::metrics::Metrics;
-use crate::sessions::asked::FirstAsked;
 use crate::sessions::dead::Dead;
 use crate::sessions::events::{self, Event, EventSender};
 use crate::sessions::losses::Losses;
@@ -288,7 +289,7 @@ impl Store {
 
     fn deliver(&self, key: &SessionKey, mut outgoing: Vec<(Incarnation, Message)>) {
         if outgoing.len() == 2 {
-            self.first_asked.spare(self.me, key.sid, &mut outgoing, self.clock.now());
+            self.first_asked.spare(self.me, key, &mut outgoing, self.clock.now());
         }
         let mut outgoing = outgoing.into_iter().peekable();
         while let Some((to, message)) = outgoing.next() {

@@ -2,27 +2,56 @@
 //!
 //! Of three members, the owner and one other confirm a read: to ask both others costs both of them a
 //! message and an answer that nobody needs. So the one that answered first when both were asked is asked
-//! alone, for a moment; then both are asked again. A question that is not sent counts as one that was
-//! lost on its way: the owner's machine asks both again unless it is answered in time. So if the one that
-//! is asked alone hangs, the reads of that moment wait for as long, and those after it do not.
+//! alone, for a moment; then both are asked again. The question to the other is held back, and sent if no
+//! answer comes soon: if the one that is asked alone hangs, the reads of that moment wait for that long,
+//! and those after it do not.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use warmhop_core::ids::{Incarnation, Now, SessionId};
+use tokio::sync::Notify;
+use warmhop_core::ids::{Incarnation, Now, SessionId, SessionKey};
 use warmhop_core::session::message::Message;
+
+use super::Store;
 
 /// How long the one that answered first is asked alone: less than the time after which an owner asks
 /// again, and longer than a busy peer takes to answer.
 const ASKED_ALONE_FOR: Duration = Duration::from_millis(50);
 /// How long an answer to the question by which both are compared is waited for.
 const COMPARED_WITHIN: Duration = Duration::from_millis(100);
+/// How long a question is held back at least, and the most that is added to that.
+const HELD_BACK_FOR: Duration = Duration::from_millis(15);
 /// How many pairs of members are kept in mind: sessions of others ask both.
 const PAIRS_MAX: usize = 64;
+/// Of how many sessions questions are held back: others ask both.
+const HELD_BACK_MAX: usize = 4096;
 
 /// For each pair of members, which of them is asked.
 #[derive(Debug, Default)]
-pub(super) struct FirstAsked(Mutex<Vec<Pair>>);
+pub(super) struct FirstAsked {
+    known: Mutex<Known>,
+    /// A question is held back, and was none before.
+    holds_back: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    pairs: Vec<Pair>,
+    held_back: HashMap<SessionId, HeldBack>,
+}
+
+/// The last question about a session that was not sent to a member.
+#[derive(Debug)]
+struct HeldBack {
+    key: SessionKey,
+    to: Incarnation,
+    question: Message,
+    nonce: u64,
+    /// Since the first of those that it asks all of, or the last answer.
+    since: Now,
+}
 
 #[derive(Debug)]
 struct Pair {
@@ -43,7 +72,7 @@ impl FirstAsked {
     pub(super) fn spare(
         &self,
         me: Incarnation,
-        sid: SessionId,
+        key: &SessionKey,
         outgoing: &mut Vec<(Incarnation, Message)>,
         now: Now,
     ) {
@@ -54,20 +83,91 @@ impl FirstAsked {
         }
         let mut of = [*one, *other];
         of.sort_unstable();
-        if let Some(alone) = self.asked_alone(of, sid, nonce, now) {
-            outgoing.retain(|(to, _)| *to == alone);
+        let mut known = self.known();
+        let Some(alone) = known.asked_alone(of, key.sid, nonce, now) else { return };
+        let held = known.held_back.get(&key.sid).map(|held| held.since);
+        if held.is_none() && known.held_back.len() >= HELD_BACK_MAX {
+            return;
+        }
+        let Some(at) = outgoing.iter().position(|(to, _)| *to != alone) else { return };
+        let (to, question) = outgoing.remove(at);
+        let (key, since) = (key.clone(), held.unwrap_or(now));
+        let was_empty = known.held_back.is_empty();
+        known.held_back.insert(key.sid, HeldBack { key, to, question, nonce, since });
+        drop(known);
+        if was_empty {
+            self.holds_back.notify_one();
         }
     }
 
+    /// A member has answered a question about a session.
+    pub(super) fn answered(&self, from: Incarnation, sid: SessionId, message: &Message, now: Now) {
+        let Message::Promise { nonce: answered, .. } = message else { return };
+        let mut known = self.known();
+        match known.held_back.get_mut(&sid) {
+            Some(held) if held.nonce <= *answered => {
+                known.held_back.remove(&sid);
+            }
+            // It answers: later questions have only just been asked.
+            Some(held) => held.since = now,
+            None => {}
+        }
+        for pair in known.pairs.iter_mut().filter(|pair| pair.of.contains(&from)) {
+            if matches!(pair.asked, Asked::Both(of, nonce) if of == sid && nonce <= *answered) {
+                (pair.asked, pair.until) = (Asked::One(from), now.after(ASKED_ALONE_FOR));
+            }
+        }
+    }
+
+    /// Takes out the questions that have been held back for long enough; from now on both members of
+    /// their pairs are asked.
+    fn overdue(&self, now: Now) -> Vec<(SessionKey, (Incarnation, Message))> {
+        let mut known = self.known();
+        let Known { pairs, held_back } = &mut *known;
+        let is_due = |_: &SessionId, held: &mut HeldBack| held.since.after(HELD_BACK_FOR) <= now;
+        let due: Vec<HeldBack> = held_back.extract_if(is_due).map(|(_, held)| held).collect();
+        for pair in pairs {
+            let is_slow = |held: &HeldBack| {
+                matches!(pair.asked, Asked::One(alone) if alone != held.to)
+                    && pair.of.contains(&held.to)
+            };
+            if due.iter().any(is_slow) {
+                pair.until = now;
+            }
+        }
+        due.into_iter().map(|held| (held.key, (held.to, held.question))).collect()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store {
+    /// Sends the questions that were held back and are not answered, for as long as the peer runs.
+    pub(crate) async fn ask_others(self: Arc<Self>) {
+        loop {
+            self.first_asked.holds_back.notified().await;
+            while !self.first_asked.known().held_back.is_empty() {
+                tokio::time::sleep(HELD_BACK_FOR).await;
+                for (key, question) in self.first_asked.overdue(self.clock.now()) {
+                    self.deliver(&key, vec![question]);
+                }
+            }
+        }
+    }
+}
+
+impl Known {
     /// The one of two members that is asked alone; `None` if both are to be asked.
     fn asked_alone(
-        &self,
+        &mut self,
         of: [Incarnation; 2],
         sid: SessionId,
         nonce: u64,
         now: Now,
     ) -> Option<Incarnation> {
-        let mut pairs = self.pairs();
+        let pairs = &mut self.pairs;
         let both = Pair { of, asked: Asked::Both(sid, nonce), until: now.after(COMPARED_WITHIN) };
         if let Some(pair) = pairs.iter_mut().find(|pair| pair.of == of) {
             match pair.asked {
@@ -81,20 +181,6 @@ impl FirstAsked {
             *oldest = both;
         }
         None
-    }
-
-    /// A member has answered a question about a session.
-    pub(super) fn answered(&self, from: Incarnation, sid: SessionId, message: &Message, now: Now) {
-        let Message::Promise { nonce: answered, .. } = message else { return };
-        for pair in self.pairs().iter_mut().filter(|pair| pair.of.contains(&from)) {
-            if matches!(pair.asked, Asked::Both(of, nonce) if of == sid && nonce <= *answered) {
-                (pair.asked, pair.until) = (Asked::One(from), now.after(ASKED_ALONE_FOR));
-            }
-        }
-    }
-
-    fn pairs(&self) -> MutexGuard<'_, Vec<Pair>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -112,15 +198,17 @@ fn confirmed_by_one(question: &Message, me: Incarnation) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use warmhop_core::ids::{Ballot, WallTime};
+    use warmhop_core::ids::{AppName, Ballot, WallTime};
     use warmhop_core::session::message::{Config, Members};
 
     use super::*;
 
     const ME: u8 = 1;
     const SID: SessionId = SessionId([7; 16]);
+
+    fn key() -> SessionKey {
+        SessionKey { app: AppName::new("shop").unwrap(), sid: SID }
+    }
 
     fn peer(n: u8) -> Incarnation {
         Incarnation([n; 16])
@@ -148,7 +236,7 @@ mod tests {
     fn asked(it: &FirstAsked, question: &Message, at: u64) -> Vec<u8> {
         let mut outgoing: Vec<(Incarnation, Message)> =
             [2, 3].map(|to| (peer(to), question.clone())).into();
-        it.spare(peer(ME), SID, &mut outgoing, Now(at));
+        it.spare(peer(ME), &key(), &mut outgoing, Now(at));
         outgoing.iter().map(|(to, _)| to.0[0]).collect()
     }
 
@@ -222,8 +310,37 @@ mod tests {
         let it = FirstAsked::default();
         for n in 0..=2 * PAIRS_MAX {
             let of = [peer(2), Incarnation([n as u8; 16])];
-            assert_eq!(it.asked_alone(of, SID, 1, Now(n as u64)), None);
-            assert!(it.pairs().len() <= PAIRS_MAX);
+            assert_eq!(it.known().asked_alone(of, SID, 1, Now(n as u64)), None);
+            assert!(it.known().pairs.len() <= PAIRS_MAX);
         }
+    }
+
+    #[test]
+    fn what_is_not_answered_soon_is_asked_of_the_other_as_well() {
+        let it = FirstAsked::default();
+        let ask = |nonce, at| asked(&it, &question(&[1, 2, 3], nonce), at);
+        let overdue = |at| -> Vec<(u8, u64)> {
+            let due = it.overdue(Now(at)).into_iter();
+            let told = |(_, (to, question)): (SessionKey, (Incarnation, Message))| {
+                (to.0[0], confirmed_by_one(&question, peer(ME)).unwrap())
+            };
+            due.map(told).collect()
+        };
+        ask(1, 0);
+        it.answered(peer(2), SID, &answer(1), Now(1));
+        assert_eq!([ask(2, 1), ask(3, 10)], [[2], [2]]);
+        assert_eq!(overdue(15), []);
+        // An answer to the first of them leaves the second open.
+        it.answered(peer(2), SID, &answer(2), Now(15));
+        assert_eq!(overdue(29), []);
+        assert_eq!(overdue(30), [(3, 3)]);
+        assert_eq!(overdue(45), []);
+        // The one that was asked alone is slow: both are compared again.
+        assert_eq!(ask(4, 31), [2, 3]);
+        it.answered(peer(3), SID, &answer(4), Now(32));
+        assert_eq!(ask(5, 32), [3]);
+        it.answered(peer(3), SID, &answer(5), Now(33));
+        assert_eq!(overdue(99), []);
+        assert!(it.known().held_back.is_empty());
     }
 }
