@@ -171,7 +171,7 @@ async fn all_kept(mesh: &Mesh, sessions: usize) -> Result<()> {
     done.await.with_context(|| format!("owned and held: {last:?} instead of {whole:?}"))
 }
 
-fn percentile(sorted: &[Duration], per_cent: usize) -> f64 {
+pub(crate) fn percentile(sorted: &[Duration], per_cent: usize) -> f64 {
     let at = (sorted.len() * per_cent / 100).min(sorted.len().saturating_sub(1));
     sorted.get(at).map_or(0.0, Duration::as_secs_f64)
 }

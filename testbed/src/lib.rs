@@ -23,6 +23,7 @@
 
 pub mod apps;
 pub mod bench;
+pub mod bench_burst;
 mod bench_mesh;
 pub mod bench_messages;
 pub mod bench_proxies;

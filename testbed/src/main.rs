@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use nix::sys::signal::Signal;
 use warmhop_testbed::chaos::{self, faults::Kind};
 use warmhop_testbed::{
-    bench, bench_messages, bench_proxies, bench_streams, commands, costs, demo, ports,
+    bench, bench_burst, bench_messages, bench_proxies, bench_streams, commands, costs, demo, ports,
     terminal::Terminal,
 };
 
@@ -66,6 +66,9 @@ enum Command {
     /// How long a message takes to another peer, and what idle subscriptions cost;
     /// `testbed/bench-messages` builds optimised peers.
     BenchMessages,
+    /// What a burst meets at a peer that has yet to start the app; `testbed/bench-burst` builds
+    /// optimised peers.
+    BenchBurst,
     /// What a request costs beside HAProxy and nginx; `testbed/bench-proxies` installs them and
     /// builds optimised peers.
     BenchProxies(bench_proxies::Wanted),
@@ -116,6 +119,7 @@ async fn main() -> ExitCode {
         Command::Bench { sessions } => bench::failover(sessions).await,
         Command::BenchStreams { bytes } => bench_streams::streams(bytes).await,
         Command::BenchMessages => bench_messages::messages().await,
+        Command::BenchBurst => bench_burst::burst().await,
         Command::BenchProxies(wanted) => bench_proxies::proxies(&wanted).await,
         Command::Costs => costs::costs().await,
         Command::Chaos { peers, length, faults, seed, clients, report } => {
