@@ -61,8 +61,7 @@ async fn strangers_are_asked_to_show_themselves_and_crowd_out_no_peer() {
         let line = metrics.lines().find(|line| line.contains("handshakes_retried_total "));
         line.unwrap().rsplit(' ').next().unwrap().parse::<u64>().unwrap()
     };
-    // The first 64 are answered at their word.
-    eventually("the others are asked", || retried() >= 120 - 64).await;
+    eventually("all are asked", || retried() >= 120).await;
     // A peer that comes just then shows itself, and is linked.
     bed.add("two", Plan::default(), &gate).await;
     stranger.set_nonblocking(true).unwrap();
@@ -70,5 +69,5 @@ async fn strangers_are_asked_to_show_themselves_and_crowd_out_no_peer() {
     while let Ok((bytes, _)) = stranger.recv_from(&mut buffer) {
         heard += bytes;
     }
-    assert!(heard > 0 && heard <= 3 * sent, "{heard} bytes came of {sent}");
+    assert!(heard > 0 && heard < sent / 3, "{heard} bytes came of {sent}");
 }
