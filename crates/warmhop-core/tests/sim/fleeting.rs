@@ -257,7 +257,7 @@ pub(crate) fn deleted_while_away(
         (0..KEYS).flat_map(|it| world.live_peers().into_iter().map(move |peer| (it, peer)))
     {
         let held =
-            peer.look(sid_of(number), |machine| machine.state().and_then(|it| read_list(&it.0).0));
+            peer.look(sid_of(number), |machine| machine.state().and_then(|it| read_list(it.0).0));
         if let Some(list) = held.flatten() {
             world.violated(Some(sid_of(number)), format!("{} still holds list {list}", peer.me));
         }
