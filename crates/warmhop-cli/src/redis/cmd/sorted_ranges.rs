@@ -88,19 +88,33 @@ impl Part {
                     Bound::Unbounded => false,
                 },
             ),
-            Self::Names(low, high) => begin_and_end(
-                &|(member, _)| match low {
-                    Bound::Included(low) => member < low,
-                    Bound::Excluded(low) => member <= low,
-                    Bound::Unbounded => false,
-                },
-                &|(member, _)| match high {
-                    Bound::Included(high) => member > high,
-                    Bound::Excluded(high) => member >= high,
-                    Bound::Unbounded => false,
-                },
-            ),
+            Self::Names(low, high) => Self::names(set, low, high),
         }
+    }
+}
+
+impl Part {
+    /// The places of the members between two names: from the first that is not below the lower one up to
+    /// the first above the upper one. Where scores differ, and so names are in no order, Redis goes by the
+    /// same two steps, once the outermost members do not rule it out.
+    fn names(set: &SortedSet, low: &Bound<Bytes>, high: &Bound<Bytes>) -> std::ops::Range<usize> {
+        let is_below = |member: &Bytes| match low {
+            Bound::Included(low) => member < low,
+            Bound::Excluded(low) => member <= low,
+            Bound::Unbounded => false,
+        };
+        let is_above = |member: &Bytes| match high {
+            Bound::Included(high) => member > high,
+            Bound::Excluded(high) => member >= high,
+            Bound::Unbounded => false,
+        };
+        let names = || set.iter().map(|(member, _)| member);
+        if names().next_back().is_none_or(is_below) || names().next().is_none_or(is_above) {
+            return 0..0;
+        }
+        let begin = names().take_while(|member| is_below(member)).count();
+        let count = names().skip(begin).take_while(|member| !is_above(member)).count();
+        begin..begin + count
     }
 }
 

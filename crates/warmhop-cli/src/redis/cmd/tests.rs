@@ -122,6 +122,22 @@ fn how_long_a_command_waits_is_any_number_that_is_not_below_zero() {
 }
 
 #[test]
+fn names_in_no_order_are_looked_for_in_the_steps_that_redis_takes() {
+    answers(
+        &["ZADD {t}z 1 b 2 a 3 c", "ZADD {t}y 1 a 2 c 3 b"],
+        &[
+            ("ZLEXCOUNT {t}z [a [a", ":0"),
+            ("ZLEXCOUNT {t}z [a [b", ":2"),
+            ("ZREMRANGEBYLEX {t}z [a [a", ":0"),
+            ("ZRANGEBYLEX {t}y [a [b", "*1 $1 a"),
+            ("ZRANGEBYLEX {t}y (a [b", "*0"),
+            ("ZRANGEBYLEX {t}y - +", "*3 $1 a $1 c $1 b"),
+            ("ZLEXCOUNT {t}y [d +", ":0"),
+        ],
+    );
+}
+
+#[test]
 fn a_scan_of_one_key_takes_the_cursors_that_redis_takes() {
     answers(
         &["HSET {t}h f v", "SADD {t}s m", "ZADD {t}z 1 m"],
