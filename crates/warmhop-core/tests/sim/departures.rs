@@ -13,7 +13,7 @@ use crate::peer::drain;
 use crate::reference::read_list;
 use crate::registers;
 use crate::run::{Report, finish, report};
-use crate::world::World;
+use crate::world::{To, World, sleep};
 
 /// How long a peer is away before anything else happens.
 const AWAY_MS: u64 = 30_000;
@@ -292,16 +292,24 @@ pub(crate) fn two_stand_still_and_two_leave(seed: u64, listening: bool) -> Repor
     report(&world)
 }
 
-/// Leaves in good order, and is started again so many milliseconds later.
+/// Leaves in good order, and is started again so many milliseconds after it has ended. Returns once it has,
+/// or after [`AWAY_MS`] if it still waits for others by then.
 pub(crate) fn depart(world: &Rc<World>, node: usize, again_after_ms: u64) {
     let Some(peer) = world.peer(node) else { return };
     peer.draining.set(true);
-    world.spawn(Some(peer.life), drain(peer));
+    let life = peer.life;
+    world.spawn(Some(life), drain(peer));
+    let of = Rc::clone(world);
+    world.spawn(None, async move {
+        while of.peer(node).is_some() {
+            sleep(&of, To::World, 50).await;
+        }
+        crate::faults::restart_after(&of, node, again_after_ms);
+    });
     let latest = world.now() + AWAY_MS;
-    while world.peer(node).is_some() && world.now() < latest {
+    while world.peer(node).is_some_and(|peer| peer.life == life) && world.now() < latest {
         world.run_until(world.now() + 50);
     }
-    crate::faults::restart_after(world, node, again_after_ms);
 }
 
 /// One peer is restarted in good order, and another one crashes right after: fresh registers are served
