@@ -241,6 +241,8 @@ pub struct Roll {
     unmet: usize,
     /// Whether those were waited for as long as for any other.
     has_waited: bool,
+    /// In a pair: the other may be heard again before this peer has been patient for long enough.
+    is_patient: bool,
 }
 
 impl Roll {
@@ -261,6 +263,7 @@ impl Roll {
             pair: census.pair,
             unmet: census.unmet,
             has_waited: census.has_waited,
+            is_patient: false,
         };
         roll.answer(me, Some(census));
         roll
@@ -334,10 +337,16 @@ impl Roll {
         self.returned.extend(census.returned.iter().copied());
     }
 
+    /// In a pair, whether a peer that is silent is still waited for.
+    pub fn waits_for_the_other(&mut self, is_patient: bool) {
+        self.is_patient = is_patient;
+    }
+
     /// Whether the answers suffice; `waited`: all that are alive have had the time to answer.
     #[must_use]
     pub fn verdict(&self, waited: bool) -> Verdict {
-        let pending = |peer: &Incarnation| !self.silent.contains(peer);
+        let is_waited_for = self.is_patient && self.is_pair();
+        let pending = |peer: &Incarnation| is_waited_for || !self.silent.contains(peer);
         if self.suffice(|_| false) {
             Verdict::Enough
         } else if self.suffice(pending) || !waited && self.open().any(|peer| pending(&peer)) {
@@ -360,11 +369,15 @@ impl Roll {
         self.is_reborn(peer) || several_left && self.returned.contains(&peer)
     }
 
+    /// Whether there are two, so that either serves without the other.
+    fn is_pair(&self) -> bool {
+        self.pair && self.everyone.len() + self.unmet == PAIR
+    }
+
     /// Whether the answers would suffice if the peers that `will` answer had done so.
     fn suffice(&self, will: impl Fn(&Incarnation) -> bool) -> bool {
         let is_young = |peer: &Incarnation| self.young.contains(peer);
-        // In a pair, either serves without the other.
-        let is_pair = self.pair && self.everyone.len() + self.unmet == PAIR;
+        let is_pair = self.is_pair();
         let nobody_is_settled = self.everyone.iter().all(is_young);
         let will_vouch =
             |it: &Incarnation| will(it) && !self.answered.contains(it) && !is_young(it);
@@ -398,9 +411,11 @@ impl Roll {
         let majority = is_majority(self.everyone.len() - missed.len());
         match (&missed[..], self.unmet) {
             ([], 0) => true,
-            // In a pair, either holds everything: one that is silent, or knows no more, is not
+            // In a pair, either holds everything: one that was silent for long, or knows no more, is not
             // needed.
-            ([one], 0) if is_pair => self.answered.contains(one) || self.silent.contains(one),
+            ([one], 0) if is_pair => {
+                self.answered.contains(one) || self.silent.contains(one) && !self.is_patient
+            }
             ([], 1) if is_pair => true,
             ([_], 0) => majority,
             // Everyone known is asked. Any other peers have no majority, but may have had one with

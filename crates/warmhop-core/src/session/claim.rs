@@ -57,7 +57,10 @@ impl Session {
         let answered =
             self.heard.question.filter(|it| it.about == claim).and_then(|it| it.answered);
         self.heard.question = Some(Question { about: claim, asked: now, answered });
-        out.push(Effect::Send { to, message: Message::Locate { census: None, nonce: NO_NONCE } });
+        out.push(Effect::Send {
+            to,
+            message: Message::Locate { census: None, nonce: NO_NONCE, bytes: 0 },
+        });
     }
 
     /// Takes the answer of `from` about its part in the session.

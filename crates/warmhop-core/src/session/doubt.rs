@@ -76,7 +76,7 @@ impl Session {
             return true;
         }
         if !is_asked || doubt.resend.due(ctx) {
-            let message = Message::Locate { census: None, nonce: doubt.nonce };
+            let message = Message::Locate { census: None, nonce: doubt.nonce, bytes: 0 };
             let asked = cfg.everyone().into_iter();
             let open = asked.filter(|peer| *peer != ctx.me && !doubt.agree.contains(peer));
             let ask = |to| Effect::Send { to, message: message.clone() };

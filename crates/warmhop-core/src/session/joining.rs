@@ -1,5 +1,5 @@
-//! Asks a peer on which every later majority depends whether it is there before a change of members
-//! makes it so.
+//! Asks a peer on which every later majority depends whether it is there, and has room for a copy, before a
+//! change of members makes it so.
 //!
 //! A seal is chosen by the members before it, and from then on nothing is chosen without a majority
 //! of the new ones. Of three new members any one may be gone; of two none. If a sole member added a
@@ -17,7 +17,8 @@ use crate::ids::{Incarnation, Now};
 /// the peer is there if requests keep the change from being made at once.
 const ANSWER_COUNTS_FOR: Duration = Duration::from_secs(1);
 
-/// A change of members that waits for an answer of the one other member that remains.
+/// A change of members that waits for an answer of the one other member that remains. If that peer has no
+/// room, the change is not made.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Joining {
     gone: Option<Incarnation>,
@@ -72,7 +73,23 @@ impl Session {
         if is_answered {
             return false;
         }
-        out.push(Effect::Send { to: asked, message: Message::Locate { census: None, nonce } });
+        let bytes = owner.chosen.as_ref().map_or(0, |record| record.body.bytes());
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        out.push(Effect::Send {
+            to: asked,
+            message: Message::Locate { census: None, nonce, bytes },
+        });
+        true
+    }
+
+    /// Gives up a change of members that would need `from`, which has no room for a copy. Returns whether
+    /// there was one.
+    pub(super) fn asked_refused(&mut self, from: Incarnation) -> bool {
+        let Role::Owner(owner) = &mut self.role else { return false };
+        if owner.work.joining.as_ref().is_none_or(|it| it.asked != from) {
+            return false;
+        }
+        owner.work.joining = None;
         true
     }
 

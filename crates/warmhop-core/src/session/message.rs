@@ -350,6 +350,9 @@ pub enum Message {
         /// Identifies the question, so that an answer to an earlier one is not taken for one to
         /// this.
         nonce: u64,
+        /// How large a copy the sender would place there, in bytes: a peer without room refuses it instead
+        /// of answering. 0 if none.
+        bytes: u32,
     },
     /// The answer to `Locate`, and to `Begin` if a record is held.
     Located {

@@ -300,7 +300,7 @@ impl Session {
                 self.hear_of(promised, cfg.as_ref());
                 self.on_nack(ctx, from, reason, promised, watermark, out);
             }
-            Message::Locate { census, nonce } => self.tell(ctx, from, nonce, census, out),
+            Message::Locate { census, nonce, bytes: _ } => self.tell(ctx, from, nonce, census, out),
             Message::Located {
                 nonce,
                 p,
@@ -667,7 +667,7 @@ impl Session {
 
     /// Asks `peers` what they know of the session; each answer becomes an [`Effect::Located`].
     pub fn locate(&self, peers: &[Incarnation], out: &mut Effects) {
-        let message = Message::Locate { census: None, nonce: NO_NONCE };
+        let message = Message::Locate { census: None, nonce: NO_NONCE, bytes: 0 };
         let ask = |to: &Incarnation| Effect::Send { to: *to, message: message.clone() };
         out.extend(peers.iter().map(ask));
     }

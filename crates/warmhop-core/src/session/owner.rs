@@ -20,6 +20,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use self::full::Full;
+pub(super) use self::full::Refused;
 use self::outvoted::Outvoted;
 use super::joining::Joining;
 use super::message::{
@@ -613,7 +614,7 @@ impl Session {
     pub(super) fn on_accepted(&mut self, from: Incarnation, p: Position) {
         let Role::Owner(owner) = &mut self.role else { return };
         if owner.work.full != Full::NONE {
-            owner.work.full.retain(|peer| peer != from);
+            owner.work.full.accepted(from);
         }
         if let Some(proposal) = owner.work.proposal.as_mut().filter(|it| it.record.p == p) {
             proposal.votes.insert(from);
@@ -627,8 +628,9 @@ impl Session {
 
     /// `from`, a member, had no room for the copy that it was offered.
     pub(super) fn on_full(&mut self, ctx: &Ctx<'_>, from: Incarnation) {
+        let was_asked = self.asked_refused(from);
         if let Role::Owner(owner) = &mut self.role
-            && owner.cfg.contains(from)
+            && (was_asked || owner.cfg.contains(from))
         {
             owner.work.full.refused(ctx, from);
         }

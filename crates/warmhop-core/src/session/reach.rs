@@ -46,7 +46,7 @@ impl Session {
             patience
         } else if !may_go_on_alone(ctx) {
             patience.min(UNHEARD_WITHIN)
-        } else if ctx.process.census.silence(ctx.now) < patience {
+        } else if waits_for_the_silent(ctx) {
             patience
         } else {
             Duration::ZERO
@@ -63,6 +63,14 @@ impl Session {
 /// Whether this peer may serve a session from its own copy without a majority.
 pub(super) fn may_go_on_alone(ctx: &Ctx<'_>) -> bool {
     ctx.policy.without_majority == WithoutMajority::Serve || ctx.process.census.pair
+}
+
+/// Whether this peer would go on alone, and the others have been silent for less time than any request waits:
+/// they may be heard again, and would do the same.
+pub(super) fn waits_for_the_silent(ctx: &Ctx<'_>) -> bool {
+    let census = &ctx.process.census;
+    let is_patient = census.silence(ctx.now) < ctx.policy.majority_timeout;
+    may_go_on_alone(ctx) && !census.silent.is_empty() && is_patient
 }
 
 /// How often those that are heard are asked before a takeover ends for lack of a majority. One that may go

@@ -7,6 +7,7 @@
 //! members change (`owner.rs`) and how ownership does (`takeover.rs`).
 
 mod leaving;
+mod room;
 mod search;
 mod struck;
 
@@ -18,11 +19,12 @@ use super::Session;
 use super::claim::Claimant;
 use super::message::{MEMBERS_MAX, Members};
 use crate::config::SessionPolicy;
-use crate::ids::{AppName, Ballot, Incarnation, Now, PeerId, SessionId};
+use crate::ids::{Ballot, Incarnation, Now, SessionId};
 use crate::rank;
-use crate::view::{AppState, Liveness, PeerBelief, View};
+use crate::view::{Liveness, PeerBelief, View};
 
-pub use leaving::{counts_on, silent_for_a_while};
+pub use leaving::{counts_on, heir, silent_for_a_while};
+pub use room::{full, is_short};
 pub use struck::STRUCK_AFTER;
 
 /// How long a member is silent before it is replaced, and an owner before it is succeeded.
@@ -180,6 +182,10 @@ pub struct Held {
     is_fenced: bool,
     /// So many members have forgotten it that the others are no majority.
     is_forgotten: bool,
+    /// The members that had no room for its newest record, and do not hold it.
+    without_room: Vec<Incarnation>,
+    /// The other peers that had none, and until when that counts.
+    refused: Vec<(Incarnation, Now)>,
 }
 
 impl Held {
@@ -206,6 +212,8 @@ impl Held {
             voteless_before: voteless(before),
             is_fenced: machine.fenced().is_some(),
             is_forgotten: machine.is_forgotten(),
+            without_room: room::without(machine, view),
+            refused: room::refused(machine),
         }
     }
 }
@@ -243,6 +251,8 @@ pub struct Watch {
     missing_since: BTreeMap<Incarnation, Now>,
     /// The processes that were alive when a sweep through all sessions last began.
     looked_for: Option<BTreeSet<Incarnation>>,
+    /// Those of them that were full.
+    full: BTreeSet<Incarnation>,
     /// How many silences had been counted by then.
     silences: u64,
     /// The sessions that everyone is asked about: how often, and when last.
@@ -263,10 +273,18 @@ impl Watch {
     /// Begins a sweep. One that looks at all sessions includes what earlier ones left for later.
     /// `silences` counts how often any peer fell silent or left for good: a peer that was stopped, or
     /// was cut off, may have been succeeded meanwhile, even if all are heard again before this call.
-    pub fn begin(&mut self, alive: &BTreeSet<Incarnation>, silences: u64) -> Scope {
+    /// One that is no longer among those that are [`full`] can take copies.
+    pub fn begin(
+        &mut self,
+        alive: &BTreeSet<Incarnation>,
+        full: BTreeSet<Incarnation>,
+        silences: u64,
+    ) -> Scope {
         self.missing_since.retain(|peer, _| !alive.contains(peer));
         let fell_silent = silences != core::mem::replace(&mut self.silences, silences);
-        if self.looked_for.as_ref() == Some(alive) && !fell_silent {
+        let is_room_again = !self.full.is_subset(&full);
+        self.full = full;
+        if self.looked_for.as_ref() == Some(alive) && !fell_silent && !is_room_again {
             return Scope::Noted;
         }
         self.looked_for = Some(alive.clone());
@@ -397,8 +415,12 @@ impl Watch {
     ) -> Mend {
         let Around { me, view, alive, policy, .. } = *around;
         let members = &held.members;
-        let copies = policy.copies.clamp(1, MEMBERS_MAX).min(alive.len());
-        let is_silenced = |peer: &Incarnation| held.silenced.contains(peer);
+        let can_hold = |peer: &&Incarnation| members.contains(*peer) || !room::lacks(view, **peer);
+        let able = alive.iter().filter(can_hold).count();
+        let copies = policy.copies.clamp(1, MEMBERS_MAX).min(able);
+        // The votes of the first count no more, and the others have no room to vote for anything.
+        let is_silenced =
+            |peer: &Incarnation| held.silenced.contains(peer) || held.without_room.contains(peer);
         let whole = members.contains(&me)
             && members.iter().all(|peer| alive.contains(peer) && !is_silenced(peer))
             && members.len() >= copies;
@@ -407,9 +429,14 @@ impl Watch {
         if whole {
             return if held.complete { rests } else { Mend::Remind };
         }
+        // A member without room may have some later.
+        let rests = if held.without_room.is_empty() { rests } else { Mend::Remind };
         if !may_change_members(held, around, &is_dead) {
             return rests;
         }
+        let is_refused = |peer: &Incarnation| {
+            held.refused.iter().any(|(by, until)| by == peer && *until > around.now)
+        };
         let is_member = |belief: &PeerBelief| members.contains(&belief.news.incarnation);
         let spare = by_rank(sid, view, |belief| {
             alive.contains(&belief.news.incarnation)
@@ -417,6 +444,8 @@ impl Watch {
                 && !is_member(belief)
                 // Its vote would not count, so its copy would be useless.
                 && !is_silenced(&belief.news.incarnation)
+                && !belief.news.full
+                && !is_refused(&belief.news.incarnation)
         });
         let last = by_rank(sid, view, is_member);
         let holding = Holding {
@@ -456,7 +485,9 @@ fn may_change_members(
         set.is_empty() || suffices(set, |it| !lost(it), &is_dead)
     };
     let has_majority = |set: &[Incarnation], voteless: &[Incarnation]| {
-        let votes = |peer: &Incarnation| struck::hears(around, *peer) && !voteless.contains(peer);
+        let lacks =
+            |peer: &Incarnation| voteless.contains(peer) || held.without_room.contains(peer);
+        let votes = |peer: &Incarnation| struck::hears(around, *peer) && !lacks(peer);
         set.is_empty() || suffices(set, votes, &is_dead)
     };
     let hears_enough = has_majority(&held.members, &held.voteless)
@@ -507,51 +538,12 @@ pub fn by_rank(
         .collect()
 }
 
-/// Whether a session of which this peer knows a record needs repair: for its owner, if too few
-/// members are `alive`, from [`countable`]; for a member, if it does not `hears` an owner. A
-/// session without a majority does not count: no repair brings that back.
-#[must_use]
-pub fn is_short(
-    machine: &Session,
-    me: Incarnation,
-    copies: usize,
-    alive: &BTreeSet<Incarnation>,
-    hears: impl Fn(Incarnation) -> bool,
-) -> bool {
-    let deciders = machine.deciders(|peer| peer == me || hears(peer));
-    let voting = deciders.iter().filter(|(_, votes)| *votes).count();
-    if machine.version() == 0 || 2 * voting <= deciders.len() {
-        return false;
-    }
-    if machine.is_owner() {
-        let able = alive.iter().filter(|peer| !machine.is_gone_for_good(**peer)).count();
-        let wanted = copies.clamp(1, MEMBERS_MAX).min(able);
-        return machine.members().iter().filter(|peer| alive.contains(peer)).count() < wanted;
-    }
-    let owner = machine.highest_claim().map(|claim| claim.proposer);
-    machine.holds_copy() && deciders.contains(&(me, true)) && !owner.is_some_and(hears)
-}
-
-/// The next owner of the session after this peer, which leaves: preferably one where its app is
-/// ready, then by rank. `None` if no peer is left that could be.
-#[must_use]
-pub fn heir(sid: SessionId, app: &AppName, view: &View) -> Option<Incarnation> {
-    let able = view.live_peers().filter(|(_, belief)| may_count_on(belief));
-    let ranked = rank::session_ranks(&sid, able.map(|(peer, _)| peer));
-    let is_ready = |peer: &&PeerId| {
-        view.peer(peer)
-            .and_then(|belief| belief.apps.get(app))
-            .is_some_and(|it| it.news.state == AppState::Ready)
-    };
-    let best = ranked.iter().find(is_ready).or_else(|| ranked.first())?;
-    view.peer(best).map(|belief| belief.news.incarnation)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use alloc::{format, vec};
 
+    use crate::ids::PeerId;
     use crate::view::{News, PeerNews, Source};
 
     pub(super) fn peer(name: u8) -> Incarnation {
@@ -689,6 +681,8 @@ mod tests {
             voteless_before: Vec::new(),
             is_fenced: false,
             is_forgotten: false,
+            without_room: Vec::new(),
+            refused: Vec::new(),
         }
     }
 
@@ -740,7 +734,7 @@ mod tests {
                 policy: &policy,
                 leaves: false,
             };
-            if watch.begin(&alive, 0) == Scope::All {
+            if watch.begin(&alive, BTreeSet::new(), 0) == Scope::All {
                 assert_eq!(at, 60_000);
             }
             watch.look(SessionId([7; 16]), held, &around, Scope::Noted, |it| it != peer(9))
@@ -767,15 +761,16 @@ mod tests {
     fn all_are_looked_at_where_somebody_fell_silent_and_is_heard_again_before_the_next_look() {
         let alive = countable(&met(&[2, 3]), peer(1));
         let mut watch = Watch::default();
-        assert_eq!(watch.begin(&alive, 0), Scope::All);
-        assert_eq!(watch.begin(&alive, 0), Scope::Noted);
-        assert_eq!(watch.begin(&alive, 1), Scope::All);
-        assert_eq!(watch.begin(&alive, 1), Scope::Noted);
+        let none = BTreeSet::new;
+        assert_eq!(watch.begin(&alive, none(), 0), Scope::All);
+        assert_eq!(watch.begin(&alive, none(), 0), Scope::Noted);
+        assert_eq!(watch.begin(&alive, none(), 1), Scope::All);
+        assert_eq!(watch.begin(&alive, none(), 1), Scope::Noted);
         let fewer = countable(&met(&[2]), peer(1));
-        assert_eq!(watch.begin(&fewer, 2), Scope::All);
-        assert_eq!(watch.begin(&fewer, 2), Scope::Noted);
+        assert_eq!(watch.begin(&fewer, none(), 2), Scope::All);
+        assert_eq!(watch.begin(&fewer, none(), 2), Scope::Noted);
         watch.begin_anew();
-        assert_eq!(watch.begin(&fewer, 2), Scope::All);
+        assert_eq!(watch.begin(&fewer, none(), 2), Scope::All);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::census::{Census, Roll};
 use super::message::{AcceptedInfo, Birth, Config, Members, Message, NackReason, Part};
 use super::mutant::{self, Mutant};
 use super::owner::{DRAWN_ROUND, Owner};
-use super::reach::unheard_tries;
+use super::reach::{unheard_tries, waits_for_the_silent};
 use super::{Ctx, Effect, Effects, FENCED, Failure, Resend, Role, Session};
 use crate::ids::{Ballot, Incarnation, Now, WallTime};
 
@@ -480,6 +480,7 @@ impl Session {
         } else if takeover.resend.due(ctx) {
             if let Some(roll) = &mut takeover.roll {
                 roll.hear(&ctx.process.census);
+                roll.waits_for_the_other(waits_for_the_silent(ctx));
             }
             if self.is_cut_off(ctx) {
                 self.role = Role::None;
@@ -513,6 +514,9 @@ impl Session {
     /// session that a key names, the client may be redirected sooner.
     fn is_cut_off(&self, ctx: &Ctx<'_>) -> bool {
         let Role::Preparing(takeover) = &self.role else { return false };
+        if waits_for_the_silent(ctx) {
+            return false;
+        }
         let search = &takeover.search;
         let Some(roll) = &takeover.roll else {
             let silent = &ctx.process.census.silent;

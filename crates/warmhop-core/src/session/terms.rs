@@ -286,7 +286,7 @@ pub enum Effect {
     /// [`Session::remind`](super::Session::remind).
     Lagging,
     /// The session was written for the first time, with fewer members than it should have: there
-    /// was nothing to copy to others before.
+    /// was nothing to copy to others before. Or a peer that had no room for a copy may be asked again.
     FewCopies,
     /// A change of members is complete.
     Opened {

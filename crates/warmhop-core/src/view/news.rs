@@ -73,6 +73,8 @@ pub struct PeerNews {
     /// of it may have witnessed what this one does not know
     /// ([`REBORN_FOR`](crate::session::census::REBORN_FOR)).
     pub young: bool,
+    /// It has hardly any room for sessions left: it should get no more copies.
+    pub full: bool,
 }
 
 impl PeerNews {
@@ -90,6 +92,7 @@ impl PeerNews {
             draining: false,
             knows_more: false,
             young: false,
+            full: false,
         }
     }
 }

@@ -170,7 +170,7 @@ fn a_session_without_owner_or_enough_members_is_reported_until_it_is_repaired() 
         let living = ["A", "B", "C", "D"].map(|peer| s.inc(peer)).into_iter();
         let alive: BTreeSet<_> = living.filter(|life| s.lives(*life)).collect();
         let machine = s.machine(name).unwrap();
-        is_short(machine, s.inc(name), 3, &alive, |peer| alive.contains(&peer))
+        is_short(machine, s.inc(name), 3, &alive, |peer| alive.contains(&peer), |_| true)
     };
     assert!(["A", "B", "C"].iter().all(|peer| !is_short_at(&s, peer)));
 

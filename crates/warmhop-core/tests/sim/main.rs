@@ -24,6 +24,7 @@ mod dead_holders;
 mod departures;
 mod faults;
 mod fleeting;
+mod full;
 mod hasty;
 mod hops;
 mod narrate;
@@ -472,6 +473,41 @@ fn one_of_two_serves_alone_while_the_other_is_gone_and_gives_it_everything_after
                 report.counts
             );
             assert_eq!(report.counts["registers looked at"], 4 * 9, "{:?}", report.counts);
+        }
+    }
+}
+
+#[test]
+fn neither_of_two_goes_on_alone_before_the_other_was_silent_for_as_long_as_it_waits() {
+    let (first, count) = asked_for().unwrap_or((1, 12));
+    for seed in first..first + count {
+        for ways in [1, 2] {
+            let report = pair::cut_for_a_moment(seed, false, ways);
+            if let Some(what) = report.violation {
+                let story = pair::cut_for_a_moment(seed, true, ways).story;
+                panic!("seed {seed}, {ways} ways: {what}\n{story}");
+            }
+            assert_ne!(report.counts.get("answers looked at"), None, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_peer_without_room_costs_the_others_nothing_that_they_hold() {
+    let (first, count) = asked_for().unwrap_or((1, 8));
+    for seed in first..first + count {
+        for (peers, room) in [(3, 0), (3, 5), (5, 0), (5, 5)] {
+            for fault in [full::Fault::Restarts, full::Fault::Crashes] {
+                let report = full::run(seed, false, peers, room, fault);
+                let scene = format!("seed {seed}, {peers} peers, room for {room}, {fault:?}");
+                if let Some(what) = report.violation {
+                    let story = full::run(seed, true, peers, room, fault).story;
+                    panic!("{scene}: {what}\n{story}");
+                }
+                assert_eq!(report.counts.get("lost"), None, "{scene}: {:?}", report.counts);
+                let is_refused = report.counts.contains_key("copies refused");
+                assert!(is_refused || full::is_known(seed), "{scene}");
+            }
         }
     }
 }

@@ -2,10 +2,15 @@
 //! silent for as long as any request waits. From then on no request waits, and none fails. Once the first is
 //! back it is given everything, whichever of the two is gone next.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
+use warmhop_core::ids::SessionId;
+
+use crate::calls::Does;
 use crate::departures::{Begun, Lists, REGISTERS, depart, look, look_at_registers, sessions};
-use crate::run::{Report, report};
+use crate::registers;
+use crate::run::{Report, finish, report};
 use crate::world::World;
 
 /// The peer that is gone, and the one that stays.
@@ -73,4 +78,49 @@ pub(crate) fn run(seed: u64, listening: bool, gone: Gone, begun_at: usize) -> Re
 fn look_at(world: &Rc<World>, node: usize, clients: &[Begun], lists: &Lists) {
     look(world, node, clients);
     look_at_registers(world, node, lists);
+}
+
+/// The link between the two is cut for less time than either waits for the other, both ways or one way, and
+/// registers old and new are asked for at both meanwhile: neither peer goes on alone, so that what one of them
+/// answered is there at the other.
+pub(crate) fn cut_for_a_moment(seed: u64, listening: bool, ways: usize) -> Report {
+    let world = crate::one_link::healthy(seed, listening, 2, 3);
+    let lists = Lists::default();
+    look_at_registers(&world, STAYS, &lists);
+    world.run_until(world.now() + world.between(0, 3_000));
+    let until = world.now() + world.between(3_000, 4_500);
+    let ends = [(STAYS, GONE), (GONE, STAYS)];
+    for (from, to) in ends.into_iter().cycle().skip(seed as usize % 2).take(ways) {
+        world.net.borrow_mut().cut(from, to, until);
+    }
+    let answered: Rc<RefCell<Vec<(SessionId, Vec<u16>)>>> = Rc::default();
+    let mut number = 0;
+    while world.now() < until {
+        number += 1;
+        let old = number % REGISTERS;
+        let fresh = REGISTERS + number / 2;
+        for (node, number) in [(STAYS, old), (GONE, old), (STAYS, fresh), (GONE, fresh)] {
+            let sid = registers::sid_of(number);
+            let (of, answered) = (Rc::clone(&world), Rc::clone(&answered));
+            world.spawn(None, async move {
+                if let Ok(shown) = registers::ask(&of, 90 + node, node, sid, Does::Append).await {
+                    answered.borrow_mut().push((sid, shown));
+                }
+            });
+        }
+        world.run_until(world.now() + 100);
+    }
+    world.run_until(until + AWAY_MS);
+    for (sid, shown) in answered.borrow().iter().cloned() {
+        for node in [STAYS, GONE] {
+            let (of, shown) = (Rc::clone(&world), shown.clone());
+            finish(&world, async move {
+                match registers::ask(&of, 90, node, sid, Does::Read).await {
+                    Ok(now) if now.starts_with(&shown) => of.count("answers looked at"),
+                    other => of.violated(Some(sid), format!("{other:?} instead of {shown:?}")),
+                }
+            });
+        }
+    }
+    report(&world)
 }

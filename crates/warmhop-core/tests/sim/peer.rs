@@ -15,7 +15,7 @@ use warmhop_core::keep::keeps_ready;
 use warmhop_core::session::census::Census;
 use warmhop_core::session::entry::Stillness;
 use warmhop_core::session::repair::{
-    Around, Held, Mend, Scope, Watch, by_rank, countable, counts_on, heir, may_count_on,
+    Around, Held, Mend, Scope, Watch, by_rank, countable, counts_on, full, heir, may_count_on,
     silent_for_a_while,
 };
 use warmhop_core::view::{AppNews, AppState, FormerLife, Liveness, News, PeerNews, Source, View};
@@ -124,6 +124,7 @@ impl Peer {
             draining: false,
             knows_more: world.knobs.seeds[node].len() > 1,
             young: true,
+            full: false,
         };
         let slot = |at: usize| {
             let policy = world.knobs.apps[node].clone().with(|made| {
@@ -287,10 +288,10 @@ impl Peer {
 
     fn tell_how_it_stands(&self) {
         let census = self.census();
-        let stands = (census.knows_more(&self.view.borrow()), census.is_young);
+        let stands = (census.knows_more(&self.view.borrow()), census.is_young, self.is_full());
         let mut own = self.own.borrow_mut();
-        if (own.knows_more, own.young) != stands {
-            (own.knows_more, own.young) = stands;
+        if (own.knows_more, own.young, own.full) != stands {
+            (own.knows_more, own.young, own.full) = stands;
             own.seq += 1;
         }
     }
@@ -470,7 +471,8 @@ impl Peer {
         for sid in noted {
             under_way.entry(sid).or_insert(Scope::Noted);
         }
-        if self.watch.borrow_mut().begin(&alive, self.silences.get()) == Scope::All {
+        let full = full(&self.view.borrow());
+        if self.watch.borrow_mut().begin(&alive, full, self.silences.get()) == Scope::All {
             under_way = self.kept().into_iter().map(|sid| (sid, Scope::All)).collect();
         }
         under_way.retain(|sid, scope| self.mend(&alive, *sid, *scope));

@@ -197,7 +197,8 @@ fn is_known_as_lost(world: &World, sid: SessionId, owners: &[usize]) -> Result<(
             let belief = view.by_incarnation(&owner);
             belief.is_some_and(|it| it.alive == Liveness::Alive)
         };
-        let waits = |machine: &Session| is_short(machine, peer.inc, copies, &alive, hears);
+        let waits =
+            |machine: &Session| is_short(machine, peer.inc, copies, &alive, hears, |_| true);
         if peer.look(sid, waits) == Some(true) {
             return Err(format!("it is lost, and {} waits for it to be mended", peer.me));
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use warmhop_core::affinity::{MoveCounter, Owner};
 use warmhop_core::ids::{Ballot, Incarnation, Now, Position, SessionId};
 use warmhop_core::session::entry::Enter;
-use warmhop_core::session::message::{Config, Exec, Message, Stored};
+use warmhop_core::session::message::{BodyRef, Config, Exec, Message, NackReason, Stored};
 use warmhop_core::session::{
     Ctx, Effect, Failure, Outcome, Process, Session, Submit, Ticket, TokenHint,
 };
@@ -222,6 +222,18 @@ impl Peer {
             }
             return;
         }
+        let bytes = match &message {
+            Message::Accept { body: BodyRef::Full(body), .. } => body.bytes(),
+            Message::Locate { bytes, .. } => *bytes as usize,
+            _ => 0,
+        };
+        if bytes > 0 && !self.has_room() && self.look(sid, Session::holds_copy) != Some(true) {
+            self.world.count("copies refused");
+            let reason = NackReason::Full;
+            let refusal = Message::Nack { reason, promised: None, cfg: None, watermark: 0 };
+            self.world.send_frame(self, from, sid, refusal);
+            return;
+        }
         let create = message.makes_a_copy();
         let members = self.look(sid, |machine| machine.config().map(Config::everyone)).flatten();
         let dead: Vec<_> =
@@ -232,6 +244,19 @@ impl Peer {
             }
             machine.on_message(ctx, from, message, out);
         });
+    }
+
+    /// Whether there is room for one more copy.
+    pub(crate) fn has_room(&self) -> bool {
+        let Some(room) = self.world.room.borrow().get(&self.node).copied() else { return true };
+        let store = self.store.borrow();
+        store.entries.values().filter(|entry| entry.machine.holds_copy()).count() < room.copies
+    }
+
+    /// Whether it has no room, and says so.
+    pub(crate) fn is_full(&self) -> bool {
+        let says_so = self.world.room.borrow().get(&self.node).is_some_and(|room| room.is_known);
+        says_so && !self.has_room()
     }
 
     /// A peer's process cannot be reached any more.

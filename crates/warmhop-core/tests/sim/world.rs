@@ -73,6 +73,14 @@ pub(crate) struct Knobs {
     pub(crate) start_ms: (u64, u64),
 }
 
+/// How much a node may hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) copies: usize,
+    /// It calls itself full once it holds so many.
+    pub(crate) is_known: bool,
+}
+
 pub(crate) struct World {
     pub(crate) knobs: Knobs,
     now: Cell<u64>,
@@ -93,6 +101,8 @@ pub(crate) struct World {
     requests: Cell<u16>,
     /// Which sessions went on under which others.
     pub(crate) forks: RefCell<Vec<(SessionId, SessionId)>>,
+    /// The nodes that have room for a few copies only.
+    pub(crate) room: RefCell<BTreeMap<usize, Room>>,
     /// What is known of registers that last for a moment.
     pub(crate) fleeting: RefCell<BTreeMap<SessionId, Register>>,
 }
@@ -134,6 +144,7 @@ impl World {
             counts: RefCell::default(),
             requests: Cell::new(0),
             forks: RefCell::default(),
+            room: RefCell::default(),
             fleeting: RefCell::default(),
         })
     }

@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 
 use warmhop_core::ids::{Incarnation, SessionKey};
 use warmhop_core::session::repair::{
-    Around, Held, Mend, Scope, Watch, by_rank, countable, counts_on, is_short, silent_for_a_while,
+    Around, Held, Mend, Scope, Watch, by_rank, countable, counts_on, full, is_short,
+    silent_for_a_while,
 };
 use warmhop_core::view::{Liveness, View};
 
@@ -77,7 +78,9 @@ impl Repair {
         if missed {
             self.watch.begin_anew();
         }
-        if self.watch.begin(&alive, node.silences.load(Ordering::Relaxed)) == Scope::All {
+        if self.watch.begin(&alive, full(&view), node.silences.load(Ordering::Relaxed))
+            == Scope::All
+        {
             self.under_way.clear();
             self.ahead = 0..STRIPES;
         }
@@ -210,13 +213,15 @@ impl Node {
         let view = self.view();
         let alive = countable(&view, self.incarnation);
         let copies = self.store.policy().copies;
+        let full = full(&view);
         let heard: BTreeSet<Incarnation> = view
             .live_peers()
             .filter(|(_, belief)| belief.alive == Liveness::Alive)
             .map(|(_, belief)| belief.news.incarnation)
             .collect();
         self.store.count_where(|machine| {
-            is_short(machine, self.incarnation, copies, &alive, |peer| heard.contains(&peer))
+            let hears = |peer| heard.contains(&peer);
+            is_short(machine, self.incarnation, copies, &alive, hears, |peer| !full.contains(&peer))
         })
     }
 

@@ -57,6 +57,7 @@ mod tests {
             draining: false,
             knows_more: false,
             young: false,
+            full: false,
         };
         let app = AppNews {
             app: AppName::new("shop").unwrap(),

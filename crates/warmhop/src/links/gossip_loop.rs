@@ -419,6 +419,7 @@ mod tests {
             draining: true,
             knows_more: true,
             young: false,
+            full: false,
         };
         let value = to_value(&peer).unwrap();
         assert!(value.len() <= VALUE_CHARS_MAX);

@@ -28,7 +28,7 @@ use crate::links::gossip::handle::{Gossip, GossipIn};
 use crate::links::handler::NetHandler;
 use crate::links::lane::Dropped;
 use crate::links::link::{HopLease, Link};
-use crate::links::news::{CopyNews, OwnNews, Witness};
+use crate::links::news::{CopyNews, OwnNews, Standing};
 use crate::links::seeds::Seeds;
 use crate::links::table::Links;
 use crate::links::tuning::NetTuning;
@@ -197,6 +197,7 @@ impl Net {
             draining: false,
             knows_more: config.seeds.len() > 1,
             young: true,
+            full: false,
         };
         let (loopback, looped_back) = mpsc::channel(LOOPBACK_FRAMES_MAX);
         let (gossip, gossip_in) = Gossip::new();
@@ -319,8 +320,8 @@ impl Net {
     }
 
     /// Announces to every peer what its census needs to know of this one.
-    pub(crate) fn publish_witness(&self, witness: Witness) {
-        self.parts.own.publish_witness(witness);
+    pub(crate) fn publish_standing(&self, standing: Standing) {
+        self.parts.own.publish_standing(standing);
     }
 
     /// Opens the streams of a hop over the current link to a peer. Without a link, it dials the

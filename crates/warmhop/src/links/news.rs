@@ -63,18 +63,20 @@ pub(crate) struct CopyNews {
     pub(crate) digest: u64,
 }
 
-/// What the other peers' censuses need to know of this peer: see [`PeerNews`].
+/// What the other peers need to know of this one to choose members and to count witnesses: see [`PeerNews`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Witness {
+pub(crate) struct Standing {
     /// It knows, or may know, more than two peers.
     pub(crate) knows_more: bool,
     /// Its process began a moment ago.
     pub(crate) young: bool,
+    /// It has hardly any room for sessions left.
+    pub(crate) full: bool,
 }
 
-impl Witness {
+impl Standing {
     fn of(record: &PeerNews) -> Self {
-        Self { knows_more: record.knows_more, young: record.young }
+        Self { knows_more: record.knows_more, young: record.young, full: record.full }
     }
 }
 
@@ -142,12 +144,13 @@ impl OwnNews {
         }
     }
 
-    /// Announces what the other peers' censuses need to know of this one.
-    pub(crate) fn publish_witness(&self, witness: Witness) {
+    /// Announces what the other peers need to know of this one.
+    pub(crate) fn publish_standing(&self, standing: Standing) {
         let mut own = self.lock();
         let record = &mut own.peer.record;
-        if Witness::of(record) != witness {
-            (record.knows_more, record.young) = (witness.knows_more, witness.young);
+        if Standing::of(record) != standing {
+            Standing { knows_more: record.knows_more, young: record.young, full: record.full } =
+                standing;
             record.seq += 1;
             own.peer.version = self.tick(true);
         }
@@ -256,7 +259,7 @@ mod tests {
         assert!(
             matches!(&own.since(sent_up_to).0[..], [News::Peer(peer)] if peer.draining && peer.seq == 2)
         );
-        own.publish_witness(Witness { knows_more: true, young: false });
+        own.publish_standing(Standing { knows_more: true, ..Standing::default() });
         assert!(matches!(&own.since(sent_up_to).0[..], [News::Peer(peer)] if peer.knows_more));
     }
 
@@ -283,7 +286,7 @@ mod tests {
         let before = *own.subscribe().borrow();
         own.publish_app(&shop(), copy(AppState::Ready, None, 0));
         own.publish_draining(false);
-        own.publish_witness(Witness::default());
+        own.publish_standing(Standing::default());
         assert_eq!(*own.subscribe().borrow(), before);
     }
 

@@ -31,7 +31,7 @@ use warmhop_core::session::message::Message;
 use warmhop_core::view::{News, PeerNews};
 
 /// A peer of another version gets an error that says so, and no link.
-pub(crate) const PROTOCOL_VERSION: u16 = 8;
+pub(crate) const PROTOCOL_VERSION: u16 = 9;
 
 /// The first byte of a unidirectional stream: the hello, then news for as long as the link lives.
 pub(crate) const KIND_CONTROL: u8 = 1;
@@ -435,6 +435,7 @@ mod tests {
             draining: true,
             knows_more: true,
             young: false,
+            full: false,
         }
     }
 
@@ -624,8 +625,8 @@ mod tests {
         let (p, cfg) = (position(), cfg());
         let census = Census { others: vec![inc(1)], pair: true, ..Census::default() };
         golden(
-            &frame(Message::Locate { census: Some(7), nonce: 9 }),
-            &format!("{FRAME} 06 01 07 09"),
+            &frame(Message::Locate { census: Some(7), nonce: 9, bytes: 250 }),
+            &format!("{FRAME} 06 01 07 09 fa"),
         );
         golden(
             &frame(Message::Located {

@@ -30,7 +30,7 @@ use crate::http::fields::Via;
 use crate::http::tunnels::Tunnels;
 use crate::identity::CookieAuthenticator;
 use crate::links::net::Net;
-use crate::links::news::Witness;
+use crate::links::news::Standing;
 use crate::observe::access::Accesses;
 use crate::observe::clock::Clock;
 use crate::observe::history::Keeper;
@@ -255,7 +255,8 @@ impl Node {
         let census =
             Census::of(view, now).with_unmet(unmet).with_age(age).with_silences(view, now, age);
         let knows_more = census.knows_more(view);
-        self.net.publish_witness(Witness { knows_more, young: census.is_young });
+        let full = self.store.has_hardly_any_room();
+        self.net.publish_standing(Standing { knows_more, young: census.is_young, full });
         self.store.count(census);
     }
 

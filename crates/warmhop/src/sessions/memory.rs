@@ -85,6 +85,11 @@ impl Memory {
         }
         is_full
     }
+
+    /// Whether it has become full, and little of that room is free again: this peer should get no more copies.
+    pub(crate) fn is_hardly_free(&self) -> bool {
+        self.is_full() || self.warned.load(Ordering::Relaxed)
+    }
 }
 
 /// Which peers had no room for a copy lately.

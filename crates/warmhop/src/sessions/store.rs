@@ -6,6 +6,7 @@
 
 mod asked;
 mod line;
+mod room;
 
 use std::collections::{BTreeSet, HashSet};
 use std::num::NonZeroUsize;
@@ -22,11 +23,12 @@ use warmhop_core::config::SessionPolicy;
 use warmhop_core::ids::{AppName, Incarnation, Now, Position, SessionId, SessionKey, WallTime};
 use warmhop_core::session::census::Census;
 use warmhop_core::session::entry::{Enter, Look};
-use warmhop_core::session::message::{Body, BodyRef, Config, Message, NackReason};
+use warmhop_core::session::message::{BodyRef, Config, Message, NackReason};
 use warmhop_core::session::{Ctx, Effect, Outcome, Process, Session, Submit, Ticket};
 
 use self::asked::FirstAsked;
 pub(crate) use self::line::{Begun, InLine, NoRoom};
+use self::room::{copy_asked_for, no_room};
 use crate::links::wire::SessionFrame;
 use crate::observe::clock::Clock;
 use crate::observe::failpoint;
@@ -54,10 +56,6 @@ const EFFECTS_KEPT_MAX: usize = 8;
 /// How long an empty session that a client's token names is kept as it is; after that its next
 /// request asks the other members whether they know more.
 const EMPTY_KEPT_FOR: Duration = Duration::from_secs(60);
-
-/// The most bytes that remain of a session that is over: those of the unkeyed requests that it
-/// remembers.
-const OVER_BYTES_MAX: usize = 1024;
 
 /// Carries a frame to its addressee and to others, best effort.
 pub(crate) type SendFrame = Box<dyn Fn(&[Incarnation], SessionFrame) + Send + Sync>;
@@ -472,17 +470,6 @@ impl Store {
         gone
     }
 
-    /// Whether there is no room for a change that may grow a session: here, or at a majority of the
-    /// members that decide about it. `begins` is the configuration for a session that would begin.
-    pub(crate) fn lacks_room(&self, key: &SessionKey, begins: Option<&Config>) -> bool {
-        if self.memory.is_full() {
-            return true;
-        }
-        let outvoted = |config: &Config| self.full.outvote(config, self.clock.now());
-        let held = self.read(key, |it| it.config().map(outvoted)).flatten();
-        held.unwrap_or_else(|| begins.is_some_and(outvoted))
-    }
-
     /// A frame from another peer.
     pub(crate) fn on_frame(&self, from: Incarnation, frame: SessionFrame) {
         let SessionFrame { key, to, message } = frame;
@@ -492,12 +479,11 @@ impl Store {
             }
             return;
         }
-        if let Message::Accept { body: BodyRef::Full(body), .. } = &message
-            && !is_over(body)
-            && !self.memory.has_room(body.bytes(), 0)
+        if let Some(bytes) = copy_asked_for(&message)
+            && !self.memory.has_room(bytes, 0)
         {
             let held = self.read(&key, Session::bytes_held);
-            if !self.memory.has_room(body.bytes(), held.unwrap_or_default()) {
+            if !self.memory.has_room(bytes, held.unwrap_or_default()) {
                 self.metrics.copies_refused.inc();
                 (self.send)(&[], SessionFrame { key, to: from, message: no_room() });
                 return;
@@ -781,16 +767,6 @@ fn is_same_offer(one: &Message, other: &Message) -> bool {
         ) => p == at && Arc::ptr_eq(cfg, other_cfg) && Arc::ptr_eq(body, other),
         _ => false,
     }
-}
-
-/// Whether this is what remains of a session that is over, which is forgotten soon: there is always
-/// room for that. One without state that keeps its answers is not.
-fn is_over(body: &Body) -> bool {
-    body.state.is_none() && body.bytes() <= OVER_BYTES_MAX
-}
-
-fn no_room() -> Message {
-    Message::Nack { reason: NackReason::Full, promised: None, cfg: None, watermark: 0 }
 }
 
 fn keys_in(stripe: &Mutex<Stripe>, wanted: impl Fn(&Session) -> bool) -> Vec<SessionKey> {

@@ -10,10 +10,14 @@ use crate::session::message::{Config, MEMBERS_MAX, Members};
 use crate::session::repair::{by_rank, may_count_on};
 use crate::view::Liveness;
 
+/// How many members a session begins with, full ones included, if so many peers are there: what is answered
+/// is on two.
+const TWO_AT_LEAST: usize = 2;
+
 /// The first configuration of a session: this peer, which owns it; the executor of its first
 /// request, whose vote comes back with the response; and up to `copies` others by their rank for
 /// the session, so that any peer can find it without a token. Of the others, those that are alive
-/// and stay come first. If these are too few, silent peers that may be alive fill the places, as
+/// and stay come first. A full one is a member only if there would be no other than this peer. If these are too few, silent peers that may be alive fill the places, as
 /// far as the others are a majority without them: of two members, neither can commit without the
 /// other, while a silent third may be one that a cut link hides from this peer alone.
 #[must_use]
@@ -26,10 +30,16 @@ pub fn first_members(
     let mut who: Vec<Incarnation> = core::iter::once(here.me).chain(executor).collect();
     who.dedup();
     let copies = copies.clamp(1, MEMBERS_MAX);
-    let able = by_rank(sid, here.view, |belief| {
-        may_count_on(belief) && !who.contains(&belief.news.incarnation)
-    });
-    who.extend(able.into_iter().take(copies.saturating_sub(who.len())));
+    let able = |is_full: bool| {
+        by_rank(sid, here.view, |belief| {
+            may_count_on(belief)
+                && belief.news.full == is_full
+                && !who.contains(&belief.news.incarnation)
+        })
+    };
+    let (with_room, full) = (able(false), able(true));
+    who.extend(with_room.into_iter().take(copies.saturating_sub(who.len())));
+    who.extend(full.into_iter().take(TWO_AT_LEAST.min(copies).saturating_sub(who.len())));
     let silent = by_rank(sid, here.view, |belief| {
         belief.alive == Liveness::Suspect
             && !belief.news.draining
@@ -75,12 +85,17 @@ pub fn members_to_begin(
 #[must_use]
 pub fn members_by_key(sid: SessionId, copies: usize, me: &PeerId, here: &Here<'_>) -> Config {
     let pair = here.view.is_pair();
-    let able = here.view.live_peers().filter(|(_, belief)| may_count_on(belief));
-    let able = able.map(|(peer, _)| peer).chain((!here.draining).then_some(me));
+    let able = |is_full: bool| {
+        let able = here.view.live_peers().filter(move |(_, it)| may_count_on(it));
+        able.filter(move |(_, it)| it.news.full == is_full).map(|(peer, _)| peer)
+    };
+    let with_room: Vec<&PeerId> = able(false).chain((!here.draining).then_some(me)).collect();
+    let full_max = TWO_AT_LEAST.saturating_sub(with_room.len());
+    let full = rank::session_ranks(&sid, able(true));
     let others = here.view.peers().filter(|(_, belief)| {
         !pair && !belief.left && !belief.news.draining && !may_count_on(belief)
     });
-    let ranked = rank::session_ranks(&sid, able);
+    let with_room = rank::session_ranks(&sid, with_room);
     let others = rank::session_ranks(&sid, others.map(|(peer, _)| peer));
     let incarnation = |peer: &PeerId| {
         if peer == me {
@@ -88,8 +103,9 @@ pub fn members_by_key(sid: SessionId, copies: usize, me: &PeerId, here: &Here<'_
         }
         here.view.peer(peer).map(|belief| belief.news.incarnation)
     };
-    let who: Vec<Incarnation> = ranked
+    let who: Vec<Incarnation> = with_room
         .iter()
+        .chain(full.iter().take(full_max))
         .chain(&others)
         .filter_map(incarnation)
         .take(copies.clamp(1, MEMBERS_MAX))

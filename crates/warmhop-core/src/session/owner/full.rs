@@ -9,6 +9,8 @@ use crate::session::Ctx;
 
 /// The longest time between two offers: soon enough for a member that has room again.
 pub(super) const OFFERED_WITHIN: Duration = Duration::from_secs(8);
+/// For how long a peer that left the members after it had refused does not become one again.
+const REFUSED_FOR: Duration = Duration::from_secs(60);
 /// The most doublings from the first wait, that of a resend, to [`OFFERED_WITHIN`].
 const DOUBLINGS_MAX: u32 = 12;
 
@@ -21,6 +23,16 @@ struct Refusal {
     by: Incarnation,
     times: u32,
     again: Now,
+}
+
+/// A peer that had no room for a copy.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::session) struct Refused {
+    pub(in crate::session) by: Incarnation,
+    /// How many offers it refused.
+    pub(in crate::session) times: u32,
+    /// From when on it may become a member again, if it is none.
+    pub(in crate::session) until: Now,
 }
 
 impl Full {
@@ -51,9 +63,36 @@ impl Full {
         self.0.iter_mut().for_each(|it| it.again = now);
     }
 
-    /// Only members of which this is true can refuse again.
-    pub(super) fn retain(&mut self, keeps: impl Fn(Incarnation) -> bool) {
-        self.0.retain(|it| keeps(it.by));
+    /// Who refused.
+    pub(super) fn refusals(&self) -> impl Iterator<Item = Refused> {
+        self.0.iter().map(|it| Refused {
+            by: it.by,
+            times: it.times,
+            until: it.again.after(REFUSED_FOR),
+        })
+    }
+
+    /// `peer` has made room.
+    pub(super) fn accepted(&mut self, peer: Incarnation) {
+        self.retain(|it| it.by != peer);
+    }
+
+    /// Only `members` can refuse again. One that was a member when it refused is not made a member again for
+    /// a while. Returns whether such a while is over for anybody.
+    pub(super) fn forget_others(&mut self, members: &[Incarnation], now: Now) -> bool {
+        let before = self.0.len();
+        self.retain(|it| members.contains(&it.by) || it.again.after(REFUSED_FOR) > now);
+        self.0.len() < before
+    }
+
+    /// When such a while is over.
+    pub(super) fn wakes(&self, members: &[Incarnation]) -> Option<Now> {
+        let others = self.0.iter().filter(|it| !members.contains(&it.by));
+        others.map(|it| it.again.after(REFUSED_FOR)).min()
+    }
+
+    fn retain(&mut self, keeps: impl Fn(&Refusal) -> bool) {
+        self.0.retain(keeps);
         if self.0.is_empty() {
             self.0 = Vec::new();
         }

@@ -4,6 +4,8 @@ use alloc::sync::Arc;
 
 use arrayvec::ArrayVec;
 
+use super::Owner;
+use super::full::Refused;
 use crate::ids::Position;
 use crate::session::message::{Body, Record};
 use crate::session::{Role, Session};
@@ -37,5 +39,17 @@ impl Session {
             }
         }
         bodies.into_iter().map(|body| body.bytes()).sum()
+    }
+
+    /// The peers that had no room for the newest record, which this peer owns, and do not hold it.
+    pub(in crate::session) fn refusals(&self) -> impl Iterator<Item = Refused> {
+        let owner = match &self.role {
+            Role::Owner(owner) => Some(owner),
+            Role::None | Role::Preparing(_) => None,
+        };
+        let lacks = |owner: &Owner, peer| !owner.cfg.now.contains(peer) || !owner.is_held_by(peer);
+        owner
+            .into_iter()
+            .flat_map(move |owner| owner.work.full.refusals().filter(move |it| lacks(owner, it.by)))
     }
 }

@@ -109,9 +109,6 @@ impl Session {
         if owner.chosen.is_none() && record.cfg.now.who.len() < ctx.policy.copies.min(3) {
             out.push(Effect::FewCopies);
         }
-        if owner.work.full != Full::NONE {
-            owner.work.full.retain(|peer| record.cfg.now.contains(peer));
-        }
         let is_member = record.cfg.contains(ctx.me);
         owner.chosen = Some(record);
         if !is_member {
@@ -134,7 +131,18 @@ impl Session {
             let ticket = self.line.flights.remove(at).ticket();
             out.push(Effect::Release { ticket, hint: owner.hint() });
         }
+        self.forget_refusals(ctx, out);
         self.give_in(ctx, out);
+    }
+
+    /// Peers that refused a copy, and are no members any more, may become members again after a while.
+    fn forget_refusals(&mut self, ctx: &Ctx<'_>, out: &mut Effects) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        if owner.work.full != Full::NONE
+            && owner.work.full.forget_others(&owner.cfg.now.who, ctx.now)
+        {
+            out.push(Effect::FewCopies);
+        }
     }
 
     /// Too many of the members are gone for good, as far as this owner knows them: another peer may
@@ -223,6 +231,7 @@ impl Session {
         self.ask_again(ctx, out);
         self.propose_again(ctx, out);
         self.fail_the_late(ctx, &waits, out);
+        self.forget_refusals(ctx, out);
         self.end_if_over(ctx, out);
     }
 
@@ -356,7 +365,8 @@ impl Session {
         let queue = self.line.queue.front().map(|waiting| waiting.since.after(TURN_WITHIN));
         let dismissed = owner.work.dismissed.as_ref().map(|dismissed| dismissed.resend.at);
         let listening = owner.work.listening;
-        let wakes = [proposal, laggards, asking, yielding, queue, dismissed, listening];
+        let refused = owner.work.full.wakes(&owner.cfg.now.who);
+        let wakes = [proposal, laggards, asking, yielding, queue, dismissed, listening, refused];
         wakes.into_iter().flatten().min()
     }
 }

@@ -1,11 +1,13 @@
-//! What a peer that leaves waits for: until other peers need none of its copies, as far as they can get on
+//! Who succeeds a peer that leaves, and what it waits for: until other peers need none of its copies, as far as they can get on
 //! without it at all.
 
 use alloc::collections::BTreeSet;
 use core::time::Duration;
 
-use crate::ids::{Incarnation, Now};
-use crate::view::{Liveness, PeerBelief, View};
+use super::may_count_on;
+use crate::ids::{AppName, Incarnation, Now, PeerId, SessionId};
+use crate::rank;
+use crate::view::{AppState, Liveness, PeerBelief, View};
 
 /// How long a peer may have been silent for one that leaves to wait for it.
 const SILENT_FOR_A_WHILE: Duration = Duration::from_secs(60);
@@ -20,6 +22,24 @@ pub fn silent_for_a_while(view: &View, now: Now) -> BTreeSet<Incarnation> {
     };
     let all = view.live_peers().filter(|(_, belief)| silent(belief));
     all.map(|(_, belief)| belief.news.incarnation).collect()
+}
+
+/// The next owner of the session after this peer, which leaves: preferably one where its app is
+/// ready, then by rank; one that is full only if all are. `None` if no peer is left that could be.
+#[must_use]
+pub fn heir(sid: SessionId, app: &AppName, view: &View) -> Option<Incarnation> {
+    let able = || view.live_peers().filter(|(_, belief)| may_count_on(belief));
+    // A peer without room would have to hold more than it may.
+    let all_are_full = able().all(|(_, belief)| belief.news.full);
+    let able = able().filter(|(_, belief)| all_are_full || !belief.news.full);
+    let ranked = rank::session_ranks(&sid, able.map(|(peer, _)| peer));
+    let is_ready = |peer: &&PeerId| {
+        view.peer(peer)
+            .and_then(|belief| belief.apps.get(app))
+            .is_some_and(|it| it.news.state == AppState::Ready)
+    };
+    let best = ranked.iter().find(is_ready).or_else(|| ranked.first())?;
+    view.peer(best).map(|belief| belief.news.incarnation)
 }
 
 /// Whether a session with these members needs the copy of `me` although one of `able`, from
@@ -46,7 +66,7 @@ mod tests {
     use super::super::{Around, Held, Mend, Scope, Watch, countable};
     use super::*;
     use crate::config::SessionPolicy;
-    use crate::ids::{Ballot, PeerId, SessionId};
+    use crate::ids::Ballot;
 
     #[test]
     fn a_peer_that_leaves_takes_over_what_no_other_member_does_and_repairs_nothing_that_it_owns() {

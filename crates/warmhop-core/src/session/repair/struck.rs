@@ -43,7 +43,9 @@ impl Watch {
     ) -> Option<Mend> {
         let Around { me, now, alive, .. } = *around;
         let members = &held.members;
-        let is_gone = |peer: Incarnation| is_dead(peer) || held.silenced.contains(&peer);
+        let is_gone = |peer: Incarnation| {
+            is_dead(peer) || held.silenced.contains(&peer) || held.without_room.contains(&peer)
+        };
         let votes = |peer: Incarnation| !is_gone(peer) && hears(around, peer);
         let has_majority = |set: &[Incarnation], voteless: &[Incarnation]| {
             let counts = |peer: &Incarnation| votes(*peer) && !voteless.contains(peer);
@@ -88,6 +90,7 @@ pub(super) fn hears(around: &Around<'_>, peer: Incarnation) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use alloc::collections::BTreeSet;
     use alloc::vec::Vec;
 
     use super::super::tests::{met, met_leaving, owned, peer};
@@ -102,7 +105,7 @@ mod tests {
         let alive = countable(view, peer(1));
         let policy = SessionPolicy::default();
         let mut watch = Watch::default();
-        watch.begin(&alive, 0);
+        watch.begin(&alive, BTreeSet::new(), 0);
         let look = |at: &u64| {
             let now = Now(at * 1000);
             let around =

@@ -21,6 +21,7 @@ use crate::session::census::{Census, Roll, Verdict};
 use crate::session::message::{AcceptedInfo, Birth, Config, Members, Message, NackReason, Part};
 use crate::session::mutant::{self, Mutant};
 use crate::session::owner::Owner;
+use crate::session::reach::waits_for_the_silent;
 use crate::session::{Ctx, DEAD, Effect, Effects, FENCED, Failure, Role, Session, Shut};
 
 impl Session {
@@ -340,7 +341,7 @@ impl Takeover {
                 census: census.unwrap_or_default(),
                 nonce: self.nonce,
             },
-            None => Message::Locate { census, nonce: self.nonce },
+            None => Message::Locate { census, nonce: self.nonce, bytes: 0 },
         }
     }
 
@@ -388,5 +389,6 @@ impl Takeover {
 pub(in crate::session) fn call(ctx: &Ctx<'_>, peers: &[Incarnation]) -> Roll {
     let mut roll = Roll::new(ctx.me, &ctx.process.census);
     roll.add(peers.iter().copied());
+    roll.waits_for_the_other(waits_for_the_silent(ctx));
     roll
 }

@@ -1,0 +1,74 @@
+//! One peer has no room for copies, and the others have: each session is where there is room, and what the
+//! peers promise of it holds beside the full one as in a mesh without it.
+
+use warmhop_core::session::Session;
+
+use crate::departures::{Lists, REGISTERS, depart, look, look_at_registers, sessions};
+use crate::one_link::healthy;
+use crate::run::{Report, report};
+use crate::world::Room;
+
+/// The peer without room, and the one where everything is begun.
+const FULL: usize = 0;
+const BEGUN_AT: usize = 1;
+/// How long the mesh has after each event to give everything its place.
+const SETTLES_WITHIN_MS: u64 = 20_000;
+
+/// A peer that refused copies and did not call itself full is asked again after such a while.
+const ASKED_AGAIN_WITHIN_MS: u64 = 70_000;
+
+/// What happens to the peers with room, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Each is restarted in good order.
+    Restarts,
+    /// Each crashes, and is replaced by an empty process.
+    Crashes,
+}
+
+/// Whether the full peer calls itself full. If not, the others learn it as it refuses copies: a peer that has
+/// room for small ones does not call itself full.
+pub(crate) fn is_known(seed: u64) -> bool {
+    seed.is_multiple_of(2)
+}
+
+/// `room`: how many copies the full peer may hold.
+pub(crate) fn run(seed: u64, listening: bool, peers: usize, room: usize, fault: Fault) -> Report {
+    let world = healthy(seed, listening, peers, 3);
+    world.room.borrow_mut().insert(FULL, Room { copies: room, is_known: is_known(seed) });
+    world.run_until(world.now() + 1_000);
+    let (clients, lists) = (sessions(&world, BEGUN_AT), Lists::default());
+    look_at_registers(&world, BEGUN_AT, &lists);
+    world.run_until(world.now() + SETTLES_WITHIN_MS);
+    for gone in (1..peers).rev() {
+        match fault {
+            Fault::Restarts => depart(&world, gone, 200),
+            Fault::Crashes => {
+                crate::faults::end(&world, gone);
+                crate::faults::restart_after(&world, gone, 500);
+            }
+        }
+        world.run_until(world.now() + SETTLES_WITHIN_MS);
+        let at = if gone == BEGUN_AT { peers - 1 } else { BEGUN_AT };
+        look(&world, at, &clients);
+        look_at_registers(&world, at, &lists);
+        world.run_until(world.now() + SETTLES_WITHIN_MS);
+    }
+    // There is room again: the peer takes its share of the copies, so that of three all hold everything.
+    world.room.borrow_mut().remove(&FULL);
+    let asked_again_after = if is_known(seed) { 0 } else { ASKED_AGAIN_WITHIN_MS };
+    world.run_until(world.now() + SETTLES_WITHIN_MS + asked_again_after);
+    if peers == 3 {
+        let holds = |sid| {
+            let full = world.peer(FULL);
+            full.is_some_and(|it| it.look(sid, Session::holds_copy) == Some(true))
+        };
+        let sids = clients.iter().filter_map(|(client, _)| client.sid());
+        for sid in sids.chain((0..REGISTERS).map(crate::registers::sid_of)) {
+            if !holds(sid) {
+                world.violated(Some(sid), "no copy came to where there is room".into());
+            }
+        }
+    }
+    report(&world)
+}

@@ -1,0 +1,47 @@
+//! Whether there is room for what sessions would grow by, here and at the other members.
+
+use warmhop_core::ids::SessionKey;
+use warmhop_core::session::message::{Body, BodyRef, Config, Message, NackReason};
+
+use super::Store;
+
+/// The most bytes that remain of a session that is over: those of the unkeyed requests that it
+/// remembers.
+const OVER_BYTES_MAX: usize = 1024;
+
+impl Store {
+    /// Whether this peer is full, and should get no more copies.
+    pub(crate) fn has_hardly_any_room(&self) -> bool {
+        self.memory.is_hardly_free()
+    }
+
+    /// Whether there is no room for a change that may grow a session: here, or at a majority of the
+    /// members that decide about it. `begins` is the configuration for a session that would begin.
+    pub(crate) fn lacks_room(&self, key: &SessionKey, begins: Option<&Config>) -> bool {
+        if self.memory.is_full() {
+            return true;
+        }
+        let outvoted = |config: &Config| self.full.outvote(config, self.clock.now());
+        let held = self.read(key, |it| it.config().map(outvoted)).flatten();
+        held.unwrap_or_else(|| begins.is_some_and(outvoted))
+    }
+}
+
+/// The size of the copy that `message` asks this peer to hold, in bytes.
+pub(super) fn copy_asked_for(message: &Message) -> Option<usize> {
+    match message {
+        Message::Accept { body: BodyRef::Full(body), .. } if !is_over(body) => Some(body.bytes()),
+        Message::Locate { bytes, .. } if *bytes > 0 => usize::try_from(*bytes).ok(),
+        _ => None,
+    }
+}
+
+/// Whether this is what remains of a session that is over, which is forgotten soon: there is always
+/// room for that. One without state that keeps its answers is not.
+fn is_over(body: &Body) -> bool {
+    body.state.is_none() && body.bytes() <= OVER_BYTES_MAX
+}
+
+pub(super) fn no_room() -> Message {
+    Message::Nack { reason: NackReason::Full, promised: None, cfg: None, watermark: 0 }
+}
