@@ -82,6 +82,9 @@ pub struct Census {
     /// others: each knows by itself who left.
     #[serde(skip)]
     pub cut_short: Vec<Incarnation>,
+    /// Those that are full, by their own word. This is not sent to others.
+    #[serde(skip)]
+    pub full: Vec<Incarnation>,
     /// There have been no more than two peers for as long as this one and the other remember.
     pub pair: bool,
     /// This peer's process began less than [`REBORN_FOR`] ago, or has not been given since what was
@@ -118,6 +121,9 @@ impl Census {
             }
             if belief.news.young {
                 census.young.push(peer);
+            }
+            if belief.news.full {
+                census.full.push(peer);
             }
             if belief.alive == Liveness::Alive {
                 census.is_behind |= belief.was_silent_within(now, TOLD_WITHIN);

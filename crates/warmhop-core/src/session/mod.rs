@@ -383,7 +383,7 @@ impl Session {
                 self.note_gone(from, DEAD);
                 self.on_gone(from);
             }
-            NackReason::Full => self.on_full(ctx, from),
+            NackReason::Full => self.on_full(ctx, from, out),
             NackReason::Fenced(into) => {
                 self.heard.went_on = Some((into, from));
                 self.note_gone(from, FENCED);
@@ -663,6 +663,14 @@ impl Session {
             self.step_down(ctx, by, out);
         }
         self.copy.accepted.clone()
+    }
+
+    /// As [`Session::take_over`], for its owner: asks the members again whether they have promised another peer
+    /// anything, since it cannot go on with them as they are.
+    pub fn take_over_again(&mut self, ctx: &mut Ctx<'_>, peers: &[Incarnation], out: &mut Effects) {
+        let Some(by) = self.ballot().filter(|_| self.line.flights.is_empty()) else { return };
+        self.step_down(ctx, by, out);
+        self.take_over(ctx, None, by.round, peers, out);
     }
 
     /// Asks `peers` what they know of the session; each answer becomes an [`Effect::Located`].

@@ -626,16 +626,6 @@ impl Session {
         }
     }
 
-    /// `from`, a member, had no room for the copy that it was offered.
-    pub(super) fn on_full(&mut self, ctx: &Ctx<'_>, from: Incarnation) {
-        let was_asked = self.asked_refused(from);
-        if let Role::Owner(owner) = &mut self.role
-            && (was_asked || owner.cfg.contains(from))
-        {
-            owner.work.full.refused(ctx, from);
-        }
-    }
-
     pub(super) fn on_need_full(&mut self, from: Incarnation, p: Position, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
         if let Some(proposal) = owner.work.proposal.as_mut().filter(|it| it.record.p == p) {

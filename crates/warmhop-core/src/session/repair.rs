@@ -69,6 +69,9 @@ pub enum Mend {
     LeaveOut([Incarnation; 2]),
     /// Take it over.
     Succeed,
+    /// Take it over from itself, with [`Session::take_over_again`]: too few of the members have room for its
+    /// record, and the others will not be back.
+    TakeOverAgain,
     /// All members are there, but one lacks the newest record: send it again, with
     /// [`Session::remind`].
     Remind,
@@ -432,7 +435,8 @@ impl Watch {
         // A member without room may have some later.
         let rests = if held.without_room.is_empty() { rests } else { Mend::Remind };
         if !may_change_members(held, around, &is_dead) {
-            return rests;
+            let is_stuck = room::leaves_this_peer_alone(held, around, &is_dead);
+            return if is_stuck { Mend::TakeOverAgain } else { rests };
         }
         let is_refused = |peer: &Incarnation| {
             held.refused.iter().any(|(by, until)| by == peer && *until > around.now)

@@ -14,6 +14,8 @@ const BEGUN_AT: usize = 1;
 /// How long the mesh has after each event to give everything its place.
 const SETTLES_WITHIN_MS: u64 = 20_000;
 
+/// How soon a member without room is replaced.
+const MISSED_WITHIN_MS: u64 = 2_500;
 /// A peer that refused copies and did not call itself full is asked again after such a while.
 const ASKED_AGAIN_WITHIN_MS: u64 = 70_000;
 
@@ -24,6 +26,8 @@ pub(crate) enum Fault {
     Restarts,
     /// Each crashes, and is replaced by an empty process.
     Crashes,
+    /// The same, and the peer becomes full only as the first of them crashes.
+    CrashesAtOnce,
 }
 
 /// Whether the full peer calls itself full. If not, the others learn it as it refuses copies: a peer that has
@@ -35,15 +39,28 @@ pub(crate) fn is_known(seed: u64) -> bool {
 /// `room`: how many copies the full peer may hold.
 pub(crate) fn run(seed: u64, listening: bool, peers: usize, room: usize, fault: Fault) -> Report {
     let world = healthy(seed, listening, peers, 3);
-    world.room.borrow_mut().insert(FULL, Room { copies: room, is_known: is_known(seed) });
-    world.run_until(world.now() + 1_000);
+    let fills = || {
+        world.room.borrow_mut().insert(FULL, Room { copies: room, is_known: is_known(seed) });
+    };
+    if fault != Fault::CrashesAtOnce {
+        fills();
+        world.run_until(world.now() + 1_000);
+    }
     let (clients, lists) = (sessions(&world, BEGUN_AT), Lists::default());
     look_at_registers(&world, BEGUN_AT, &lists);
     world.run_until(world.now() + SETTLES_WITHIN_MS);
+    if fault == Fault::CrashesAtOnce {
+        // From here on the full peer keeps the records that it has, and takes no larger ones.
+        fills();
+        look(&world, BEGUN_AT, &clients);
+        look_at_registers(&world, BEGUN_AT, &lists);
+        // Of more than three the owner may be no member, and needs a moment to become one.
+        world.run_until(world.now() + if peers > 3 { MISSED_WITHIN_MS } else { 0 });
+    }
     for gone in (1..peers).rev() {
         match fault {
             Fault::Restarts => depart(&world, gone, 200),
-            Fault::Crashes => {
+            Fault::Crashes | Fault::CrashesAtOnce => {
                 crate::faults::end(&world, gone);
                 crate::faults::restart_after(&world, gone, 500);
             }

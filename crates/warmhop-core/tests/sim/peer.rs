@@ -527,6 +527,13 @@ impl Peer {
                 self.world.count("left out");
                 self.with(sid, false, |machine, ctx, out| machine.leave_out(ctx, &gone, out));
             }
+            Mend::TakeOverAgain => {
+                self.world.count("taken over again");
+                let peers = self.whom_to_ask(sid);
+                self.with(sid, false, |machine, ctx, out| {
+                    machine.take_over_again(ctx, &peers, out);
+                });
+            }
             Mend::Succeed => {
                 self.world.count("successions");
                 let peers = self.whom_to_ask(sid);

@@ -227,7 +227,10 @@ impl Peer {
             Message::Locate { bytes, .. } => *bytes as usize,
             _ => 0,
         };
-        if bytes > 0 && !self.has_room() && self.look(sid, Session::holds_copy) != Some(true) {
+        if bytes > 0
+            && !self.has_room()
+            && self.look(sid, Session::bytes_held).unwrap_or_default() < bytes
+        {
             self.world.count("copies refused");
             let reason = NackReason::Full;
             let refusal = Message::Nack { reason, promised: None, cfg: None, watermark: 0 };

@@ -181,6 +181,12 @@ impl Repair {
             Mend::LeaveOut(gone) => {
                 node.store.with(key, false, |machine, ctx, out| machine.leave_out(ctx, &gone, out));
             }
+            Mend::TakeOverAgain => {
+                let peers = node.whom_to_ask(key);
+                node.store.with(key, false, |machine, ctx, out| {
+                    machine.take_over_again(ctx, &peers, out);
+                });
+            }
             Mend::Succeed => {
                 let peers = node.whom_to_ask(key);
                 node.store.with(key, false, |machine, ctx, out| {

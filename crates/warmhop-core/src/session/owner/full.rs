@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::ids::{Incarnation, Now};
-use crate::session::Ctx;
+use crate::session::{Ctx, Effect, Effects, Role, Session};
 
 /// The longest time between two offers: soon enough for a member that has room again.
 pub(super) const OFFERED_WITHIN: Duration = Duration::from_secs(8);
@@ -95,6 +95,27 @@ impl Full {
         self.0.retain(keeps);
         if self.0.is_empty() {
             self.0 = Vec::new();
+        }
+    }
+}
+
+impl Session {
+    /// `from`, a member, had no room for the copy that it was offered.
+    pub(in crate::session) fn on_full(
+        &mut self,
+        ctx: &Ctx<'_>,
+        from: Incarnation,
+        out: &mut Effects,
+    ) {
+        let was_asked = self.asked_refused(from);
+        if let Role::Owner(owner) = &mut self.role
+            && (was_asked || owner.cfg.contains(from))
+        {
+            owner.work.full.refused(ctx, from);
+            if ctx.process.census.full.contains(&from) {
+                // Others should hold the record in its place as soon as it is chosen.
+                out.push(Effect::Lagging);
+            }
         }
     }
 }

@@ -6,9 +6,11 @@
 use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 
+use super::struck::hears;
+use super::{Around, Held};
 use crate::ids::{Incarnation, Now};
 use crate::session::Session;
-use crate::session::message::MEMBERS_MAX;
+use crate::session::message::{Config, MEMBERS_MAX};
 use crate::session::owner::Refused;
 use crate::view::View;
 
@@ -28,12 +30,13 @@ pub(super) fn lacks(view: &View, peer: Incarnation) -> bool {
     view.by_incarnation(&peer).is_some_and(|belief| belief.news.full)
 }
 
-/// The members of a session that this peer owns which have no room for its newest record, and do not hold
-/// it.
+/// The members of a session that this peer owns, before and after a change that is under way, which have no
+/// room for its newest record, and do not hold it.
 pub(super) fn without(machine: &Session, view: &View) -> Vec<Incarnation> {
+    let members = machine.config().map(Config::everyone).unwrap_or_default();
     let counts = |it: &Refused| {
         let is_sure = it.times >= REFUSED_TIMES || lacks(view, it.by);
-        is_sure && machine.members().contains(&it.by)
+        is_sure && members.contains(&it.by)
     };
     machine.refusals().filter(counts).map(|it| it.by).collect()
 }
@@ -42,6 +45,25 @@ pub(super) fn without(machine: &Session, view: &View) -> Vec<Incarnation> {
 pub(super) fn refused(machine: &Session) -> Vec<(Incarnation, Now)> {
     let others = machine.refusals().filter(|it| !machine.members().contains(&it.by));
     others.map(|it| (it.by, it.until)).collect()
+}
+
+/// Whether its owner is the only member with room for the session's record, and no majority can do without
+/// the owner, since others are gone for good: see `Session::has_room_alone`. The members that are left have to
+/// be heard.
+pub(super) fn leaves_this_peer_alone(
+    held: &Held,
+    around: &Around<'_>,
+    is_dead: impl Fn(Incarnation) -> bool,
+) -> bool {
+    let needs_this_peer = |set: &[Incarnation]| {
+        let others = || set.iter().filter(|peer| **peer != around.me && !is_dead(**peer));
+        set.contains(&around.me)
+            && 2 * others().count() <= set.len()
+            && others().all(|peer| hears(around, *peer) && held.without_room.contains(peer))
+    };
+    !held.without_room.is_empty()
+        && needs_this_peer(&held.members)
+        && (held.before.is_empty() || needs_this_peer(&held.before))
 }
 
 /// Whether a session of which this peer knows a record needs repair: for its owner, if too few

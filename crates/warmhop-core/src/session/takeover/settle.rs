@@ -94,6 +94,14 @@ impl Session {
         let Role::Preparing(takeover) = &self.role else { return };
         let b = takeover.b;
         self.heard.doubt = None;
+        if let Some(info) = &found
+            && self.has_room_alone(ctx, takeover, info)
+        {
+            let p = info.p;
+            self.role = Role::None;
+            self.begin_anew(ctx, p, out);
+            return;
+        }
         if let Some(AcceptedInfo { p, cfg, body: Some(body) }) = found {
             let record = Record { p, cfg, body };
             self.role = Role::Owner(Box::new(Owner::succeeding(b, &record)));
@@ -107,6 +115,29 @@ impl Session {
             self.role = Role::Owner(Box::new(Owner::of_nothing(b, cfg)));
             out.push(Effect::Owned { ballot: b });
         }
+    }
+
+    /// Whether no majority has room for the `found` record, and this peer may go on from its own copy alone.
+    ///
+    /// All members that are not gone for good have promised, so that no record above the found one was
+    /// chosen. And without this peer they are no majority, so that none will be: the session begins anew,
+    /// where there is room ([`Session::begin_anew`]).
+    fn has_room_alone(&self, ctx: &Ctx<'_>, takeover: &Takeover, found: &AcceptedInfo) -> bool {
+        let holds = |peer: Incarnation| {
+            let promised = takeover.promises.get(&peer);
+            let accepted = promised.and_then(|it| it.accepted.as_ref());
+            accepted.is_some_and(|info| info.p == found.p)
+        };
+        let is_left = |peer: Incarnation| self.heard.gone.get(&peer) != Some(&DEAD);
+        let has_room = |peer: Incarnation| holds(peer) || !ctx.process.census.full.contains(&peer);
+        let needs_this_peer = |set: &Members| {
+            set.contains(ctx.me)
+                && !set.majority(|peer| is_left(peer) && peer != ctx.me)
+                && set.who.iter().all(|peer| !is_left(*peer) || takeover.covered_by(*peer, set))
+        };
+        holds(ctx.me)
+            && found.cfg.sets().all(needs_this_peer)
+            && found.cfg.sets().any(|set| !set.majority(|peer| is_left(peer) && has_room(peer)))
     }
 
     /// What [`Mutant::NoReassert`] does instead of reasserting.
