@@ -11,11 +11,14 @@ use clap_complete::Shell;
 use http::Method;
 use serde_json::Value;
 use warmhop::ids::{PeerId, SessionKey};
-use warmhop_cli::client::{Admin, AdminUrl, AskError, encoded};
 use warmhop_cli::config::{self, Config};
+use warmhop_cli::host::{guard, log};
 use warmhop_cli::lb::{Affinity, Balancer};
+use warmhop_cli::operate::client::{Admin, AdminUrl, AskError, encoded};
+use warmhop_cli::operate::{show, watch};
 use warmhop_cli::run::Failure;
-use warmhop_cli::{cert, dev, guard, init, lb, log, operate, run, show, watch};
+use warmhop_cli::setup::{dev, init};
+use warmhop_cli::{cert, lb, operate, run};
 
 /// Run and operate the peers of a mesh, in which a peer where an app is ready answers for those where
 /// it has not started.

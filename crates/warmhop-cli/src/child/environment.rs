@@ -6,8 +6,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::ChildApp;
-use crate::launch::Inherit;
-use crate::notify;
+use crate::child::launch::Inherit;
+use crate::host::notify;
 
 /// The most bytes that a file of variables may have.
 const FILE_BYTES_MAX: u64 = 256 * 1024;

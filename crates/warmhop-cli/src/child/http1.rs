@@ -439,8 +439,8 @@ mod tests {
     use tower::Service;
 
     use super::*;
+    use crate::child::launch::Protocol;
     use crate::child::service::ChildService;
-    use crate::launch::Protocol;
 
     #[tokio::test]
     async fn a_request_that_changes_something_takes_no_connection_that_was_idle_for_a_moment() {

@@ -166,7 +166,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::launch::Protocol;
+    use crate::child::launch::Protocol;
 
     /// What comes of asking an app that answers so, and then closes.
     async fn asked(answer: &'static str) -> Answer {

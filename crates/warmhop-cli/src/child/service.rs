@@ -26,7 +26,7 @@ use super::http1::Http1Client;
 use super::interim;
 use super::plain::Asked;
 use super::request::{Gate, RequestBody, WHOLE_BYTES_MAX};
-use crate::launch::Protocol;
+use crate::child::launch::Protocol;
 
 /// How long a request body waits for the app's `100 Continue` (RFC 9110 section 10.1.1 forbids
 /// clients to wait for ever).

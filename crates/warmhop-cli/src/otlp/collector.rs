@@ -20,7 +20,7 @@ use rustls::ClientConfig;
 use tokio::time::{sleep, timeout};
 
 use super::Settings;
-use crate::https;
+use crate::host::https;
 
 /// How long a collector may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);

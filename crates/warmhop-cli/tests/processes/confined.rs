@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use nix::unistd::Uid;
 use warmhop_cli::child::ChildApp;
 use warmhop_cli::config::Inherit;
-use warmhop_cli::confine::Wanted;
+use warmhop_cli::host::confine::Wanted;
 
 use crate::role::{name, sh, wait_until};
 

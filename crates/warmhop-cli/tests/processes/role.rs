@@ -17,7 +17,7 @@ use warmhop::Body;
 use warmhop::ids::AppName;
 use warmhop_cli::child::{ChildApp, ChildService};
 use warmhop_cli::config::{Alive, Inherit, Protocol, Ready};
-use warmhop_cli::confine::Confine;
+use warmhop_cli::host::confine::Confine;
 
 /// The variable that names the role of a process.
 pub(crate) const ROLE: &str = "WARMHOP_TEST_ROLE";

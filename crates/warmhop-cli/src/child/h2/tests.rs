@@ -12,8 +12,8 @@ use tokio::time::sleep;
 use tower::Service;
 
 use super::*;
+use crate::child::launch::Protocol;
 use crate::child::service::ChildService;
-use crate::launch::Protocol;
 
 /// An app that takes so many requests at once on a connection, and refuses those beyond. Also returns
 /// how many connections it has had.

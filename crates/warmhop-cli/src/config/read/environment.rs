@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::{Field, Table};
 use crate::child::environment;
-use crate::launch::Inherit;
+use crate::child::launch::Inherit;
 
 /// The most variables that an app can be configured to inherit.
 const NAMES_MAX: usize = 1_000;

@@ -39,5 +39,5 @@ pub(super) fn read(root: &mut Table<'_>) -> Log {
 }
 
 fn level(text: &str) -> Result<String, String> {
-    crate::log::check_level(text).map(|()| text.to_owned())
+    crate::host::log::check_level(text).map(|()| text.to_owned())
 }

@@ -1,7 +1,7 @@
 //! `[[app]] user`, `group` and `limits`.
 
 use super::Table;
-use crate::confine::Wanted;
+use crate::host::confine::Wanted;
 
 /// The app's user and its limits.
 pub(super) fn read(table: &mut Table<'_>) -> Wanted {

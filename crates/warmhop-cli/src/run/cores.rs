@@ -22,7 +22,7 @@ use warmhop::Mesh;
 use warmhop::identity::FrontDoorTls;
 
 use crate::config::Config;
-use crate::memory;
+use crate::host::memory;
 
 /// Connections that the kernel keeps until they are accepted; it may keep fewer.
 const BACKLOG: i32 = 1024;

@@ -1,4 +1,4 @@
-//! An app as a child process: started behind a [`crate::guard`], probed over loopback until it is
+//! An app as a child process: started behind a [`crate::host::guard`], probed over loopback until it is
 //! ready, then served through a small pool of kept-alive connections.
 //!
 //! The child gets its port in `PORT` and has to listen on `127.0.0.1:PORT`. Its output goes to the
@@ -30,14 +30,15 @@ use warmhop::{Ended, Running, StartContext, StartError};
 
 use self::probe::Probe;
 pub use self::service::ChildService;
-use crate::confine::Confine;
-use crate::guard;
-use crate::launch::{Alive, Inherit, Protocol, Ready};
+use crate::child::launch::{Alive, Inherit, Protocol, Ready};
+use crate::host::confine::Confine;
+use crate::host::guard;
 
 pub mod environment;
 mod h2;
 mod http1;
 mod interim;
+pub mod launch;
 mod lent;
 mod listens;
 mod plain;

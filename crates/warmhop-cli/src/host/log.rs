@@ -9,8 +9,8 @@ use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry};
 
-use crate::journal::Journal;
-use crate::stderr::Stderr;
+use crate::host::journal::Journal;
+use crate::host::stderr::Stderr;
 
 /// The form of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::https;
+use crate::host::https;
 
 /// How users name the file of authorities.
 const NAMED_BY: &str = "--ca-file FILE or WARMHOP_ADMIN_CA_FILE";

@@ -1,5 +1,11 @@
 //! `warmhop run`: one peer in the foreground, from its configuration to its exit status.
 
+pub mod access_log;
+pub mod admin;
+pub mod cores;
+mod preflight;
+pub mod reload;
+
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -18,19 +24,20 @@ use warmhop::identity::{FrontDoorTls, Identity};
 use warmhop::ids::AppName;
 use warmhop::{Builder, Mesh};
 
-use crate::access_log::{AccessLog, Writing};
 use crate::config::Config;
-use crate::cores::{self, Door};
-use crate::journal::Journal;
+use crate::host::journal::Journal;
+use crate::host::stderr::Stderr;
+use crate::host::{log, memory, notify, process};
 #[cfg(feature = "otlp")]
 use crate::otlp;
-use crate::preflight::{Credentials, identity_failure, load, read};
-use crate::reload::{Given, Reloader, app_of};
-use crate::stderr::Stderr;
-use crate::{admin, log, memory, notify, process, redis};
+use crate::redis;
+use crate::run::access_log::{AccessLog, Writing};
+use crate::run::cores::Door;
+use crate::run::preflight::{Credentials, identity_failure, load, read};
+use crate::run::reload::{Given, Reloader, app_of};
 
 pub use crate::failure::Failure;
-pub use crate::preflight::{certificates_that_end, check, checked, refused_here};
+pub use crate::run::preflight::{certificates_that_end, check, checked, refused_here};
 
 /// Runs the peer that `file` describes until a signal ends it; the exit status is 0 after a drain,
 /// and 128 plus the signal's number if a second signal cut it short.
@@ -60,7 +67,7 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
     let credentials = load(&config)?;
     #[cfg(target_os = "linux")]
     if config.apps.iter().any(|app| app.wanted.cgroup)
-        && let Err(what) = crate::cgroup::prepare()
+        && let Err(what) = crate::host::cgroup::prepare()
     {
         warn!("apps with limits.cgroup cannot start: {what}");
     }

@@ -21,9 +21,10 @@ use warmhop::Mesh;
 use warmhop::admin::{Admin, Token, problem};
 
 use crate::child::usage;
-use crate::journal::{Journal, Line, Wanted};
-use crate::reload::Reloader;
-use crate::{process, redis};
+use crate::host::journal::{Journal, Line, Wanted};
+use crate::host::process;
+use crate::redis;
+use crate::run::reload::Reloader;
 
 /// How many may follow the log at once.
 const FOLLOWERS_MAX: usize = 32;

@@ -32,7 +32,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::confine::Confine;
+use crate::host::confine::Confine;
 
 /// The hidden first argument.
 const ARGUMENT: &str = "__guard";

@@ -19,11 +19,12 @@ use warmhop::{AppChanges, AppSpec, Mesh};
 
 use crate::child::ChildApp;
 use crate::config::{App, Config};
-use crate::confine::Confine;
 use crate::failure::Failure;
-use crate::log::Level;
-use crate::preflight::checked;
-use crate::{guard, redis};
+use crate::host::confine::Confine;
+use crate::host::guard;
+use crate::host::log::Level;
+use crate::redis;
+use crate::run::preflight::checked;
 
 /// What a peer's apps get from the peer.
 #[derive(Debug, Clone)]

@@ -15,8 +15,10 @@ use super::fit::{Shrinks, cut};
 use super::grid::{Grid, Text, style};
 use super::{Watch, ago, answer, decided, elsewhere_with_eta, peer_rows, progress, since, words};
 
-use crate::columns::{Columns, Meaning};
-use crate::show::{self, NOT_HERE, app_names, app_state, clean, peer_state, printed, span};
+use crate::operate::columns::{Columns, Meaning};
+use crate::operate::show::{
+    self, NOT_HERE, app_names, app_state, clean, peer_state, printed, span,
+};
 
 /// How many of the newest requests are always shown, however many apps and peers there are.
 const RECENT_LEAST: usize = 4;

@@ -12,9 +12,9 @@ use warmhop::status::{
 };
 
 use crate::cert::ends_soon;
-pub use crate::clean::{clean, printed};
+pub use crate::operate::clean::{clean, printed};
 
-use crate::columns::{COLD_AFTER_A_FAILURE, Columns};
+use crate::operate::columns::{COLD_AFTER_A_FAILURE, Columns};
 
 /// How many peers are named in one cell.
 const NAMES_MAX: usize = 6;

@@ -30,10 +30,10 @@ use warmhop::ids::PeerId;
 use warmhop::status::Status;
 
 use crate::child::find_program;
-use crate::client::{Admin, AdminUrl};
-use crate::confine::Confine;
-use crate::guard;
-use crate::run::Failure;
+use crate::failure::Failure;
+use crate::host::confine::Confine;
+use crate::host::guard;
+use crate::operate::client::{Admin, AdminUrl};
 
 /// The most peers that one command starts.
 pub const PEERS_MAX: u16 = 9;

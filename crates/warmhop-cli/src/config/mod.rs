@@ -29,8 +29,8 @@ use warmhop::config::{SessionPolicy, StartMode};
 use warmhop::identity::RefusedPeers;
 use warmhop::ids::PeerId;
 
-use crate::confine::Wanted;
-pub use crate::launch::{Alive, Inherit, Protocol, Ready};
+pub use crate::child::launch::{Alive, Inherit, Protocol, Ready};
+use crate::host::confine::Wanted;
 use crate::redis::Events;
 use warmhop::{AppSpec, ClientLimits, TrustedProxies};
 

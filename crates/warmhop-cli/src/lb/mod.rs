@@ -27,7 +27,7 @@ use clap::ValueEnum;
 use warmhop::READY_PATH;
 use warmhop::status::Status;
 
-use crate::client::front_door;
+use crate::operate::client::front_door;
 
 /// A load balancer for which there is a recipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -1,5 +1,11 @@
 //! The commands that look at a running peer's log, and the archive for a bug report.
 
+pub(crate) mod clean;
+pub mod client;
+mod columns;
+pub mod show;
+pub mod watch;
+
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,9 +16,9 @@ use http::Method;
 use serde_json::{Map, Value};
 use warmhop::ids::PeerId;
 
-use crate::client::{Admin, encoded};
-use crate::run::Failure;
-use crate::show::{clean, printed};
+use crate::failure::Failure;
+use crate::operate::client::{Admin, encoded};
+use crate::operate::show::{clean, printed};
 
 /// How much of the log goes into the archive.
 const ARCHIVED_LINES: usize = 2000;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use warmhop::identity::Authority;
 use warmhop::ids::PeerId;
 
-use crate::run::Failure;
+use crate::failure::Failure;
 
 /// The most peers that one command writes for.
 pub const PEERS_MAX: u16 = 64;

@@ -2,7 +2,7 @@
 
 use comfy_table::{Attribute, Cell, Color, Table, presets};
 
-use crate::clean::clean;
+use crate::operate::clean::clean;
 
 /// The state of an app that returned to cold after a failure; the reason is shown with it.
 pub(crate) const COLD_AFTER_A_FAILURE: &str = "cold, failed";

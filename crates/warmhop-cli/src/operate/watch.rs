@@ -20,8 +20,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Deserialize;
 use warmhop::status::{AppStatus, OtherPeer, RequestTrace, Status, TraceStep};
 
-use crate::columns::Columns;
-use crate::show::{
+use crate::operate::columns::Columns;
+use crate::operate::show::{
     NOT_HERE, app_names, app_state, clean, counted, elsewhere, peer_state, printed, span,
 };
 pub use live::run;

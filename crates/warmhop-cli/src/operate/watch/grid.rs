@@ -7,8 +7,8 @@ use ratatui::widgets::{Cell, Row, Table, TableState};
 use unicode_width::UnicodeWidthStr;
 
 use super::fit::{GAP, Shrinks, widths};
-use crate::columns::Meaning;
-use crate::show::clean;
+use crate::operate::columns::Meaning;
+use crate::operate::show::clean;
 
 /// One cell, and whether it is good or bad news.
 pub(super) struct Text {

@@ -152,8 +152,8 @@ impl Confine {
         }
         #[cfg(target_os = "linux")]
         if self.cgroup {
-            let limits = crate::cgroup::Limits { memory: self.memory, cpu: self.cpu };
-            crate::cgroup::enter(std::process::id(), limits)?;
+            let limits = crate::host::cgroup::Limits { memory: self.memory, cpu: self.cpu };
+            crate::host::cgroup::enter(std::process::id(), limits)?;
         } else if let Some(wanted) = self.cpu {
             run_on(wanted).map_err(|error| format!("cannot choose processors: {error}"))?;
         }

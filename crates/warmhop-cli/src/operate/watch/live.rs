@@ -25,9 +25,9 @@ use super::board::Board;
 use super::frame::Scene;
 use super::traffic::Traffic;
 use super::{Recent, Watch};
-use crate::client::{Admin, AskError, encoded};
-use crate::log;
-use crate::run::Failure;
+use crate::failure::Failure;
+use crate::host::log;
+use crate::operate::client::{Admin, AskError, encoded};
 
 /// How often the peer is asked.
 const EVERY: Duration = Duration::from_secs(1);

@@ -24,8 +24,8 @@ use tracing::{info, warn};
 use warmhop::access::{Access, AccessSink};
 
 use crate::config::{AccessFormat, AccessTo, Log};
-use crate::log;
-use crate::stderr::Stderr;
+use crate::host::log;
+use crate::host::stderr::Stderr;
 
 /// How many requests may wait to be written.
 const QUEUE_MAX: usize = 4096;

@@ -1,0 +1,5 @@
+//! The commands that make several peers at once, for a start: `warmhop dev` runs them on this
+//! machine, and `warmhop init` writes their configurations and identities.
+
+pub mod dev;
+pub mod init;
