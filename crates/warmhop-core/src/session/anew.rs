@@ -9,7 +9,9 @@
 //! in it no longer. The new one has a higher stamp, as has one that is begun after the former was over, so
 //! that whoever finds both goes on from the new one. The other of two may have gone on alone as well, if
 //! the link between them was cut: then one of the two histories is dropped once they meet, which a mesh of
-//! two accepts by serving at either side ([`alone`](super::entry::alone)).
+//! two accepts by serving at either side ([`alone`](super::entry::alone)). The one with fewer changes is
+//! dropped, so that one peer's changes do not give way to what the other only read; of two with as many, the
+//! one of the lower ballot.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -17,7 +19,7 @@ use alloc::sync::Arc;
 use super::message::{Config, Members, Record};
 use super::owner::Owner;
 use super::{Ctx, Effects, Role, Seldom, Session};
-use crate::ids::{Ballot, Position};
+use crate::ids::{Ballot, Incarnation, Position};
 
 impl Session {
     /// Begins the session anew from this peer's own copy, without its other members, unless its record is
@@ -43,6 +45,39 @@ impl Session {
         owner.cfg = Arc::clone(&cfg);
         self.role = Role::Owner(Box::new(owner));
         self.reassert(ctx, Record { cfg, ..held }, out);
+        true
+    }
+
+    /// Compares the history that this peer went on with alone to that of `from`, which did the same and holds
+    /// a record at `at`. If the other is the better one, this peer gives up its own, and takes the session
+    /// over as `from` holds it. If not, it makes sure that `from` gives way to its ballot. Returns whether
+    /// anything was done.
+    pub(super) fn meets_other_history(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        from: Incarnation,
+        at: Position,
+        cfg: &Arc<Config>,
+        out: &mut Effects,
+    ) -> bool {
+        let Some(held) = &self.copy.accepted else { return false };
+        let is_of_one = |cfg: &Config, peer| cfg.prev.is_none() && *cfg.now.who == [peer];
+        if !is_of_one(&held.cfg, ctx.me) || !is_of_one(cfg, from) {
+            return false;
+        }
+        let mine = held.p;
+        if (mine.n, mine.ballot) > (at.n, at.ballot) {
+            // The other would refuse what this peer proposes.
+            let is_refused = self.ballot().is_some_and(|b| self.heard.owner > Some(b));
+            return is_refused && self.begin_anew(ctx, mine, out);
+        }
+        if let Some(by) = self.ballot() {
+            self.step_down(ctx, by, out);
+        }
+        self.copy.drop_history();
+        self.heard.cfg = Some(Arc::clone(cfg));
+        let round = self.seen_round().max(at.ballot.round);
+        self.take_over(ctx, Some(Config::clone(cfg)), round, &[from], out);
         true
     }
 }

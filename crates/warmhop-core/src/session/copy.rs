@@ -107,6 +107,12 @@ impl Replica {
         self.above.as_deref().copied().or(accepted)
     }
 
+    /// Gives up the record here, for another history of the session. The promises stay.
+    pub(super) fn drop_history(&mut self) {
+        self.above = self.promised().map(Box::new);
+        self.accepted = None;
+    }
+
     /// Whether the held record is not of the last promised ballot.
     pub(super) fn is_claimed(&self) -> bool {
         self.accepted.is_some() && self.above.is_some()

@@ -493,6 +493,18 @@ fn neither_of_two_goes_on_alone_before_the_other_was_silent_for_as_long_as_it_wa
 }
 
 #[test]
+fn a_change_that_one_of_two_made_alone_does_not_give_way_to_what_the_other_read() {
+    let (first, count) = asked_for().unwrap_or((1, 12));
+    for seed in first..first + count {
+        let report = pair::cut_for_long(seed, false);
+        if let Some(what) = report.violation {
+            panic!("seed {seed}: {what}\n{}", pair::cut_for_long(seed, true).story);
+        }
+        assert_eq!(report.counts["registers looked at"], 4 * 3, "{:?}", report.counts);
+    }
+}
+
+#[test]
 fn a_peer_without_room_costs_the_others_nothing_that_they_hold() {
     use full::Fault::{Crashes, CrashesAtOnce, Restarts};
     const FAULTS: [full::Fault; 3] = [Restarts, Crashes, CrashesAtOnce];

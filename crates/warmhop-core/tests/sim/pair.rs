@@ -124,3 +124,39 @@ pub(crate) fn cut_for_a_moment(seed: u64, listening: bool, ways: usize) -> Repor
     }
     report(&world)
 }
+
+/// The link between the two is cut for longer than they wait for each other. Meanwhile each register is changed
+/// at one of them, and only read at the other: once they meet, both show the changes.
+pub(crate) fn cut_for_long(seed: u64, listening: bool) -> Report {
+    let world = crate::one_link::healthy(seed, listening, 2, 3);
+    let lists = Lists::default();
+    look_at_registers(&world, seed as usize % 2, &lists);
+    world.run_until(world.now() + world.between(0, 3_000));
+    let until = world.now() + AWAY_MS;
+    for (from, to) in [(STAYS, GONE), (GONE, STAYS)] {
+        world.net.borrow_mut().cut(from, to, until);
+    }
+    world.run_until(world.now() + 10_000);
+    for number in 0..REGISTERS {
+        let (sid, changed_at) = (registers::sid_of(number), (number % 2) as usize);
+        for (node, does) in [(changed_at, Does::Append), (1 - changed_at, Does::Read)] {
+            let (of, lists) = (Rc::clone(&world), Rc::clone(&lists));
+            // What the two answer is not one history until they meet, so nobody else judges it.
+            of.note_endangered(sid);
+            finish(&world, async move {
+                match registers::ask(&of, 90 + node, node, sid, does).await {
+                    Ok(shown) if does == Does::Append => {
+                        lists.borrow_mut().insert(number, shown);
+                    }
+                    Ok(_) => {}
+                    Err(what) => of.violated(Some(sid), what),
+                }
+            });
+        }
+    }
+    world.run_until(until + AWAY_MS);
+    for node in [STAYS, GONE] {
+        look_at_registers(&world, node, &lists);
+    }
+    report(&world)
+}

@@ -63,10 +63,12 @@ impl Memory {
         *counted = now;
     }
 
-    /// Whether a copy of so many bytes fits in place of one of `held`.
-    pub(crate) fn has_room(&self, bytes: usize, held: usize) -> bool {
-        bytes <= held
-            || self.bytes() + u64::from(taken(bytes)) - u64::from(taken(held)) <= self.bytes_max()
+    /// Whether a copy of so many bytes fits in place of one of `held`, if the session is known here.
+    pub(crate) fn has_room(&self, bytes: usize, held: Option<usize>) -> bool {
+        let before = held.map_or(0, taken);
+        held.is_some_and(|held| bytes <= held)
+            || (self.bytes() + u64::from(taken(bytes))).saturating_sub(u64::from(before))
+                <= self.bytes_max()
     }
 
     /// Whether the room is full, so that nothing may begin that would use more.
@@ -168,12 +170,14 @@ mod tests {
     fn a_copy_fits_where_it_takes_no_more_than_is_left_or_than_the_one_before() {
         let memory = Memory::new(10_000);
         memory.bytes.store(9_000, Ordering::Relaxed);
-        assert!(memory.has_room(800, 0) && !memory.has_room(1_000, 0));
-        assert!(memory.has_room(1_000, 400));
+        assert!(memory.has_room(600, None) && !memory.has_room(1_000, None));
+        assert!(memory.has_room(1_000, Some(400)));
+        memory.bytes.store(9_900, Ordering::Relaxed);
+        assert!(!memory.has_room(0, None), "a promise is remembered in some bytes as well");
+        assert!(memory.has_room(0, Some(0)));
         memory.bytes.store(11_000, Ordering::Relaxed);
-        assert!(
-            memory.has_room(400, 400) && memory.has_room(10, 400) && !memory.has_room(401, 400)
-        );
+        let fits = |bytes, held| memory.has_room(bytes, Some(held));
+        assert!(fits(400, 400) && fits(10, 400) && !fits(401, 400));
     }
 
     #[test]

@@ -480,10 +480,10 @@ impl Store {
             return;
         }
         if let Some(bytes) = copy_asked_for(&message)
-            && !self.memory.has_room(bytes, 0)
+            && !self.memory.has_room(bytes, None)
         {
             let held = self.read(&key, Session::bytes_held);
-            if !self.memory.has_room(bytes, held.unwrap_or_default()) {
+            if !self.memory.has_room(bytes, held) {
                 self.metrics.copies_refused.inc();
                 (self.send)(&[], SessionFrame { key, to: from, message: no_room() });
                 return;
