@@ -144,6 +144,8 @@ pub struct Here<'a> {
     pub newborn: bool,
     /// It hears most of the others: see [`hears_most`].
     pub hears_most: bool,
+    /// It is full: it should hold no session that it does not hold yet.
+    pub full: bool,
     /// Its beliefs about the others.
     pub view: &'a View,
     /// The wall clock, for the stamp of a configuration.
@@ -519,9 +521,7 @@ impl Errand {
         if look.owns {
             return Step::AtOwner { take_over: None };
         }
-        let take_over = |why| Step::AtOwner { take_over: Some(why) };
-        // A session that moves fast may have moved again, and the highest claim shows where it
-        // went, even back to a peer that was asked before.
+        // A session that moves fast may have moved again, even back to a peer that was asked before.
         let claims = [self.told, look.claim].into_iter().flatten();
         let asks = |peer: Incarnation| self.for_another == Some(peer);
         let leads_on = |claim: &Ballot| !self.came_to_nothing(claim) && !asks(claim.proposer);
@@ -530,14 +530,13 @@ impl Errand {
         let named = named.filter(|owner| !asks(*owner));
         let owner = match (claim.map(|claim| claim.proposer).or(named), self.led_on) {
             (Some(owner), _) => owner,
-            (None, false) => return take_over(TakeOver::Unknown),
-            (None, true) => return take_over(TakeOver::NobodyElse),
+            (None, false) => return self.take_over(TakeOver::Unknown, &look, here),
+            (None, true) => return self.take_over(TakeOver::NobodyElse, &look, here),
         };
         if owner == here.me {
-            return take_over(TakeOver::NobodyElse);
+            return self.take_over(TakeOver::NobodyElse, &look, here);
         }
-        // A suspect owner may be alive: waiting for it costs more than a takeover, and asking a
-        // peer that may hear it costs less.
+        // A suspect owner may be alive: to wait for it costs more than a takeover, to ask another less.
         let belief = here.view.by_incarnation(&owner);
         let Some(belief) = belief.filter(|belief| belief.alive == Liveness::Alive) else {
             // A peer that hears both spares the two a duel. The members of a token find the session
@@ -546,10 +545,10 @@ impl Errand {
             let relays = may_live.filter(|_| self.relays_first(here));
             let relay = relays.and_then(|owner| self.relay(Some(owner), here));
             let relay = relay.or_else(|| self.by_way_of_another(may_live?, claim, here));
-            return relay.unwrap_or_else(|| take_over(TakeOver::OwnerSilent));
+            return relay.unwrap_or_else(|| self.take_over(TakeOver::OwnerSilent, &look, here));
         };
         let Some(hops_left) = self.asked.hops_left.checked_sub(1) else {
-            return take_over(TakeOver::NobodyElse);
+            return self.take_over(TakeOver::NobodyElse, &look, here);
         };
         let moves = if here.draining {
             // This peer would have to give it away at once.

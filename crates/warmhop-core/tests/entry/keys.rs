@@ -5,7 +5,7 @@ use warmhop_core::ids::{Ballot, Now, SessionId};
 use warmhop_core::session::entry::*;
 use warmhop_core::session::message::{Config, Members, Message};
 use warmhop_core::session::{Ctx, Failure, Otherwise, Process, Session};
-use warmhop_core::view::{Source, View};
+use warmhop_core::view::{News, PeerNews, Source, View};
 
 use super::{
     ME, POST, SID, WALL, claim, hello, here, inc, is_again, name, named, stays, takes_over, to,
@@ -159,6 +159,30 @@ fn another_peer_is_asked_once_where_the_owner_of_a_key_is_not_heard() {
     let mut errand = Errand::new(POST, Some(named(2)));
     let step = errand.next(look, &here(&view), stays);
     assert!(matches!(&step, Step::Forward { to, owner, .. } if *to != name(2) && *owner == inc(2)));
+}
+
+#[test]
+fn a_full_peer_asks_another_before_it_takes_over_what_it_does_not_hold() {
+    let mut view = view();
+    let full = Here { full: true, ..here(&view) };
+    let mut errand = Errand::by_key(POST, WRITES);
+    assert!(is_relayed(&errand.next(Look::default(), &full, stays)));
+    assert!(is_again(&errand.ended(End::Elsewhere(None), true, &full)));
+    let step = errand.next(Look::default(), &full, stays);
+    assert_eq!(step, takes_over(TakeOver::NobodyElse), "nobody is asked twice");
+    let holds = Look { holds: true, ..Look::default() };
+    let step = Errand::by_key(POST, WRITES).next(holds, &full, stays);
+    assert_eq!(step, takes_over(TakeOver::Unknown), "it takes no more room");
+    // The one that ranks first is full as well.
+    let Step::Relay { to, .. } = Errand::by_key(POST, WRITES).next(Look::default(), &full, stays)
+    else {
+        panic!("another peer is asked");
+    };
+    let news = view.peer(&to).unwrap().news.clone();
+    view.apply(News::Peer(PeerNews { full: true, seq: 9, ..news }), Now(9), Source::FirstHand);
+    let full = Here { full: true, ..here(&view) };
+    let step = Errand::by_key(POST, WRITES).next(Look::default(), &full, stays);
+    assert!(matches!(&step, Step::Relay { to: other, .. } if *other != to), "{step:?}");
 }
 
 #[test]

@@ -46,7 +46,15 @@ fn view() -> View {
 }
 
 fn here(view: &View) -> Here<'_> {
-    Here { me: ME, draining: false, newborn: false, hears_most: true, view, wall: WALL }
+    Here {
+        me: ME,
+        draining: false,
+        newborn: false,
+        hears_most: true,
+        full: false,
+        view,
+        wall: WALL,
+    }
 }
 
 const POST: Asked = Asked { keyed: false, seen: Some(4), may_repeat: false, hops_left: 3 };

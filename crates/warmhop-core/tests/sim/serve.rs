@@ -344,6 +344,7 @@ impl Peer {
             draining: self.draining.get(),
             newborn: self.newborn_for() > 0,
             hears_most: entry::hears_most(view, |peer| self.is_dead(peer)),
+            full: self.is_full(),
             view,
             wall: self.wall(),
         }

@@ -348,6 +348,7 @@ impl Node {
             draining: self.is_draining(),
             newborn: !self.newborn_for().is_zero(),
             hears_most: hears_most(view, |peer| self.store.is_dead(&peer)),
+            full: self.store.has_hardly_any_room(),
             view,
             wall: self.clock.wall(),
         }

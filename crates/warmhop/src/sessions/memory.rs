@@ -17,6 +17,8 @@ const ROUNDED_BY: usize = 8;
 /// The share of the room that is reserved for sessions which began before it was full: for copies of
 /// other peers' sessions, and for the records of changes of members.
 const KEPT_FREE: u64 = 8;
+/// The share of the room that is not for copies either, but for promises.
+const KEPT_FOR_PROMISES: u64 = 16;
 /// A peer that refused a copy counts as full for so long; then one change finds out.
 const FULL_FOR: Duration = Duration::from_secs(10);
 
@@ -63,12 +65,15 @@ impl Memory {
         *counted = now;
     }
 
-    /// Whether a copy of so many bytes fits in place of one of `held`, if the session is known here.
+    /// Whether a copy of so many bytes fits in place of one of `held`, if the session is known here. One of 0
+    /// bytes is a promise, for which the last of the room is reserved: a peer that refuses it is no witness
+    /// of the session.
     pub(crate) fn has_room(&self, bytes: usize, held: Option<usize>) -> bool {
-        let before = held.map_or(0, taken);
-        held.is_some_and(|held| bytes <= held)
-            || (self.bytes() + u64::from(taken(bytes))).saturating_sub(u64::from(before))
-                <= self.bytes_max()
+        let bytes_max = self.bytes_max();
+        let reserved = if bytes > 0 { bytes_max / KEPT_FOR_PROMISES } else { 0 };
+        let before = u64::from(held.map_or(0, taken));
+        let after = (self.bytes() + u64::from(taken(bytes))).saturating_sub(before);
+        held.is_some_and(|held| bytes <= held) || after <= bytes_max - reserved
     }
 
     /// Whether the room is full, so that nothing may begin that would use more.
@@ -170,10 +175,11 @@ mod tests {
     fn a_copy_fits_where_it_takes_no_more_than_is_left_or_than_the_one_before() {
         let memory = Memory::new(10_000);
         memory.bytes.store(9_000, Ordering::Relaxed);
-        assert!(memory.has_room(600, None) && !memory.has_room(1_000, None));
-        assert!(memory.has_room(1_000, Some(400)));
+        assert!(memory.has_room(100, None) && !memory.has_room(200, None));
+        assert!(memory.has_room(400, Some(200)));
+        assert!(memory.has_room(0, None), "there is room for promises");
         memory.bytes.store(9_900, Ordering::Relaxed);
-        assert!(!memory.has_room(0, None), "a promise is remembered in some bytes as well");
+        assert!(!memory.has_room(0, None));
         assert!(memory.has_room(0, Some(0)));
         memory.bytes.store(11_000, Ordering::Relaxed);
         let fits = |bytes, held| memory.has_room(bytes, Some(held));

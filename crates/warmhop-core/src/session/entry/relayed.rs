@@ -5,7 +5,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::{After, Asked, ByKey, End, Errand, Here, Named, Relay, Step};
+use super::{After, Asked, ByKey, End, Errand, Here, Look, Named, Relay, Step, TakeOver};
 use crate::ids::{Ballot, Incarnation, PeerId, SessionId};
 use crate::rank;
 use crate::session::Failure;
@@ -80,6 +80,13 @@ impl Errand {
         let to = self.relay_to(owner, here)?;
         self.relay = Relay::Done;
         Some(Step::Relay { to, hops_left, begins })
+    }
+
+    /// Takes the session over, for this reason; or asks another peer to, once, if this one is full and does not
+    /// hold the session: it would have to hold more than it may.
+    pub(super) fn take_over(&mut self, why: TakeOver, look: &Look, here: &Here<'_>) -> Step {
+        let relay = (here.full && !look.holds).then(|| self.relay(None, here)).flatten();
+        relay.unwrap_or(Step::AtOwner { take_over: Some(why) })
     }
 
     /// Forwards it to `owner`, which this peer does not hear, by way of a peer that does, or that
@@ -203,7 +210,10 @@ fn relay_of(
         .view
         .live_peers()
         .filter(|(_, belief)| may_count_on(belief) && Some(belief.news.incarnation) != owner);
-    let able: Vec<_> = able.collect();
+    let mut able: Vec<_> = able.collect();
+    if able.iter().any(|(_, belief)| !belief.news.full) {
+        able.retain(|(_, belief)| !belief.news.full);
+    }
     let is_member = |peer| cfg.is_some_and(|cfg| cfg.contains(peer));
     let members = able.iter().filter(|(_, belief)| is_member(belief.news.incarnation));
     let first = |ranks: Vec<PeerId>| ranks.into_iter().next();

@@ -27,14 +27,14 @@ impl Store {
     }
 }
 
-/// The size of the copy that `message` asks this peer to hold, in bytes; 0 if it is to remember a promise, at
+/// The size of the copy that `message` asks this peer to hold, in bytes; 0 if it is to remember a birth, at
 /// least, and none if nothing.
 pub(super) fn copy_asked_for(message: &Message) -> Option<usize> {
     match message {
         Message::Accept { body: BodyRef::Full(body), .. } if is_over(body) => None,
         Message::Accept { body: BodyRef::Full(body), .. } => Some(body.bytes()),
         Message::Locate { bytes, .. } if *bytes > 0 => usize::try_from(*bytes).ok(),
-        Message::Begin { .. } | Message::Prepare { .. } => Some(0),
+        Message::Begin { .. } => Some(0),
         _ => None,
     }
 }
