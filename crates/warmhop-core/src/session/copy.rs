@@ -328,10 +328,21 @@ impl Replica {
             },
         };
         self.gate(ctx.me, cfg, p.ballot)?;
+        if self.is_past(cfg) {
+            return Err(Shut::NotMember);
+        }
         if let Some(body) = body {
             self.store(ctx, Record { p, cfg: cfg.clone(), body });
         }
         Ok(Vote::Cast)
+    }
+
+    /// Whether `cfg` is the seal of a change from a configuration that came to an end before the one held here
+    /// began: its owner was away, and makes its change after the session was over and was begun anew.
+    fn is_past(&self, cfg: &Config) -> bool {
+        let Some(held) = self.accepted.as_ref().map(|record| &record.cfg) else { return false };
+        let since = held.prev.as_deref().unwrap_or(&held.now).stamp;
+        cfg.prev.as_deref().is_some_and(|before| before.stamp < since && held.now != cfg.now)
     }
 
     fn store(&mut self, ctx: &Ctx<'_>, record: Record) {

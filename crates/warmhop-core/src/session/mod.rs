@@ -530,6 +530,9 @@ impl Session {
     /// the other members it is as if this one had crashed. `stamp` is that of the newest
     /// configuration that was found: a session that began since then under the same key stays.
     fn retire(&mut self, ctx: &mut Ctx<'_>, stamp: u64) {
+        if matches!(self.role, Role::None) {
+            self.drop_void_seal(stamp);
+        }
         let newest = self.copy.stamp_hi.max(self.config().map_or(0, |cfg| cfg.now.stamp));
         let is_idle = matches!(self.role, Role::None) && self.line.flights.is_empty();
         if is_idle && newest > stamp {

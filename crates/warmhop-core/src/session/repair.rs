@@ -435,7 +435,7 @@ impl Watch {
         // A member without room may have some later.
         let rests = if held.without_room.is_empty() { rests } else { Mend::Remind };
         if !may_change_members(held, around, &is_dead) {
-            let is_stuck = room::leaves_this_peer_alone(held, around, &is_dead);
+            let is_stuck = room::is_stuck(held, around, &is_dead);
             return if is_stuck { Mend::TakeOverAgain } else { rests };
         }
         let is_refused = |peer: &Incarnation| {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use warmhop_core::config::{AppPolicy, SessionPolicy};
 use warmhop_core::ids::SessionId;
 use warmhop_core::problem::{Applied, ProblemKind};
+use warmhop_core::session::Session;
 use warmhop_core::session::message::{Exec, ExecDone};
 
 use crate::calls::{Asked, Call, Does, LocalError};
@@ -266,6 +267,58 @@ pub(crate) fn deleted_while_away(
     each(Does::Begin, 1_000, (0..peers).collect());
     if world.now() - now > KEYS * 1_000 {
         world.violated(None, format!("{KEYS} requests took {} ms", world.now() - now));
+    }
+    report(&world)
+}
+
+/// The same, and the registers are made anew before the peer is back. It is asked for them as soon as it is
+/// heard, by one of the others after the other: what was made anew is there.
+pub(crate) fn made_anew_while_away(seed: u64, listening: bool, peers: usize) -> Report {
+    const AWAY_MS: u64 = 85_000;
+    let world = crate::one_link::healthy(seed, listening, peers, 3);
+    let each = |does: Does, nodes: Vec<usize>, is_served: bool| {
+        let of = Rc::clone(&world);
+        finish(&world, async move {
+            for number in 0..KEYS {
+                let node = nodes[of.below(nodes.len() as u64) as usize];
+                let asked = ask(&of, 0, node, number, does, 1_700_000).await;
+                if let Some(what) = asked.err().filter(|_| is_served) {
+                    of.violated(Some(sid_of(number)), format!("{does:?} was refused: {what}"));
+                }
+            }
+        });
+    };
+    let others = || (1..peers).collect::<Vec<_>>();
+    each(Does::Append, vec![0], true);
+    world.run_until(world.now() + 3_000);
+    let back = world.now() + AWAY_MS;
+    for other in 1..peers {
+        let until = back + world.below(3_000);
+        let mut net = world.net.borrow_mut();
+        net.cut(0, other, until);
+        net.cut(other, 0, until);
+    }
+    world.run_until(world.now() + 6_000);
+    each(Does::Delete, others(), true);
+    world.run_until(back - 10_000);
+    each(Does::Append, others(), true);
+    world.run_until(back);
+    for _ in 0..12 {
+        each(Does::Read, vec![0], false);
+        world.run_until(world.now() + 250);
+    }
+    world.run_until(back + 30_000);
+    for node in 0..peers {
+        each(Does::Read, vec![node], true);
+    }
+    for number in 0..KEYS {
+        let held = world.live_peers().into_iter().filter(|peer| {
+            let state = |machine: &Session| machine.state().and_then(|it| read_list(it.0).0);
+            peer.look(sid_of(number), state).flatten().is_some()
+        });
+        if held.count() < 2 {
+            world.violated(Some(sid_of(number)), "what was made anew is gone".into());
+        }
     }
     report(&world)
 }

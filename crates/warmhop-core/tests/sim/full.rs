@@ -3,6 +3,7 @@
 
 use warmhop_core::session::Session;
 
+use crate::calls::Does;
 use crate::departures::{Lists, REGISTERS, depart, look, look_at_registers, sessions};
 use crate::one_link::healthy;
 use crate::run::{Report, report};
@@ -39,16 +40,22 @@ pub(crate) fn is_known(seed: u64) -> bool {
 /// `room`: how many copies the full peer may hold.
 pub(crate) fn run(seed: u64, listening: bool, peers: usize, room: usize, fault: Fault) -> Report {
     let world = healthy(seed, listening, peers, 3);
-    let fills = || {
-        world.room.borrow_mut().insert(FULL, Room { copies: room, is_known: is_known(seed) });
+    let fills_if = |is_known| {
+        world.room.borrow_mut().insert(FULL, Room { copies: room, is_known });
     };
+    let fills = || fills_if(is_known(seed));
+    // Others hear that it is full a moment after it has become so.
+    let lags = fault == Fault::CrashesAtOnce && seed % 4 == 0;
+    if lags {
+        fills_if(false);
+    }
     if fault != Fault::CrashesAtOnce {
         fills();
         world.run_until(world.now() + 1_000);
     }
     let (clients, lists) = (sessions(&world, BEGUN_AT), Lists::default());
     look_at_registers(&world, BEGUN_AT, &lists);
-    world.run_until(world.now() + SETTLES_WITHIN_MS);
+    world.run_until(world.now() + if lags { 0 } else { SETTLES_WITHIN_MS });
     if fault == Fault::CrashesAtOnce {
         // From here on the full peer keeps the records that it has, and takes no larger ones.
         fills();
@@ -65,8 +72,25 @@ pub(crate) fn run(seed: u64, listening: bool, peers: usize, room: usize, fault: 
                 crate::faults::restart_after(&world, gone, 500);
             }
         }
+        if seed % 3 == 0 {
+            // At once: the new process is asked to take over before the others have mended anything.
+            world.run_until(world.now() + 1_500);
+            for sid in (0..REGISTERS).map(crate::registers::sid_of) {
+                let of = world.clone();
+                crate::run::finish(&world, async move {
+                    let _ = crate::registers::ask(&of, 91, gone, sid, Does::Read).await;
+                });
+            }
+        }
         world.run_until(world.now() + SETTLES_WITHIN_MS);
-        let at = if gone == BEGUN_AT { peers - 1 } else { BEGUN_AT };
+        // The new process asks as well, and holds nothing yet.
+        let at = if seed % 3 == 0 {
+            gone
+        } else if gone == BEGUN_AT {
+            peers - 1
+        } else {
+            BEGUN_AT
+        };
         look(&world, at, &clients);
         look_at_registers(&world, at, &lists);
         world.run_until(world.now() + SETTLES_WITHIN_MS);

@@ -47,23 +47,21 @@ pub(super) fn refused(machine: &Session) -> Vec<(Incarnation, Now)> {
     others.map(|it| (it.by, it.until)).collect()
 }
 
-/// Whether its owner is the only member with room for the session's record, and no majority can do without
-/// the owner, since others are gone for good: see `Session::has_room_alone`. The members that are left have to
-/// be heard.
-pub(super) fn leaves_this_peer_alone(
+/// Whether its owner can have nothing chosen, since members have no room and others are gone for good: see
+/// `Session::roomy`. The members that are left have to be heard.
+pub(super) fn is_stuck(
     held: &Held,
     around: &Around<'_>,
     is_dead: impl Fn(Incarnation) -> bool,
 ) -> bool {
-    let needs_this_peer = |set: &[Incarnation]| {
-        let others = || set.iter().filter(|peer| **peer != around.me && !is_dead(**peer));
-        set.contains(&around.me)
-            && 2 * others().count() <= set.len()
-            && others().all(|peer| hears(around, *peer) && held.without_room.contains(peer))
+    let is_stuck_in = |set: &[Incarnation]| {
+        let has_room = |peer: &&Incarnation| !is_dead(**peer) && !held.without_room.contains(*peer);
+        2 * set.iter().filter(has_room).count() <= set.len()
     };
+    let mut everyone = held.members.iter().chain(&held.before);
     !held.without_room.is_empty()
-        && needs_this_peer(&held.members)
-        && (held.before.is_empty() || needs_this_peer(&held.before))
+        && (is_stuck_in(&held.members) || !held.before.is_empty() && is_stuck_in(&held.before))
+        && everyone.all(|peer| is_dead(*peer) || hears(around, *peer))
 }
 
 /// Whether a session of which this peer knows a record needs repair: for its owner, if too few

@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use super::{Otherwise, Takeover};
 use crate::ids::Incarnation;
 use crate::session::census::{Roll, Verdict};
-use crate::session::message::{AcceptedInfo, Birth, Config, Members, Record};
+use crate::session::message::{AcceptedInfo, Birth, Config, Members, Message, Record};
 use crate::session::mutant::{self, Mutant};
 use crate::session::owner::Owner;
 use crate::session::{Ctx, DEAD, Effect, Effects, FENCED, Failure, Role, Session};
@@ -94,12 +94,17 @@ impl Session {
         let Role::Preparing(takeover) = &self.role else { return };
         let b = takeover.b;
         self.heard.doubt = None;
-        if let Some(info) = &found
-            && self.has_room_alone(ctx, takeover, info)
-        {
-            let p = info.p;
+        let roomy = found.as_ref().and_then(|info| Some((info, self.roomy(ctx, takeover, info)?)));
+        if let Some((info, peer)) = roomy {
+            let (p, cfg) = (info.p, info.cfg.clone());
             self.role = Role::None;
-            self.begin_anew(ctx, p, out);
+            if peer == ctx.me {
+                self.begin_anew(ctx, p, out);
+                return;
+            }
+            out.push(Effect::Send { to: peer, message: Message::Invite { cfg } });
+            out.push(Effect::GaveUp);
+            self.redirect_all(None, out);
             return;
         }
         if let Some(AcceptedInfo { p, cfg, body: Some(body) }) = found {
@@ -117,27 +122,36 @@ impl Session {
         }
     }
 
-    /// Whether no majority has room for the `found` record, and this peer may go on from its own copy alone.
+    /// The member that may go on from its own copy of the `found` record alone, if no majority has room for
+    /// that. It takes the session over itself.
     ///
     /// All members that are not gone for good have promised, so that no record above the found one was
-    /// chosen. And without this peer they are no majority, so that none will be: the session begins anew,
+    /// chosen. And without that member they are no majority, so that none will be: the session begins anew,
     /// where there is room ([`Session::begin_anew`]).
-    fn has_room_alone(&self, ctx: &Ctx<'_>, takeover: &Takeover, found: &AcceptedInfo) -> bool {
+    fn roomy(
+        &self,
+        ctx: &Ctx<'_>,
+        takeover: &Takeover,
+        found: &AcceptedInfo,
+    ) -> Option<Incarnation> {
+        let is_full = |peer: Incarnation| ctx.process.census.full.contains(&peer);
         let holds = |peer: Incarnation| {
             let promised = takeover.promises.get(&peer);
             let accepted = promised.and_then(|it| it.accepted.as_ref());
             accepted.is_some_and(|info| info.p == found.p)
         };
         let is_left = |peer: Incarnation| self.heard.gone.get(&peer) != Some(&DEAD);
-        let has_room = |peer: Incarnation| holds(peer) || !ctx.process.census.full.contains(&peer);
-        let needs_this_peer = |set: &Members| {
-            set.contains(ctx.me)
-                && !set.majority(|peer| is_left(peer) && peer != ctx.me)
+        let has_room = |peer: Incarnation| holds(peer) || !is_full(peer);
+        if found.cfg.sets().all(|set| set.majority(|peer| is_left(peer) && has_room(peer))) {
+            return None;
+        }
+        let is_needed = |it: Incarnation, set: &Members| {
+            set.contains(it)
+                && !set.majority(|peer| is_left(peer) && peer != it)
                 && set.who.iter().all(|peer| !is_left(*peer) || takeover.covered_by(*peer, set))
         };
-        holds(ctx.me)
-            && found.cfg.sets().all(needs_this_peer)
-            && found.cfg.sets().any(|set| !set.majority(|peer| is_left(peer) && has_room(peer)))
+        let mut able = found.cfg.now.who.iter().copied().filter(|peer| holds(*peer));
+        able.find(|peer| found.cfg.sets().all(|set| is_needed(*peer, set)))
     }
 
     /// What [`Mutant::NoReassert`] does instead of reasserting.
@@ -195,7 +209,8 @@ impl Session {
             return;
         }
         if let Some(stamp) = self.forgotten_since(ctx, takeover, found, closed) {
-            if takeover.roll.is_some() && takeover.may_search_again() {
+            let went_on = takeover.roll.is_some() || takeover.knows_later(found, stamp);
+            if went_on && takeover.may_search_again() {
                 self.search_without(ctx, stamp, out);
                 return;
             }
@@ -244,6 +259,9 @@ impl Session {
     /// found is over, if nothing newer can have been chosen without those that have forgotten it or
     /// reported it; and if it was begun anew since, which nobody does before that. If nothing was
     /// found, it is the newest stamp that was asked in, if all these have forgotten it.
+    ///
+    /// A seal whose former members have forgotten the session was never chosen: its stamp is not the
+    /// session's, and may be above that of a living one that was begun since. The former members' stamp is.
     fn forgotten_since(
         &self,
         ctx: &Ctx<'_>,
@@ -272,8 +290,23 @@ impl Session {
             let may_hold_more = |peer| knows(peer, set) && !takeover.covered_by(peer, set);
             is_forgotten(set) || is_over && !set.majority(may_hold_more)
         };
-        let stamp = info.cfg.now.stamp;
-        (takeover.begun_after(stamp) || info.cfg.sets().any(is_outdated)).then_some(stamp)
+        let is_past = |set: &Members| takeover.begun_after(set.stamp) || is_outdated(set);
+        let sets = [Some(&info.cfg.now), info.cfg.prev.as_deref()].into_iter().flatten();
+        sets.filter(|set| is_past(set)).map(|set| set.stamp).max()
+    }
+
+    /// Drops a seal that was never chosen, since the members before it have forgotten the session.
+    pub(in crate::session) fn drop_void_seal(&mut self, stamp: u64) {
+        let is_void = |cfg: &Config| {
+            let before = cfg.prev.as_deref().is_some_and(|before| before.stamp <= stamp);
+            before && cfg.now.stamp > stamp
+        };
+        if self.copy.accepted.as_ref().is_some_and(|record| is_void(&record.cfg)) {
+            self.copy.drop_history();
+        }
+        if self.heard.cfg.as_ref().is_some_and(|cfg| is_void(cfg)) {
+            self.heard.cfg = None;
+        }
     }
 
     /// Has everyone forget what is left of a session that is over, whose newest known configuration had
@@ -438,6 +471,14 @@ impl Takeover {
         let held = self.promises.values().filter_map(|promised| promised.accepted.as_ref());
         let mut later = held.filter(|info| info.cfg.now.c == 1 && info.cfg.now.stamp > stamp);
         later.any(|info| self.is_held(info))
+    }
+
+    /// Whether any peer told of a configuration above this stamp, other than that of the `found` record.
+    fn knows_later(&self, found: Option<&AcceptedInfo>, stamp: u64) -> bool {
+        let held = self.promises.values().filter_map(|it| Some(&it.accepted.as_ref()?.cfg));
+        let found = found.map(|info| &info.cfg);
+        let mut all = self.reported.iter().chain(held);
+        all.any(|cfg| cfg.now.stamp > stamp && Some(cfg) != found)
     }
 
     /// Whether it asked only in configurations in which the session may have begun.
