@@ -323,6 +323,42 @@ pub(crate) fn made_anew_while_away(seed: u64, listening: bool, peers: usize) -> 
     report(&world)
 }
 
+/// Registers are deleted while a peer that holds some of them is away, and set again before it is back, at about
+/// the time when the others forget them: that takes no longer than at any other time.
+pub(crate) fn set_again_while_away(seed: u64, listening: bool, peers: usize) -> Report {
+    const TAKES_MS_MAX: u64 = 2_500;
+    let world = crate::one_link::healthy(seed, listening, peers, 3);
+    let each = |does: Does, nodes: Vec<usize>| {
+        let of = Rc::clone(&world);
+        finish(&world, async move {
+            for number in 0..KEYS {
+                let node = nodes[of.below(nodes.len() as u64) as usize];
+                let began = of.now();
+                let answer = ask(&of, 0, node, number, does, 1_700_000).await;
+                let took = of.now() - began;
+                if answer.is_err() || does == Does::Begin && took > TAKES_MS_MAX {
+                    let what = format!("{does:?} took {took} ms: {answer:?}");
+                    of.violated(Some(sid_of(number)), what);
+                }
+            }
+        });
+    };
+    let others = || (1..peers).collect::<Vec<_>>();
+    each(Does::Append, (0..peers).collect());
+    world.run_until(world.now() + 3_000);
+    for other in 1..peers {
+        let mut net = world.net.borrow_mut();
+        net.cut(0, other, u64::MAX);
+        net.cut(other, 0, u64::MAX);
+    }
+    world.run_until(world.now() + 5_000);
+    let deleted = world.now();
+    each(Does::Delete, others());
+    world.run_until(deleted + world.between(55_000, 75_000));
+    each(Does::Begin, others());
+    report(&world)
+}
+
 /// What is known of one register.
 #[derive(Default)]
 pub(crate) struct Register {

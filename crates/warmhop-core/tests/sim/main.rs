@@ -559,6 +559,18 @@ fn what_was_made_anew_while_a_peer_was_away_does_not_give_way_to_what_it_held() 
 }
 
 #[test]
+fn what_was_deleted_while_a_peer_was_away_can_be_set_again_at_any_time() {
+    let (first, count) = asked_for().unwrap_or((1, 20));
+    for (seed, peers) in (first..first + count).flat_map(|seed| [3, 5].map(|peers| (seed, peers))) {
+        let report = fleeting::set_again_while_away(seed, false, peers);
+        if let Some(what) = report.violation {
+            let story = fleeting::set_again_while_away(seed, true, peers).story;
+            panic!("seed {seed}, {peers} peers: {what}\n{story}");
+        }
+    }
+}
+
+#[test]
 fn nothing_is_lost_as_two_of_five_stand_still_and_two_leave_in_good_order() {
     let (first, count) = asked_for().unwrap_or((500, 20));
     let seeds: Vec<u64> = (first..first + count).collect();

@@ -199,6 +199,10 @@ impl Session {
             self.settle_absence(ctx, verdict, out);
             return;
         }
+        if let Some(stamp) = found.and_then(|info| self.over_since(ctx, takeover, info)) {
+            self.search_without(ctx, stamp, out);
+            return;
+        }
         let hopeless = self.is_hopeless(takeover, found);
         self.search_anew(ctx, hopeless);
         let Role::Preparing(takeover) = &self.role else { return };
@@ -284,15 +288,43 @@ impl Session {
         if self.may_have_majority(&info.cfg) {
             return None;
         }
-        let end = info.body.as_ref().map(|body| body.expiry.after(ctx.policy.forget_grace));
-        let is_over = end.is_some_and(|end| end <= ctx.wall);
-        let is_outdated = |set: &Members| {
-            let may_hold_more = |peer| knows(peer, set) && !takeover.covered_by(peer, set);
-            is_forgotten(set) || is_over && !set.majority(may_hold_more)
-        };
+        let is_outdated =
+            |set: &Members| is_forgotten(set) || self.is_over_in(ctx, takeover, info, set);
         let is_past = |set: &Members| takeover.begun_after(set.stamp) || is_outdated(set);
         let sets = [Some(&info.cfg.now), info.cfg.prev.as_deref()].into_iter().flatten();
         sets.filter(|set| is_past(set)).map(|set| set.stamp).max()
+    }
+
+    /// Whether the `found` record is over, and nothing newer can have been chosen in `set` without those that have
+    /// forgotten the session, which they do once it is over by what they hold, or have reported it.
+    fn is_over_in(
+        &self,
+        ctx: &Ctx<'_>,
+        takeover: &Takeover,
+        found: &AcceptedInfo,
+        set: &Members,
+    ) -> bool {
+        let end = found.body.as_ref().map(|body| body.expiry.after(ctx.policy.forget_grace));
+        let may_hold_more = |peer: Incarnation| {
+            let forgotten = self.heard.gone.get(&peer).copied().unwrap_or_default();
+            let knows = forgotten < set.stamp || forgotten >= FENCED;
+            knows && !takeover.covered_by(peer, set)
+        };
+        end.is_some_and(|end| end <= ctx.wall) && !set.majority(may_hold_more)
+    }
+
+    /// The stamp of a session that is over by the `found` record although its members might still be a
+    /// majority, since one of them is silent: some have forgotten it, and all known peers but one have
+    /// answered. Its key may be used again.
+    fn over_since(&self, ctx: &Ctx<'_>, takeover: &Takeover, found: &AcceptedInfo) -> Option<u64> {
+        let roll = takeover.roll.as_ref()?;
+        let stamp = found.cfg.now.stamp;
+        let is_over = found.cfg.prev.is_none()
+            && takeover.may_search_again()
+            && self.is_over_in(ctx, takeover, found, &found.cfg.now)
+            && !takeover.knows_later(Some(found), stamp)
+            && roll.verdict(takeover.has_waited()) == Verdict::Enough;
+        is_over.then_some(stamp)
     }
 
     /// Drops a seal that was never chosen, since the members before it have forgotten the session.
