@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Response;
+use warmhop_core::ids::SessionKey;
 use warmhop_core::session::message::{Exec, Stored};
-use warmhop_core::session::{Ctx, Outcome, Session as Machine};
+use warmhop_core::session::{Ctx, Outcome, Session as Machine, Submit, Ticket};
 
 use crate::app::session::{Session, Turn};
 use crate::http::body::{Body, BoxError};
@@ -15,7 +16,7 @@ use crate::request::local_error::{LocalError, error_chain};
 use crate::request::node::Node;
 use crate::request::registers::bounds::STATE_BYTES_MAX;
 use crate::request::registers::operation::{Answer, FRAME_BYTES_MAX, Operation, execute};
-use crate::sessions::store::InLine;
+use crate::sessions::store::{AsOwner, InLine};
 
 impl Node {
     /// Executes the operation of a request whose turn it is; `None` if it could not begin, or the
@@ -25,17 +26,57 @@ impl Node {
         line: &mut InLine,
         operation: &[u8],
     ) -> Result<Option<Answer>, LocalError> {
-        let failed = |error: BoxError| LocalError::Failed(error_chain(&*error));
         let operation = wire::decode_borrowed::<Operation<'_>, FRAME_BYTES_MAX>(operation)
             .map_err(|error| failed(error.into()))?;
-        let executed =
-            line.execute_at_once(self.incarnation, |machine, ctx, exec| {
-                match operated(&operation, machine, ctx, exec) {
-                    Ok((outcome, answer)) => (outcome, Ok(answer)),
-                    Err(error) => (Outcome::Failed, Err(error)),
-                }
-            });
+        self.operate_in_turn(line, &operation)
+    }
+
+    /// The same for an operation that was never encoded.
+    pub(crate) fn operate_in_turn(
+        &self,
+        line: &mut InLine,
+        operation: &Operation<'_>,
+    ) -> Result<Option<Answer>, LocalError> {
+        let executed = line.execute_at_once(self.incarnation, |machine, ctx, exec| {
+            ran(operation, machine, ctx, exec)
+        });
         Ok(executed.transpose().map_err(failed)?.flatten())
+    }
+
+    /// Puts an operation in line for a register that this peer owns, and executes it if it has its turn
+    /// at once, all in one step. `None` if this peer does not own it, or cannot commit or may not keep what
+    /// the operation changes.
+    pub(crate) fn operate_as_owner(
+        &self,
+        key: &SessionKey,
+        submit: impl FnOnce(Ticket) -> Submit,
+        operation: &Operation<'_>,
+    ) -> Option<Result<AsOwner<Option<Answer>>, LocalError>> {
+        let may_grow = matches!(operation, Operation::Put { .. } | Operation::Expire { .. });
+        let begun = self.store.operate_as_owner(key, submit, may_grow, |machine, ctx, exec| {
+            ran(operation, machine, ctx, exec)
+        })?;
+        let AsOwner { line, ran, seen } = begun;
+        Some(match ran.transpose() {
+            Ok(ran) => Ok(AsOwner { line, ran, seen }),
+            Err(error) => Err(failed(error)),
+        })
+    }
+}
+
+fn failed(error: BoxError) -> LocalError {
+    LocalError::Failed(error_chain(&*error))
+}
+
+fn ran(
+    operation: &Operation<'_>,
+    machine: &mut Machine,
+    ctx: &mut Ctx<'_>,
+    exec: &Exec,
+) -> (Outcome, Result<Option<Answer>, BoxError>) {
+    match operated(operation, machine, ctx, exec) {
+        Ok((outcome, answer)) => (outcome, Ok(answer)),
+        Err(error) => (Outcome::Failed, Err(error)),
     }
 }
 

@@ -124,7 +124,7 @@ impl Node {
             return self.serve_relayed_token(&portable, call, forward, errand, tracing).await;
         }
         let mut errand = Errand::relayed(portable.asked(call), ByKey { sid: forward.sid, begins });
-        let served = Box::pin(self.run_errand(&portable, call, &mut errand, tracing)).await;
+        let served = Box::pin(self.run_errand(&portable, call, &mut errand, None, tracing)).await;
         let unsure = errand.may_have_run() || call.may_have_run;
         served.map_err(|problem| as_refusal(&portable.problem_for_client(problem, call, unsure)))
     }

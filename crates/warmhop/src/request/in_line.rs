@@ -19,6 +19,7 @@ use crate::app::slot::Slot;
 use crate::hop::{self, Hint, HopError, HopKind, HopRefusal, HopReply, ReplySession};
 use crate::http::fields;
 use crate::observe::recall::Tracing;
+use crate::request::answer::Answer;
 use crate::request::call::{Call, CallBody};
 use crate::request::local_error::{LocalError, app_failed, error_chain};
 use crate::request::node::{Node, Place, Placing};
@@ -29,7 +30,7 @@ use crate::request::problem::{
 use crate::request::registers::bounds::STATE_BYTES_MAX;
 use crate::request::serve::{FAILURES_MAX, RanHere, Served, ServedBy, Upgrade};
 use crate::sessions::events::Event;
-use crate::sessions::store::{Begun, InLine, NoRoom};
+use crate::sessions::store::{AsOwner, Begun, InLine, NoRoom};
 
 /// A request in line, and its progress.
 struct Standing {
@@ -52,7 +53,7 @@ impl Standing {
         let is_unknown = matches!(run, Run::OutcomeUnknown);
         let place = match run {
             Run::At(place) => Some(place),
-            Run::WherePlaced | Run::OutcomeUnknown => None,
+            Run::WherePlaced | Run::OutcomeUnknown | Run::Begun(_) => None,
         };
         let reruns = Reruns::default();
         Self { line, place, is_unknown, reruns, tried: Vec::new(), failed: None, held: None }
@@ -226,6 +227,10 @@ impl Node {
         run: Run,
         tracing: &mut Tracing,
     ) -> Option<(Standing, Option<Order>)> {
+        if let Run::Begun(begun) = run {
+            let AsOwner { line, ran, .. } = *begun;
+            return Some((self.begun_at_once(line, ran, tracing), None));
+        }
         let may = matches!(run, Run::WherePlaced) && !portable.slot.keeps_registers;
         let shun_here = call.failed_here(portable.slot);
         let placing = Placing { shun_here, ..portable.placing() };
@@ -281,7 +286,14 @@ impl Node {
         tracing: &mut Tracing,
     ) -> Result<(), LocalError> {
         let CallBody::Whole(operation) = &call.body else { return Err(LocalError::BodyGone) };
-        match self.operate(&mut standing.line, operation)? {
+        let answer = self.operate(&mut standing.line, operation)?;
+        self.operated(standing, answer, tracing);
+        Ok(())
+    }
+
+    /// Holds the answer to an operation; `None` if its run came to nothing.
+    fn operated(&self, standing: &mut Standing, answer: Option<Answer>, tracing: &mut Tracing) {
+        match answer {
             Some(answer) => {
                 tracing.served_by(&self.me);
                 let mut served =
@@ -291,7 +303,20 @@ impl Node {
             }
             None => standing.reruns.came_to_nothing(),
         }
-        Ok(())
+    }
+
+    /// An operation in line that may have had its turn and run already: `ran` is how.
+    fn begun_at_once(
+        &self,
+        line: InLine,
+        ran: Option<Option<Answer>>,
+        tracing: &mut Tracing,
+    ) -> Standing {
+        let mut standing = Standing::new(line, Run::WherePlaced);
+        if let Some(answer) = ran {
+            self.operated(&mut standing, answer, tracing);
+        }
+        standing
     }
 
     /// The life of the peer at `place`; `None` if it is gone.

@@ -21,6 +21,7 @@ pub(crate) mod matches;
 pub(crate) mod node;
 pub(crate) mod once;
 pub(crate) mod own_ids;
+pub(crate) mod own_register;
 pub(crate) mod portable;
 pub(crate) mod problem;
 mod received;

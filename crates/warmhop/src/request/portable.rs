@@ -11,8 +11,8 @@ use warmhop_core::config::WithoutMajority;
 use warmhop_core::ids::{Ballot, Incarnation, RequestKey, SessionId, SessionKey, WallTime};
 use warmhop_core::route::{Arrived, Attempted, may_retry};
 use warmhop_core::session::entry::{
-    After, Alone, Asked, Because, ByKey, End, Enter, Errand, Here, Moves, NEWBORN_FOR, Named, Step,
-    TakeOver, alone, fence_at, first_members, hears_most, is_elsewhere, members_by_key,
+    After, Alone, Asked, Because, ByKey, End, Enter, Errand, Here, Look, Moves, NEWBORN_FOR, Named,
+    Step, TakeOver, alone, fence_at, first_members, hears_most, is_elsewhere, members_by_key,
     members_to_begin,
 };
 use warmhop_core::session::message::Config;
@@ -26,12 +26,14 @@ use crate::http::fields;
 use crate::http::refusals::ByReason;
 use crate::observe::metrics::MEMORY_FULL;
 use crate::observe::recall::{Tracing, Why};
+use crate::request::answer::Answer;
 use crate::request::call::Call;
 use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::{
     Problem, after_an_attempt, gave_up, memory_full, of_session, outcome_unknown,
 };
 use crate::request::serve::Served;
+use crate::sessions::store::AsOwner;
 
 /// A portable request on its way through this peer.
 #[derive(Clone, Copy)]
@@ -142,6 +144,8 @@ pub(crate) enum Run {
     At(Place),
     /// Not at all: it is committed that its outcome is unknown.
     OutcomeUnknown,
+    /// It is an operation that is in line already, and may have run.
+    Begun(Box<AsOwner<Option<Answer>>>),
 }
 
 /// How waiting in line for the session ended.
@@ -190,21 +194,52 @@ impl Node {
             }
             Subject::Key(key) => Errand::by_key(asked, key),
         };
-        let served = self.run_errand(portable, call, &mut errand, tracing).await;
+        let served = self.run_errand(portable, call, &mut errand, None, tracing).await;
         let unsure = errand.may_have_run() || call.may_have_run;
         served.map_err(|problem| portable.problem_for_client(problem, call, unsure))
     }
 
-    /// Tries until it is served, or must not or cannot be tried again.
+    /// Serves an operation on a register that this peer owned, from where it stands in line: its first
+    /// attempt began as `here` says.
+    pub(crate) async fn serve_on(
+        &self,
+        portable: &Portable<'_>,
+        call: &mut Call,
+        by_key: ByKey,
+        begun: Box<AsOwner<Option<Answer>>>,
+        here: &Here<'_>,
+        tracing: &mut Tracing,
+    ) -> Result<Served, Problem> {
+        let mut errand = Errand::by_key(portable.asked(call), by_key);
+        let owns = Look { owns: true, ..Look::default() };
+        let step = errand.next(owns, here, || false);
+        debug_assert_eq!(step, Step::AtOwner { take_over: None });
+        let key = begun.line.key.clone();
+        tracing.session(&key);
+        let portable = &Portable { seen: errand.seen(call.may_have_run), ..*portable };
+        let run = Run::Begun(begun);
+        let end =
+            Box::pin(self.stand_in_line(portable, call, &key, Enter::AsOwner, run, tracing)).await;
+        let served = self.run_errand(portable, call, &mut errand, Some(end), tracing).await;
+        let unsure = errand.may_have_run() || call.may_have_run;
+        served.map_err(|problem| portable.problem_for_client(problem, call, unsure))
+    }
+
+    /// Tries until it is served, or must not or cannot be tried again. `first` is the end of its first
+    /// attempt, if that was made already.
     pub(crate) async fn run_errand(
         &self,
         portable: &Portable<'_>,
         call: &mut Call,
         errand: &mut Errand,
+        mut first: Option<LineEnd>,
         tracing: &mut Tracing,
     ) -> Result<Served, Problem> {
         loop {
-            let end = self.attempt(portable, call, errand, tracing).await?;
+            let end = match first.take() {
+                Some(end) => end,
+                None => self.attempt(portable, call, errand, tracing).await?,
+            };
             let end = match end {
                 LineEnd::Served(mut served) => {
                     served.session_lost = errand.lost();

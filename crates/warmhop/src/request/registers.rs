@@ -40,6 +40,7 @@ use crate::links::wire;
 use crate::observe::recall::{REGISTER, Tracing};
 use crate::request::call::{Call, CallBody};
 use crate::request::node::Node;
+use crate::request::own_register::Unfinished;
 use crate::request::portable::{Portable, Subject};
 use crate::request::problem::Problem;
 use crate::request::registers::operation::{
@@ -439,24 +440,45 @@ impl Registers {
         }
         let sid = self.sid(key);
         let session = SessionKey { app: self.slot.name().clone(), sid };
+        let (rid, node) = (RequestKey(rand::random()), &self.node);
+        let mut begun = None;
+        if let Some(here) = node.operates_here(&session, rid, operation) {
+            match here.map_err(failed)?.answer(node, operation).await {
+                Ok(answered) => return answered.map(Some).map_err(failed),
+                Err(unfinished) => begun = Some(unfinished),
+            }
+        }
+        // Boxed, since it is large, and the owner's own operations need none of it.
+        Box::pin(self.ask_anywhere(&session, (rid, begun), operation, begins)).await
+    }
+
+    /// Sends an operation to its register's owner, or goes on with one that has `begun` here.
+    async fn ask_anywhere(
+        &self,
+        session: &SessionKey,
+        (rid, mut begun): (RequestKey, Option<Unfinished>),
+        operation: &Operation<'_>,
+        begins: bool,
+    ) -> Result<Option<Answer>, RegisterError> {
         let body = encode(operation)?;
         let reads = matches!(operation, Operation::Get);
         // An operation whose answer was lost may run again only if it is certain that it was not
         // applied and forgotten since. A change known to have been chosen before can show that; if
         // none is known, only a register that has forgotten nothing yet can.
-        let seen = Some(self.node.store.surely_chosen(&session));
+        let seen = begun.as_ref().map(Unfinished::seen);
+        let seen = seen.unwrap_or_else(|| self.node.store.surely_chosen(session));
         let portable = Portable {
             slot: &self.slot,
-            rid: RequestKey(rand::random()),
+            rid,
             fingerprint: 0,
             keyed: false,
-            seen,
+            seen: Some(seen),
             arrived: Arrived::AtFrontDoor,
             hops_left: FORWARDS_MAX,
             drawn: false,
             version: None,
         };
-        let mut begun = 0;
+        let mut begun_anew = 0;
         loop {
             let mut call = self.call(method_of(operation), body.clone());
             let node = &self.node;
@@ -466,21 +488,30 @@ impl Registers {
                     let _ = write!(line, "{} {session}", call.method);
                 });
             tracing.app(self.slot.name());
-            let subject = Subject::Key(ByKey { sid, begins });
-            match node.serve_portable(&portable, &mut call, subject, &mut tracing).await {
+            let by_key = ByKey { sid: session.sid, begins };
+            let served = match begun.take() {
+                Some(begun) => {
+                    begun.serve_on(node, &portable, &mut call, by_key, &mut tracing).await
+                }
+                None => {
+                    let subject = Subject::Key(by_key);
+                    node.serve_portable(&portable, &mut call, subject, &mut tracing).await
+                }
+            };
+            match served {
                 Ok(served) => return answer_in(served).await.map(Some),
                 Err(problem) => match problem.kind {
                     ProblemKind::Absent => return Ok(None),
                     ProblemKind::SessionLost => {
                         tracing::debug!(register = %session, "the register's value is lost, because too many of its holders are gone; its key is free");
-                        let peers = node.whom_to_ask(&session);
-                        node.store.with(&session, false, |machine, ctx, out| {
+                        let peers = node.whom_to_ask(session);
+                        node.store.with(session, false, |machine, ctx, out| {
                             machine.bury(ctx, &peers, out);
                         });
-                        begun += 1;
+                        begun_anew += 1;
                         // Another may have been begun under its key since what is left of this one was
                         // written, which hid it here.
-                        if begun <= BEGUN_ANEW_MAX {
+                        if begun_anew <= BEGUN_ANEW_MAX {
                             continue;
                         }
                         if reads || !begins {
@@ -564,7 +595,7 @@ impl From<Held> for Value {
     fn from(held: Held) -> Self {
         let expires = UNIX_EPOCH.checked_add(Duration::from_millis(held.expires));
         let expires = expires.unwrap_or_else(SystemTime::now);
-        Self { bytes: Bytes::from_owner(held.bytes), version: held.version, expires }
+        Self { bytes: held.bytes, version: held.version, expires }
     }
 }
 

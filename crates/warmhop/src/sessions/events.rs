@@ -94,6 +94,11 @@ impl EventReceiver {
         lock(&self.0).unread.pop_front()
     }
 
+    /// Leaves an event that was read to whoever reads next.
+    pub(crate) fn put_back(&self, event: Event) {
+        lock(&self.0).unread.push_front(event);
+    }
+
     /// The next event; `None` once the sender is gone.
     pub(crate) async fn next(&self) -> Option<Event> {
         poll_fn(|cx| {

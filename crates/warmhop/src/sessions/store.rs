@@ -7,6 +7,7 @@
 mod asked;
 mod line;
 mod room;
+mod waking;
 
 use std::collections::{BTreeSet, HashSet};
 use std::num::NonZeroUsize;
@@ -27,8 +28,9 @@ use warmhop_core::session::message::{BodyRef, Config, Message, NackReason};
 use warmhop_core::session::{Ctx, Effect, Outcome, Process, Session, Submit, Ticket};
 
 use self::asked::FirstAsked;
-pub(crate) use self::line::{Begun, InLine, NoRoom};
+pub(crate) use self::line::{AsOwner, Begun, InLine, NoRoom};
 use self::room::{copy_asked_for, no_room};
+use self::waking::LOOK_THROUGH_EVERY;
 use crate::links::wire::SessionFrame;
 use crate::observe::clock::Clock;
 use crate::observe::failpoint;
@@ -40,8 +42,6 @@ use crate::sessions::memory::{FullPeers, Memory};
 use crate::sessions::table::{Processes, Table, TableEntry};
 
 pub(crate) const STRIPES: usize = 64;
-/// How often a stripe is scanned for sessions that are to be woken soon.
-const LOOK_THROUGH_EVERY: Duration = Duration::from_secs(60);
 /// Sessions that are to be woken within this time get a timer.
 const FILED_WITHIN: Duration = Duration::from_secs(90);
 /// How many sessions each stripe counts moves for.
@@ -92,11 +92,13 @@ pub(crate) struct Store {
 }
 
 /// A request that joins or leaves a session's line in the same step as a change to its machine.
-enum Lines {
+enum Lines<'a> {
     /// None.
     Stay,
     /// A request joins; an empty session is kept until the time named at least.
     Join(Ticket, EventSender, Now),
+    /// The same, if the machine is as wanted; otherwise nothing is done.
+    JoinIf(&'a dyn Fn(&Session) -> bool, Ticket, EventSender, Now),
     /// The request with this ticket gets no more events.
     Leave(Ticket),
 }
@@ -225,7 +227,7 @@ impl Store {
         &self,
         key: &SessionKey,
         create: bool,
-        lines: Lines,
+        lines: Lines<'_>,
         work: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>) -> R,
     ) -> Option<(R, Vec<(Incarnation, Message)>)> {
         let mut outgoing = Vec::new();
@@ -238,8 +240,10 @@ impl Store {
         };
         match lines {
             Lines::Stay => {}
+            Lines::JoinIf(wanted, ..) if !wanted(&entry.machine) => return None,
             // The ticket is known before its first event can be sent.
-            Lines::Join(ticket, events, keep_empty_until) => {
+            Lines::Join(ticket, events, keep_empty_until)
+            | Lines::JoinIf(_, ticket, events, keep_empty_until) => {
                 entry.join(ticket, events, keep_empty_until);
             }
             Lines::Leave(ticket) => entry.leave(ticket),
@@ -629,74 +633,6 @@ impl Store {
     pub(crate) fn surely_chosen(&self, key: &SessionKey) -> u64 {
         let given = self.stripe(key).moves.peek(key).map_or(0, MoveCounter::given);
         given.max(self.read(key, Session::surely_chosen).unwrap_or_default())
-    }
-
-    /// Sets timers for a stripe's sessions that are to be woken soon, once in a while. Returns when to do so
-    /// next.
-    fn look_through(&self, stripe: &Mutex<Stripe>, now: Now) -> Now {
-        let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-        if now < stripe.look_through_at {
-            return stripe.look_through_at;
-        }
-        stripe.look_through_at = now.after(LOOK_THROUGH_EVERY);
-        let wall = self.clock.wall();
-        let soon = now.after(FILED_WITHIN);
-        let Stripe { sessions, wakes, .. } = &mut *stripe;
-        for entry in sessions.iter_mut().filter(|entry| entry.wake().is_none()) {
-            let wake = entry
-                .machine
-                .next_wake(now, wall)
-                .filter(|at| *at <= soon)
-                .map(|at| at.max(Now(1)));
-            wakes.extend(wake.map(|at| (at, entry.key())));
-            entry.set_wake(wake);
-        }
-        stripe.look_through_at
-    }
-
-    /// Wakes machines at the times that they asked for, for as long as the peer runs.
-    pub(crate) async fn wake(self: Arc<Self>) {
-        loop {
-            let now = self.clock.now();
-            let mut next = u64::MAX;
-            self.next_wake_ms.store(u64::MAX, Ordering::Relaxed);
-            for stripe in &self.stripes {
-                next = next.min(self.look_through(stripe, now).0);
-                loop {
-                    let due = {
-                        let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-                        match stripe.wakes.first() {
-                            Some((at, key)) if *at <= now => Some(key.clone()),
-                            Some((at, _)) => {
-                                next = next.min(at.0);
-                                None
-                            }
-                            None => None,
-                        }
-                    };
-                    let Some(key) = due else { break };
-                    self.with(&key, false, |machine, ctx, out| machine.on_timer(ctx, out));
-                    // A machine that asks for the same instant again would make this loop spin.
-                    let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-                    let stripe = &mut *stripe;
-                    if let Some(entry) = stripe.sessions.get_mut(&key)
-                        && let Some(at) = entry.wake().filter(|at| *at <= now)
-                    {
-                        stripe.wakes.remove(&(at, key.clone()));
-                        let later = now.after(Duration::from_millis(1));
-                        entry.set_wake(Some(later));
-                        stripe.wakes.insert((later, key.clone()));
-                        next = next.min(later.0);
-                    }
-                }
-            }
-            let next = next.min(self.next_wake_ms.fetch_min(next, Ordering::Relaxed));
-            let span = Duration::from_millis(next.saturating_sub(self.clock.now().0));
-            tokio::select! {
-                () = tokio::time::sleep(span.min(Duration::from_secs(60))) => {}
-                () = self.sooner.notified() => {}
-            }
-        }
     }
 
     /// Puts a request in line for its session.

@@ -108,8 +108,9 @@ pub(crate) fn execute(
         None => None,
     };
     let held = held.filter(|_| turn.expiry > now);
+    let shared = |bytes: &[u8]| state.as_ref().map_or_else(Bytes::new, |it| it.slice_ref(bytes));
     let before = held.as_ref().map(|held| Held {
-        bytes: held.bytes.into(),
+        bytes: shared(held.bytes),
         version: held.version,
         expires: turn.expiry.0,
     });

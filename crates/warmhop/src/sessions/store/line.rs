@@ -2,14 +2,16 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use warmhop_core::ids::{Incarnation, Position, SessionKey};
+use warmhop_core::session::entry::{Enter, Look};
 use warmhop_core::session::message::{Body, Exec, ExecDone, Message};
-use warmhop_core::session::{Ctx, Effect, Outcome, Session, Ticket};
+use warmhop_core::session::{Ctx, Effect, Outcome, Session, Submit, Ticket};
 
-use super::{Lines, Store};
+use super::{EMPTY_KEPT_FOR, Lines, Store};
 use crate::observe::failpoint::{self, Point};
-use crate::sessions::events::{Event, EventReceiver};
+use crate::sessions::events::{self, Event, EventReceiver};
 
 /// One request in line for its session; leaves the line when it is dropped, whatever happened.
 pub(crate) struct InLine {
@@ -35,6 +37,66 @@ pub(crate) enum Begun {
     No,
 }
 
+/// An operation that has entered the line of a session that this peer owns.
+pub(crate) struct AsOwner<R> {
+    pub(crate) line: InLine,
+    /// What its run returned, if it had its turn at once and could begin.
+    pub(crate) ran: Option<R>,
+    /// The highest number that was known to be chosen before.
+    pub(crate) seen: u64,
+}
+
+impl Store {
+    /// Puts an operation in line for a session that this peer owns, and runs it if it has its turn at
+    /// once, all in one step. `work` waits for nothing. `None`, and nothing is done, if this peer does
+    /// not own the session, does not hear a majority of its members, or has no room for it to grow.
+    pub(crate) fn operate_as_owner<R>(
+        self: &Arc<Self>,
+        key: &SessionKey,
+        submit: impl FnOnce(Ticket) -> Submit,
+        may_grow: bool,
+        work: impl FnOnce(&mut Session, &mut Ctx<'_>, &Exec) -> (Outcome, R),
+    ) -> Option<AsOwner<R>> {
+        if may_grow && self.memory.is_full() {
+            return None;
+        }
+        let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
+        let (sender, events) = events::channel();
+        let wanted = |machine: &Session| {
+            let look = Look::among(machine, &self.census.load());
+            let lacks_room = || machine.config().is_none_or(|it| self.is_outvoted(it));
+            machine.is_owner() && !look.cut_off && !(may_grow && lacks_room())
+        };
+        let keep_empty_until = self.clock.now().after(EMPTY_KEPT_FOR);
+        let joins = Lines::JoinIf(&wanted, ticket, sender, keep_empty_until);
+        let me = self.me;
+        let mut changed = false;
+        let ((ran, seen), outgoing) =
+            self.with_held_back(key, false, joins, |machine, ctx, out| {
+                let seen = machine.surely_chosen();
+                machine.enter(ctx, submit(ticket), Enter::AsOwner, out);
+                let is_turn =
+                    |it: &Effect| matches!(it, Effect::Turn { ticket: of } if *of == ticket);
+                let Some(at) = out.iter().position(is_turn) else { return (None, seen) };
+                out.remove(at);
+                let Some(exec) = ordered(machine, ctx, ticket, me, out) else {
+                    return (None, seen);
+                };
+                let (outcome, result) = work(machine, ctx, &exec);
+                changed = failpoint::changed(&outcome);
+                failpoint::pass_if(changed, Point::OwnerVoteBefore);
+                machine.executed(ctx, ticket, exec.p, outcome, out);
+                (Some(result), seen)
+            })?;
+        self.deliver(key, outgoing);
+        failpoint::pass_if(changed, Point::OwnerVoteAfter);
+        let (store, key) = (Arc::clone(self), key.clone());
+        let (running, held_back, is_out) = (None, Vec::new(), false);
+        let line = InLine { store, key, ticket, events, running, held_back, is_out };
+        Some(AsOwner { line, ran, seen })
+    }
+}
+
 impl InLine {
     /// The next event.
     pub(crate) async fn next(&mut self) -> Event {
@@ -50,6 +112,11 @@ impl InLine {
             self.running = Some(exec.p);
         }
         event
+    }
+
+    /// Leaves an event to whoever asks for the next one.
+    pub(crate) fn put_back(&self, event: Event) {
+        self.events.put_back(event);
     }
 
     /// The caller has decided which peer runs it.

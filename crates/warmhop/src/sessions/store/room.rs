@@ -21,9 +21,13 @@ impl Store {
         if self.memory.is_full() {
             return true;
         }
-        let outvoted = |config: &Config| self.full.outvote(config, self.clock.now());
-        let held = self.read(key, |it| it.config().map(outvoted)).flatten();
-        held.unwrap_or_else(|| begins.is_some_and(outvoted))
+        let held = self.read(key, |it| it.config().map(|it| self.is_outvoted(it))).flatten();
+        held.unwrap_or_else(|| begins.is_some_and(|it| self.is_outvoted(it)))
+    }
+
+    /// Whether a majority of those that decide about a session has no room for more of it.
+    pub(super) fn is_outvoted(&self, config: &Config) -> bool {
+        self.full.outvote(config, self.clock.now())
     }
 }
 
