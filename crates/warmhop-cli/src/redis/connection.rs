@@ -63,6 +63,7 @@ impl Drop for Leaves {
 
 /// Serves a client until it leaves, misbehaves or is too slow.
 pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Result<()> {
+    let database = Arc::new(database);
     stream.set_nodelay(true)?;
     let id = CLIENTS.fetch_add(1, Ordering::Relaxed) + 1;
     CONNECTED.fetch_add(1, Ordering::Relaxed);
@@ -206,7 +207,8 @@ enum BatchEnd {
 }
 
 struct Client {
-    database: Database,
+    /// Shared by its commands under way.
+    database: Arc<Database>,
     introduced: Introduced,
     /// The commands that wait for `EXEC`, since `MULTI`.
     transaction: Option<Transaction>,
@@ -422,13 +424,14 @@ impl Client {
             "AUTH" => refuse_user(args.get(1).filter(|_| args.len() > 2)).unwrap_or(Reply::OK),
             "SELECT" => {
                 let reply = self.introduced.select(args);
-                self.database.index = self.introduced.index;
+                Arc::make_mut(&mut self.database).index = self.introduced.index;
                 reply
             }
             "CLIENT" => {
                 let reply = self.introduced.client(args);
                 if *self.database.library != *self.introduced.library {
-                    self.database.library = Arc::from(&*self.introduced.library);
+                    let library = Arc::from(&*self.introduced.library);
+                    Arc::make_mut(&mut self.database).library = library;
                 }
                 if matches!(&reply, Reply::Error(error) if error.contains("not offered")) {
                     self.tell_loudly(args);
@@ -455,7 +458,7 @@ impl Client {
             "RESET" => {
                 let id = self.introduced.id;
                 self.introduced = Introduced { id, version: 2, ..Introduced::default() };
-                self.database.index = 0;
+                Arc::make_mut(&mut self.database).index = 0;
                 (self.transaction, self.subscriber) = (None, None);
                 self.watched.clear();
                 Reply::status("RESET")
@@ -528,7 +531,7 @@ impl Client {
         if transaction.is_broken {
             return Reply::status("QUEUED");
         }
-        let database = Database { index: transaction.index, ..self.database.clone() };
+        let database = Database { index: transaction.index, ..Database::clone(&self.database) };
         let refused = refused_beside_watched(&database, &request, &self.watched);
         let refused = refused.map(str::to_owned).or_else(|| {
             let too_much =

@@ -1,7 +1,7 @@
 //! The commands of one client that are under way: those about different keys run beside each other,
 //! and their replies leave in the order asked.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -81,12 +81,12 @@ type Running = BoxFuture<'static, Ran>;
 
 /// A command to be carried out.
 struct Job {
-    database: Database,
+    database: Arc<Database>,
     request: Request,
     counted: Counted,
 }
 
-/// The commands under way, and the keys that they are about.
+/// The commands under way.
 #[derive(Default)]
 pub(super) struct UnderWay {
     replies: FuturesOrdered<Running>,
@@ -94,7 +94,6 @@ pub(super) struct UnderWay {
     ready: VecDeque<Reply>,
     /// What is known about each command, in their order.
     begun: VecDeque<Begun>,
-    keys: HashSet<Bytes>,
     /// How many bytes their requests take.
     bytes: usize,
     /// How many bytes their replies may take, or take once they are there.
@@ -128,7 +127,7 @@ impl UnderWay {
             0 => self.expected,
             longest => Expected(longest.clamp(READ_BYTES_MIN, VALUE_BYTES_MAX)),
         };
-        if self.keys.capacity() > KEPT_MAX || self.begun.capacity() > KEPT_MAX {
+        if self.begun.capacity() > KEPT_MAX {
             // An idle client keeps no memory of a long batch.
             *self = Self::default();
         }
@@ -148,14 +147,20 @@ impl UnderWay {
             || self.begun.len() >= UNDER_WAY_MAX
             || (self.bytes + bytes > HELD_BYTES_MAX && !self.begun.is_empty())
             || (reply_bytes > REPLIES_BYTES_MAX && !self.begun.is_empty())
-            || key.is_some_and(|key| self.keys.contains(&key))
+            || key.is_some_and(|key| self.is_about(&key))
+    }
+
+    /// Whether any of them is about this key. They are few: to compare them all takes less than to keep
+    /// a set of their keys.
+    fn is_about(&self, key: &Bytes) -> bool {
+        self.begun.iter().any(|it| it.key.as_ref() == Some(key))
     }
 
     /// Begins a command that meets no other. Returns a script that is about other keys than those
     /// that it names: it has done nothing, and is to begin when no other command is under way.
     pub(super) fn begin(
         &mut self,
-        database: &Database,
+        database: &Arc<Database>,
         data: Request,
         bytes: usize,
     ) -> Option<Request> {
@@ -167,7 +172,7 @@ impl UnderWay {
         let counted = Counted::new(&self.reply_bytes, expected, is_read);
         let own = Arc::clone(&counted.own);
         let mut confined = data.confined.clone();
-        let mut running = run(Job { database: database.clone(), request: data, counted });
+        let mut running = run(Job { database: Arc::clone(database), request: data, counted });
         if confined.is_some() {
             // At once, since it shows here what the commands behind it have to wait for.
             match (&mut running).now_or_never() {
@@ -182,7 +187,6 @@ impl UnderWay {
                 None => {}
             }
         }
-        self.keys.extend(key.clone());
         self.bytes += bytes;
         self.begun.push_back(Begun { key, waits, confined, bytes, reply_bytes: own, is_read });
         self.replies.push_back(running);
@@ -257,9 +261,6 @@ impl UnderWay {
         self.reply_bytes.fetch_sub(takes, Ordering::Relaxed);
         if begun.is_read {
             self.longest = self.longest.max(takes);
-        }
-        if let Some(key) = &begun.key {
-            self.keys.remove(key);
         }
         if outgoing.len() > BATCH_BYTES_MAX {
             self.write(stream, outgoing).await?;
