@@ -25,8 +25,6 @@ use super::{Ended, Input};
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 /// How many compiled scripts it keeps.
 const COMPILED_MAX: usize = 64;
-/// Where a metatable says what is behind its table.
-const INDEX: &str = "__index";
 /// How deep a script's reply may be nested.
 const NESTED_MAX: usize = 128;
 
@@ -110,14 +108,13 @@ thread_local! {
 struct Surroundings {
     lua: Lua,
     state: Shared,
-    /// The globals of scripts, and the tables that hold them.
+    /// The globals of scripts.
     globals: Table,
-    offered: Table,
+    /// Runs a script with its keys and arguments.
     run: Function,
-    /// The tables in which a script could leave something for the next one: they are empty before.
-    empty: Vec<Table>,
-    /// Strings' metatable, which scripts can change as well, and the only thing in it: its index.
-    strings: (Table, Table),
+    /// Tells whether no script has left anything for the next one: in the tables that scripts can reach,
+    /// which are empty before, or in strings' metatable, which has its index alone.
+    is_untouched: Function,
     /// By their digests.
     compiled: HashMap<Arc<str>, Function>,
     /// How much memory it took before anything had run in it.
@@ -156,21 +153,15 @@ impl Surroundings {
         let lua = Lua::new_with(StdLib::TABLE | StdLib::STRING | StdLib::MATH, LuaOptions::new())?;
         let prelude = lua.load(include_str!("prelude.lua")).set_name("=prelude");
         let host = host(&lua, &state)?;
-        let (globals, offered, run, empty, strings): (_, _, _, _, Table) =
-            prelude.into_function()?.call(host)?;
-        let index = strings.raw_get(INDEX)?;
-        let (compiled, bytes, strings) = (HashMap::new(), lua.used_memory(), (strings, index));
-        Ok(Self { lua, state, globals, offered, run, empty, strings, compiled, bytes })
+        let (globals, run, is_untouched) = prelude.into_function()?.call(host)?;
+        let (compiled, bytes) = (HashMap::new(), lua.used_memory());
+        Ok(Self { lua, state, globals, run, is_untouched, compiled, bytes })
     }
 
     /// Whether the next script could not notice that others have run.
     fn are_as_new(&self) -> bool {
-        let (strings, index) = &self.strings;
         self.lua.used_memory() <= self.bytes + KEPT_BYTES_MAX
-            && self.empty.iter().all(Table::is_empty)
-            && strings.metatable().is_none()
-            && strings.raw_get::<Table>(INDEX).is_ok_and(|it| it == *index)
-            && strings.pairs::<LuaValue, LuaValue>().count() == 1
+            && self.is_untouched.call::<bool>(()).unwrap_or(false)
     }
 
     fn strings(&self, all: &[Bytes]) -> mlua::Result<Table> {
@@ -193,15 +184,14 @@ impl Surroundings {
     }
 
     fn run(&mut self, input: &Input) -> mlua::Result<Reply> {
-        self.offered.raw_set("KEYS", self.strings(&input.keys)?)?;
-        self.offered.raw_set("ARGV", self.strings(&input.args)?)?;
+        let (keys, arguments) = (self.strings(&input.keys)?, self.strings(&input.args)?);
         let script = match self.compiled(input) {
             Ok(script) => script,
             Err(error @ mlua::Error::SyntaxError { .. }) => return Ok(not_compiled(&error)),
             Err(error) => return Err(error),
         };
         self.bound()?;
-        let (is_well, value): (bool, LuaValue) = self.run.call(script)?;
+        let (is_well, value): (bool, LuaValue) = self.run.call((script, keys, arguments))?;
         self.lua.remove_global_hook();
         // Nothing else runs in it; the result still has to be read.
         self.lua.set_memory_limit(0)?;

@@ -1,6 +1,6 @@
 -- What a script finds around it. It runs once in a state, before the first script there, and gets what the
--- endpoint offers as its argument. It returns what scripts see as globals, where those are kept, what runs
--- a script, and where a script could leave something for the next one.
+-- endpoint offers as its argument. It returns what scripts see as globals, what runs a script with its keys
+-- and arguments, and what tells whether no script has left anything for the next one.
 --
 -- What ends a script from outside, such as too many steps, is an error that nothing may catch:
 -- whatever catches errors shows it to host.stopped() first.
@@ -8,6 +8,7 @@ local host = ...
 
 local error, type, tostring, select, unpack = error, type, tostring, select, unpack
 local setmetatable, rawget, rawset, pairs, ipairs = setmetatable, rawget, rawset, pairs, ipairs
+local getmetatable, rawequal, next = getmetatable, rawequal, next
 local real_pcall, real_xpcall, real_resume = pcall, xpcall, coroutine.resume
 local concat = table.concat
 
@@ -274,8 +275,16 @@ getmetatable('').__index = offered.string
 -- libraries themselves are behind what is shown of them: unless a script left something there, they are empty.
 local shared = {}
 for library in pairs(readonly) do shared[#shared + 1] = library end
+local strings, index = getmetatable(''), offered.string
 
-return globals, offered, function(script)
+return globals, function(script, keys, arguments)
+  offered.KEYS, offered.ARGV = keys, arguments
   local ok, value = real_xpcall(script, with_position)
   return ok, value
-end, shared, getmetatable('')
+end, function()
+  for at = 1, #shared do
+    if next(shared[at]) ~= nil then return false end
+  end
+  return getmetatable(strings) == nil and next(strings, '__index') == nil
+    and rawequal(next(strings), '__index') and rawequal(rawget(strings, '__index'), index)
+end
