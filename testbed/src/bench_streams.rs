@@ -70,8 +70,16 @@ pub async fn streams(bytes: u64) -> Result<()> {
             up[index].push(mib / upload(way.addr, bytes).await?.as_secs_f64());
         }
     }
-    row(&format!("download of {mib:.0} MiB, MiB/s"), &medians(down));
-    row(&format!("upload of {mib:.0} MiB, MiB/s"), &medians(up));
+    let (down, up) = (medians(down), medians(up));
+    row(&format!("download of {mib:.0} MiB, MiB/s"), &down);
+    row(&format!("upload of {mib:.0} MiB, MiB/s"), &up);
+    for (what, rates) in [("download", &down), ("upload", &up)] {
+        terminal.line(format!(
+            "{:<34}  {:.2}",
+            format!("{what} by a hop over one peer's"),
+            rates[2] / rates[1]
+        ));
+    }
     for (index, before) in before.into_iter().enumerate() {
         let grown = resident_peak(&mesh, index)?.saturating_sub(before) / 1024;
         let peer = mesh.peer(index);

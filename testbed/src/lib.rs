@@ -24,6 +24,8 @@
 pub mod apps;
 pub mod bench;
 pub mod bench_burst;
+pub mod bench_idle;
+pub mod bench_instructions;
 mod bench_mesh;
 pub mod bench_messages;
 pub mod bench_proxies;

@@ -8,8 +8,8 @@ use clap::{Parser, Subcommand};
 use nix::sys::signal::Signal;
 use warmhop_testbed::chaos::{self, faults::Kind};
 use warmhop_testbed::{
-    bench, bench_burst, bench_messages, bench_proxies, bench_streams, commands, costs, demo, ports,
-    terminal::Terminal,
+    bench, bench_burst, bench_idle, bench_instructions, bench_messages, bench_proxies,
+    bench_streams, commands, costs, demo, ports, terminal::Terminal,
 };
 
 /// Launches, breaks and shows meshes of real peers on this machine.
@@ -51,8 +51,21 @@ enum Command {
     },
     /// A guided tour of the main job, on a mesh of its own.
     Demo,
-    /// Figures that only real processes can give; `testbed/bench` builds optimised ones.
+    /// All figures of speed: what a request costs beside HAProxy and nginx, a stream by a hop, an idle
+    /// peer, and the instructions of a request. `testbed/bench` installs and builds what that takes.
     Bench {
+        #[command(flatten)]
+        wanted: bench_proxies::Wanted,
+        /// How much a stream moves, in bytes.
+        #[arg(long, default_value_t = 1 << 30, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+        bytes: u64,
+        /// For how long idle peers are watched, in seconds.
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=600))]
+        idle: u32,
+    },
+    /// How soon sessions are served again whose owner is killed; `testbed/bench-failover` builds
+    /// optimised peers.
+    BenchFailover {
         /// How many sessions the peer owns that is killed.
         #[arg(long, default_value_t = 10_000)]
         sessions: usize,
@@ -108,6 +121,14 @@ enum Command {
     },
 }
 
+/// All figures of speed, one after the other.
+async fn speed(wanted: &bench_proxies::Wanted, bytes: u64, idle: u32) -> anyhow::Result<()> {
+    bench_proxies::proxies(wanted, true).await?;
+    bench_streams::streams(bytes).await?;
+    bench_idle::idle(idle).await?;
+    bench_instructions::instructions().await
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
@@ -116,11 +137,12 @@ async fn main() -> ExitCode {
         Command::Kill { name, signal } => commands::kill(&name, signal).await,
         Command::Start { name } => commands::start(&name).await,
         Command::Demo => demo::run().await,
-        Command::Bench { sessions } => bench::failover(sessions).await,
+        Command::Bench { wanted, bytes, idle } => speed(&wanted, bytes, idle).await,
+        Command::BenchFailover { sessions } => bench::failover(sessions).await,
         Command::BenchStreams { bytes } => bench_streams::streams(bytes).await,
         Command::BenchMessages => bench_messages::messages().await,
         Command::BenchBurst => bench_burst::burst().await,
-        Command::BenchProxies(wanted) => bench_proxies::proxies(&wanted).await,
+        Command::BenchProxies(wanted) => bench_proxies::proxies(&wanted, false).await,
         Command::Costs => costs::costs().await,
         Command::Chaos { peers, length, faults, seed, clients, report } => {
             chaos::command(peers, length, faults, seed, clients, report).await
