@@ -14,7 +14,9 @@ use core::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cookie::CookieSpec;
-pub use crate::own_id::{OWN_ID_NAME_BYTES_MAX, OwnId};
+pub use crate::own_id::{
+    OWN_ID_NAME_BYTES_MAX, OWN_ID_PATH_BYTES_MAX, OwnId, OwnIdPath, OwnIdPathError,
+};
 
 /// Where an app's sessions are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -96,9 +98,9 @@ pub struct AppPolicy {
     pub keep_ready: u32,
     /// Where sessions are kept. Default: there are none.
     pub session: SessionMode,
-    /// The app's own id by which pinned sessions are known, if it has one; it applies only to
-    /// [`SessionMode::Pinned`]. Default: the affinity cookie.
-    pub session_by: Option<OwnId>,
+    /// The app's own ids by which pinned sessions are known, if it has any; they apply only to
+    /// [`SessionMode::Pinned`]. Default: none, but the affinity cookie.
+    pub session_by: Vec<OwnId>,
     /// What requests may change. Default: anything.
     pub effects: EffectsMode,
     /// How long a request waits while no peer is ready. 0 to 10 min. Default: 30 s.
@@ -235,7 +237,7 @@ impl Default for AppPolicy {
             stop_when_idle: None,
             keep_ready: 0,
             session: SessionMode::default(),
-            session_by: None,
+            session_by: Vec::new(),
             effects: EffectsMode::default(),
             max_wait: Duration::from_secs(30),
             waiting_max: 1024,

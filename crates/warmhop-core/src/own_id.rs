@@ -5,11 +5,14 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 /// The most bytes of an id; a longer text is not one.
 pub const OWN_ID_BYTES_MAX: usize = 4096;
 /// The most bytes of an id's name.
 pub const OWN_ID_NAME_BYTES_MAX: usize = 64;
+/// The most bytes of a path with an id.
+pub const OWN_ID_PATH_BYTES_MAX: usize = 256;
 
 /// How an app's sessions are known besides by the affinity cookie: by an id of the app's own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -22,26 +25,146 @@ pub enum OwnId {
     Query(String),
     /// A cookie of this name, which the app sets.
     Cookie(String),
+    /// A segment of the path, which a client learns from an answer's JSON.
+    Path(OwnIdPath),
 }
 
 impl OwnId {
-    /// Where it is: `header`, `query` or `cookie`.
+    /// Where it is: `header`, `query`, `cookie` or `path`.
     #[must_use]
     pub fn place(&self) -> &'static str {
         match self {
             Self::Header(_) => "header",
             Self::Query(_) => "query",
             Self::Cookie(_) => "cookie",
+            Self::Path(_) => "path",
         }
     }
 
-    /// Its name there.
+    /// Its name there, or the whole path.
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
             Self::Header(name) | Self::Query(name) | Self::Cookie(name) => name,
+            Self::Path(path) => path.as_str(),
         }
     }
+}
+
+/// The paths that have an id as one of their segments: `/gradio_api/call/*/{event_id}`. A `*` is any
+/// segment, and the name in braces is that of the id in the JSON that issues it. Paths below it match as
+/// well.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct OwnIdPath {
+    text: String,
+    name: String,
+}
+
+/// What is wrong with a text that should be an [`OwnIdPath`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OwnIdPathError {
+    /// It is longer than [`OWN_ID_PATH_BYTES_MAX`].
+    TooLong,
+    /// It does not begin with a slash, or has an empty segment.
+    NotAPath,
+    /// It does not have exactly one segment of a name in braces.
+    NotOneId,
+    /// The name in the braces is empty, too long or no name.
+    BadName,
+    /// A segment has a character that is written otherwise in a path, or `*` among others.
+    BadSegment,
+}
+
+impl fmt::Display for OwnIdPathError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TooLong => "the path has more than 256 bytes",
+            Self::NotAPath => "expected a path that begins with a slash and has no empty segment",
+            Self::NotOneId => "expected one segment in braces, which is the id",
+            Self::BadName => {
+                "the name in braces is that of the id in the app's JSON, such as event_id"
+            }
+            Self::BadSegment => {
+                "expected segments of plain characters, not percent-encoded, or * for any segment"
+            }
+        })
+    }
+}
+
+impl core::error::Error for OwnIdPathError {}
+
+impl OwnIdPath {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// If it is not such a path.
+    pub fn new(text: &str) -> Result<Self, OwnIdPathError> {
+        if text.len() > OWN_ID_PATH_BYTES_MAX {
+            return Err(OwnIdPathError::TooLong);
+        }
+        let segments = text.strip_prefix('/').ok_or(OwnIdPathError::NotAPath)?;
+        let mut name = None;
+        for segment in segments.split('/') {
+            match in_braces(segment) {
+                _ if segment.is_empty() => return Err(OwnIdPathError::NotAPath),
+                Some(_) if name.is_some() => return Err(OwnIdPathError::NotOneId),
+                Some(inner) if !is_name(inner) => return Err(OwnIdPathError::BadName),
+                Some(inner) => name = Some(inner),
+                None if segment != "*" && !is_literal(segment) => {
+                    return Err(OwnIdPathError::BadSegment);
+                }
+                None => {}
+            }
+        }
+        let name = name.ok_or(OwnIdPathError::NotOneId)?.into();
+        Ok(Self { text: text.into(), name })
+    }
+
+    /// The whole path, as it was written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The name of the id in the app's JSON.
+    #[must_use]
+    pub fn id_name(&self) -> &str {
+        &self.name
+    }
+
+    /// The id that a request's path has, percent-decoded.
+    #[must_use]
+    pub fn id_in(&self, path: &str) -> Option<Vec<u8>> {
+        let mut segments = path.strip_prefix('/')?.split('/');
+        let mut found = None;
+        for expected in self.text.split('/').skip(1) {
+            let segment = segments.next()?;
+            match in_braces(expected) {
+                Some(_) => found = Some(id(&decoded(segment, Plus::IsPlus))?),
+                None if expected == "*" && !segment.is_empty() => {}
+                None if decoded(segment, Plus::IsPlus) == expected.as_bytes() => {}
+                None => return None,
+            }
+        }
+        found
+    }
+}
+
+fn in_braces(segment: &str) -> Option<&str> {
+    segment.strip_prefix('{')?.strip_suffix('}')
+}
+
+/// Whether requests can have the segment in their path, as it is.
+fn is_literal(segment: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()+,;=:@".contains(&byte);
+    segment != "." && segment != ".." && segment.bytes().all(is_plain)
+}
+
+/// Whether a member of a JSON object can have the name, without escapes.
+fn is_name(text: &str) -> bool {
+    (1..=OWN_ID_NAME_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"{}*/?#\"\\".contains(&byte))
 }
 
 /// The value of a field, if it can be an id.
@@ -55,7 +178,10 @@ pub fn in_field(value: &[u8]) -> Option<Vec<u8>> {
 pub fn in_query(query: &str, name: &str) -> Option<Vec<u8>> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=')?;
-        if decoded(key) != name.as_bytes() { None } else { id(&decoded(value)) }
+        if decoded(key, Plus::IsSpace) != name.as_bytes() {
+            return None;
+        }
+        id(&decoded(value, Plus::IsSpace))
     })
 }
 
@@ -151,7 +277,14 @@ fn id(bytes: &[u8]) -> Option<Vec<u8>> {
     (1..=OWN_ID_BYTES_MAX).contains(&bytes.len()).then(|| bytes.to_vec())
 }
 
-fn decoded(text: &str) -> Vec<u8> {
+/// What a plus is: a space in queries, itself in paths.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Plus {
+    IsSpace,
+    IsPlus,
+}
+
+fn decoded(text: &str, plus: Plus) -> Vec<u8> {
     let digit = |byte: Option<&u8>| (*byte? as char).to_digit(16);
     let bytes = text.as_bytes();
     let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
@@ -162,7 +295,7 @@ fn decoded(text: &str) -> Vec<u8> {
                 out.extend(u8::try_from(high * 16 + low));
                 at += 2;
             }
-            (b'+', _) => out.push(b' '),
+            (b'+', _) if plus == Plus::IsSpace => out.push(b' '),
             (byte, _) => out.push(*byte),
         }
         at += 1;
@@ -201,6 +334,58 @@ mod tests {
         assert_eq!(text(in_field(b" 7 ")).unwrap(), "7");
         assert_eq!(in_field(&[b'x'; OWN_ID_BYTES_MAX + 1]), None);
         assert_eq!(in_field(b""), None);
+    }
+
+    #[test]
+    fn an_id_is_found_in_a_path() {
+        let of_gradio = OwnIdPath::new("/gradio_api/call/*/{event_id}").unwrap();
+        assert_eq!(of_gradio.id_name(), "event_id");
+        for (path, found) in [
+            ("/gradio_api/call/predict/a-B_1", Some("a-B_1")),
+            ("/gradio_api/call/predict/a-B_1/", Some("a-B_1")),
+            ("/gradio_api/call/predict/a-B_1/more", Some("a-B_1")),
+            ("/gradio%5Fapi/c%61ll/%20/a%2Fb+%41", Some("a/b+A")),
+            ("/gradio_api/call/v2/predict", Some("predict")),
+            ("/gradio_api/call/predict/%zz", Some("%zz")),
+            ("/gradio_api/call/predict/", None),
+            ("/gradio_api/call/predict", None),
+            ("/gradio_api/call//a", None),
+            ("/gradio_api/called/predict/a", None),
+            ("//gradio_api/call/predict/a", None),
+            ("gradio_api/call/predict/a", None),
+            ("/", None),
+            ("*", None),
+            ("", None),
+        ] {
+            assert_eq!(text(of_gradio.id_in(path)).as_deref(), found, "{path}");
+        }
+        let inner = OwnIdPath::new("/rooms/{room}/seats").unwrap();
+        assert_eq!(text(inner.id_in("/rooms/7/seats/1")).unwrap(), "7");
+        assert_eq!(inner.id_in("/rooms/7"), None);
+        let long = alloc::format!("/rooms/{}/seats", "x".repeat(OWN_ID_BYTES_MAX + 1));
+        assert_eq!(inner.id_in(&long), None);
+    }
+
+    #[test]
+    fn a_path_without_exactly_one_id_is_refused() {
+        for (path, error) in [
+            ("gradio/{id}", OwnIdPathError::NotAPath),
+            ("/a//{id}", OwnIdPathError::NotAPath),
+            ("/a/{id}/", OwnIdPathError::NotAPath),
+            ("/a/b", OwnIdPathError::NotOneId),
+            ("/{a}/{b}", OwnIdPathError::NotOneId),
+            ("/a/{}", OwnIdPathError::BadName),
+            ("/a/{a b}", OwnIdPathError::BadName),
+            ("/a/{{b}}", OwnIdPathError::BadName),
+            ("/a/x{id}", OwnIdPathError::BadSegment),
+            ("/a/b*/{id}", OwnIdPathError::BadSegment),
+            ("/a%20b/{id}", OwnIdPathError::BadSegment),
+            ("/a/../{id}", OwnIdPathError::BadSegment),
+            ("/a/{id}?x", OwnIdPathError::BadSegment),
+            (&alloc::format!("/{}/{{id}}", "a".repeat(256)), OwnIdPathError::TooLong),
+        ] {
+            assert_eq!(OwnIdPath::new(path), Err(error), "{path}");
+        }
     }
 
     #[test]

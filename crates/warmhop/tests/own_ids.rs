@@ -11,7 +11,7 @@ use bed::{Answer, Bed, Client, Gate, Plan, eventually};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::Frame;
-use warmhop::config::{OwnId, SessionMode, StartMode};
+use warmhop::config::{OwnId, OwnIdPath, SessionMode, StartMode};
 use warmhop::{AppSpec, Body, BoxError, Builder, Mesh, app_fn};
 
 /// An app that gives ids by every way that there is, and knows those alone that its copy gave or was
@@ -19,9 +19,13 @@ use warmhop::{AppSpec, Body, BoxError, Builder, Mesh, app_fn};
 fn desk(peer: &'static str, by: OwnId, version: &str) -> impl FnOnce(Builder) -> Builder {
     let mut spec = AppSpec::new("desk".parse().unwrap());
     spec.version = Some(version.parse().unwrap());
-    spec.matches = vec![warmhop::Match::new(Some("desk.test"), "/")];
+    spec.matches = vec![
+        warmhop::Match::new(Some("desk.test"), "/"),
+        warmhop::Match::new(Some("hall.test"), "/first/floor"),
+    ];
+    spec.strip_prefix = true;
     spec.policy.session = SessionMode::Pinned;
-    spec.policy.session_by = Some(by);
+    spec.policy.session_by = vec![by];
     spec.policy.start = StartMode::AtBoot;
     let make = move || async move {
         let known: Arc<Mutex<HashSet<String>>> = Arc::default();
@@ -54,7 +58,8 @@ fn answer(peer: &str, known: &Mutex<HashSet<String>>, request: &Request<Body>) -
     let field = |name| request.headers().get(name).map(|it| it.to_str().unwrap().to_owned());
     let id = field("x-desk")
         .or_else(|| field("cookie").and_then(|it| Some(it.split_once("desk=")?.1.to_owned())))
-        .or_else(|| Some(request.uri().query()?.strip_prefix("desk=")?.to_owned()));
+        .or_else(|| Some(request.uri().query()?.strip_prefix("desk=")?.to_owned()))
+        .or_else(|| Some(request.uri().path().split('/').nth(2)?.to_owned()));
     let Some(id) = id else { return Response::new(Body::from(peer.to_owned())) };
     if request.uri().path() == "/take" {
         known.insert(id.clone());
@@ -98,7 +103,8 @@ async fn three_of(by: &OwnId, versions: [&str; 3]) -> Bed {
 /// Asks for `path` with the id where `by` says, as a client without a memory of its own.
 async fn ask(mesh: &Mesh, by: &OwnId, path: &str, id: &str) -> Answer {
     let query = if matches!(by, OwnId::Query(_)) { format!("?desk={id}") } else { String::new() };
-    let mut request = Request::get(format!("http://desk.test{path}{query}"));
+    let segment = if matches!(by, OwnId::Path(_)) { format!("/{id}") } else { String::new() };
+    let mut request = Request::get(format!("http://desk.test{path}{segment}{query}"));
     request = match by {
         OwnId::Header(name) => request.header(name, id),
         OwnId::Cookie(_) => request.header("cookie", format!("a=b; desk={id}")),
@@ -111,9 +117,13 @@ fn ways() -> [OwnId; 3] {
     [OwnId::Header("x-desk".into()), OwnId::Query("desk".into()), OwnId::Cookie("desk".into())]
 }
 
+fn in_path() -> OwnId {
+    OwnId::Path(OwnIdPath::new("/*/{desk}").unwrap())
+}
+
 #[tokio::test]
 async fn an_id_from_an_answer_is_served_by_the_copy_that_sent_it_whichever_peer_is_asked() {
-    for by in ways() {
+    for by in ways().into_iter().chain([in_path()]) {
         let bed = three(&by).await;
         for (at, name) in ["one", "two", "three"].into_iter().enumerate() {
             let open = Request::get("http://desk.test/open").body(Body::empty()).unwrap();
@@ -129,6 +139,31 @@ async fn an_id_from_an_answer_is_served_by_the_copy_that_sent_it_whichever_peer_
                 }
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn an_id_in_a_path_counts_only_if_an_answer_had_it() {
+    let bed = three(&in_path()).await;
+    // What stands where an id would is none, and the answer's is learnt.
+    let open = Request::post("http://hall.test/first/floor/open/v2").body(Body::empty()).unwrap();
+    let opened = Client::default().send(&bed.peers[1], open).await;
+    let id = opened.field("x-desk");
+    let encoded = id.replace("two", "%74wo");
+    for mesh in &bed.peers {
+        for uri in [
+            format!("http://desk.test/use/{id}"),
+            format!("http://desk.test/use/{encoded}/"),
+            format!("http://hall.test/first/floor/use/{id}?x=1"),
+        ] {
+            let request = Request::get(&uri).body(Body::empty()).unwrap();
+            let answer = Client::default().send(mesh, request).await;
+            assert_eq!(answer.text, "two", "{uri}");
+        }
+    }
+    for (mesh, name) in bed.peers.iter().zip(["one", "two", "three"]) {
+        assert_eq!(ask(mesh, &in_path(), "/take", "mine").await.text, name, "it is pinned nowhere");
+        assert_eq!(ask(mesh, &in_path(), "/open", "v2").await.status, StatusCode::OK);
     }
 }
 
@@ -203,6 +238,24 @@ async fn peers_that_are_asked_at_once_for_ids_whose_copy_is_gone_choose_the_same
             assert!(chosen.is_none_or(|chosen| chosen == one.text), "{id}: {}", one.text);
             for mesh in &bed.peers[1..] {
                 assert_eq!(ask(mesh, &by, "/use", id).await.text, one.text, "{id}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_new_id_that_reaches_all_peers_at_once_is_served_by_one_copy() {
+    for by in ways() {
+        let bed = three(&by).await;
+        for round in 0..6 {
+            let id = format!("new-{round}");
+            let takes = bed.peers.iter().chain(&bed.peers).map(|it| ask(it, &by, "/take", &id));
+            let taken = futures_util::future::join_all(takes).await;
+            let by_whom: HashSet<&str> = taken.iter().map(|answer| &*answer.text).collect();
+            assert_eq!(by_whom.len(), 1, "{by:?} {id}: {by_whom:?} have it");
+            for mesh in &bed.peers {
+                let answer = ask(mesh, &by, "/use", &id).await;
+                assert_eq!((answer.status, &answer.text), (StatusCode::OK, &taken[0].text), "{id}");
             }
         }
     }

@@ -20,6 +20,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         test("a_session_that_an_app_names_in_a_field_is_found_at_every_peer", named_in_a_field),
         test("a_queue_that_a_client_joins_is_asked_for_its_answer_at_every_peer", queue),
+        test("a_call_is_left_at_one_peer_and_its_result_is_fetched_at_another", calls),
+        test("calls_of_gradio_by_curl_are_answered_at_every_peer", calls_of_gradio),
         test("a_client_of_socket_io_polls_at_every_peer", socket_io),
         test("clients_of_the_model_context_protocol_keep_their_session", context_protocol),
     ]
@@ -109,6 +111,67 @@ async fn queue() -> Tested {
         }
     }
     Ok(())
+}
+
+/// Where a Gradio app has the ids of browsers and of plain calls.
+const OF_GRADIO: &str = "{ query = 'session_hash', path = '/gradio_api/call/*/{event_id}' }";
+
+async fn calls() -> Tested {
+    python("python")?;
+    let world = world("calls", OF_GRADIO, "{ path = '/ready' }").await;
+    leaves_calls(&world, &["/gradio_api/call/greet"]).await;
+    Ok(())
+}
+
+async fn calls_of_gradio() -> Tested {
+    python("gradio")?;
+    let ready = "{ path = '/gradio_api/info', timeout = '3m' }";
+    let world = world_of("with_gradio.py", "", OF_GRADIO, ready).await;
+    leaves_calls(&world, &["/gradio_api/call/greet", "/gradio_api/call/v2/greet"]).await;
+    Ok(())
+}
+
+/// Two plain calls each, of which the second is for another peer, while the copies there start and
+/// once they are ready.
+async fn leaves_calls(world: &World, paths: &[&str]) {
+    let leave = async |index: usize, path: &str, name: &str| {
+        let body = match path.contains("/v2/") {
+            true => serde_json::json!({ "name": name }),
+            false => serde_json::json!({ "data": [name] }),
+        };
+        let mut client = Client::new();
+        let call = client.call(Method::POST, path).header("content-type", "application/json");
+        let left = call.body(body.to_string()).send(world.http(index)).await.expect("an answer");
+        let said: serde_json::Value = serde_json::from_str(&left.text()).expect("JSON");
+        format!("/gradio_api/call/greet/{}", said["event_id"].as_str().expect("an id"))
+    };
+    let fetch = async |index: usize, path: &str, name: &str| {
+        let fetched = Client::new().get(world.http(index), path).await.expect("an answer").text();
+        let expected = format!("data: [\"greet {name}\"]");
+        assert!(fetched.contains(&expected), "peer {index}, {name}: {fetched}");
+    };
+    let mut left = Vec::new();
+    for (at, path) in paths.iter().enumerate() {
+        // By a hop, while the copy there starts.
+        let name = format!("early-{at}");
+        left.push((leave(1, path, &name).await, name));
+    }
+    for index in [1, 2] {
+        world.admin(index, Method::POST, &format!("/v1/apps/{APP}/start")).await;
+        world.reaches(index, APP, "ready").await;
+    }
+    for (path, name) in &left {
+        fetch(1, path, name).await;
+    }
+    for path in paths {
+        for index in 0..3 {
+            for other in 0..3 {
+                let name = format!("ada-{index}-{other}");
+                let left = leave(index, path, &name).await;
+                fetch(other, &left, &name).await;
+            }
+        }
+    }
 }
 
 async fn socket_io() -> Tested {

@@ -210,12 +210,10 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         None => writeln!(f, "# stop_when_idle is not set: never")?,
     }
     writeln!(f, "keep_ready = {}", policy.keep_ready)?;
-    match &policy.session_by {
-        Some(by) => {
-            let (place, name) = (by.place(), text(by.name()));
-            writeln!(f, "session = {{ pinned = true, by = {{ {place} = {name} }} }}")?;
-        }
-        None => writeln!(f, "session = {}", value(policy.session))?,
+    let by = policy.session_by.iter().map(|by| format!("{} = {}", by.place(), text(by.name())));
+    match by.collect::<Vec<_>>().join(", ") {
+        by if by.is_empty() => writeln!(f, "session = {}", value(policy.session))?,
+        by => writeln!(f, "session = {{ pinned = true, by = {{ {by} }} }}")?,
     }
     writeln!(f, "effects = {}", value(policy.effects))?;
     writeln!(f, "max_wait = \"{}\"", duration_text(policy.max_wait))?;

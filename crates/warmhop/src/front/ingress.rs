@@ -252,6 +252,12 @@ impl Ingress {
     ) -> Result<Served, Problem> {
         let node = &self.node;
         let Prepared { mode, call, key, entry, own, broke, .. } = prepared;
+        if let Some(own) = own
+            && entry.is_none()
+        {
+            *entry = Box::pin(own.claim(node, slot, call, tracing)).await?;
+            call.version = entry.as_ref().and_then(|entry| entry.version.clone());
+        }
         let entry = entry.as_ref();
         let served = if *mode == SessionMode::Portable {
             let portable = prepare::portable(slot, call, key.as_deref(), entry);

@@ -118,7 +118,10 @@ pub(super) async fn prepare(
         parts.headers.insert(EXPECT, HeaderValue::from_static("100-continue"));
     }
     let mut own = match OwnSession::is_for(&spec) {
-        true => Box::pin(OwnSession::of(&spec, &parts.uri, &parts.headers, &mut body)).await,
+        true => {
+            let Parts { uri, headers, .. } = &parts;
+            Box::pin(OwnSession::of(&spec, prefix, uri, headers, &mut body)).await
+        }
         false => None,
     };
     let entry = match &mut own {

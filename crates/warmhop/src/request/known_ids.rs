@@ -26,11 +26,21 @@ pub(crate) struct Holder {
     pub(crate) incarnation: Incarnation,
     /// The newest version of the app that has served the session.
     pub(crate) version: Option<AppVersion>,
-    /// When it took the session over from a copy that was gone; 0 if it had it from the start.
+    /// When it took the session over from a copy that was gone; 0 if it had it from the start, and
+    /// [`CLAIMED`] while no answer has shown that it has it.
     pub(crate) taken: WallTime,
 }
 
+/// See [`Holder::taken`]; no session was taken over that long ago.
+pub(crate) const CLAIMED: WallTime = WallTime(1);
+
 impl Holder {
+    /// Whether it was recorded for a request that was yet to be served: if that ends with an error, it is
+    /// given up.
+    pub(crate) fn is_claim(&self) -> bool {
+        self.taken == CLAIMED
+    }
+
     /// Whether it is the same copy, of the same version.
     pub(crate) fn is(&self, other: &Self) -> bool {
         let Self { peer, incarnation, version, taken: _ } = self;

@@ -1,9 +1,14 @@
-//! Pinned sessions that are known by an id of their app's own: a field, a parameter of the query,
-//! or a cookie that the app sets.
+//! Pinned sessions that are known by an id of their app's own: a field, a parameter of the query, a
+//! segment of the path, or a cookie that the app sets.
 //!
 //! A register that the id names records which copy holds the session, so that every peer can find
 //! it and the record outlives the peers. It is first written with the answer that contains the id,
 //! before the client gets that; and it is read every few seconds while the session is in use.
+//!
+//! An id that a request has and nobody knows is claimed for the copy that is to serve the request,
+//! *before* it goes there: so of requests that reach several peers at once, all go to the copy that one
+//! of them recorded. An answer with an error gives up the claim, unless another request has used the
+//! session by then.
 //!
 //! If that copy is gone, the peer that gets a request for the session chooses another, one of the
 //! newest version that is ready, and records that *before* it sends the request there, by replacing
@@ -19,9 +24,11 @@ use http_body::Body as _;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 use warmhop_core::affinity::{Entry, Kind};
-use warmhop_core::config::{OwnId, SessionMode};
+use warmhop_core::config::{OwnId, OwnIdPath, SessionMode};
 use warmhop_core::ids::{AppName, Incarnation, PeerId, SessionId, WallTime};
+use warmhop_core::matching::without_prefix;
 use warmhop_core::own_id;
+use warmhop_core::route::Arrived;
 use warmhop_core::session::repair::may_count_on;
 use warmhop_core::version::AppVersion;
 use warmhop_core::view::AppState;
@@ -30,9 +37,11 @@ use crate::app::AppSpec;
 use crate::app::slot::Slot;
 use crate::http::peek::peek;
 use crate::links::wire;
-use crate::request::call::{CallBody, SMALL_BODY_BYTES_MAX};
-use crate::request::known_ids::{Holder, IdKey, Known, registers_name};
-use crate::request::node::Node;
+use crate::observe::recall::Tracing;
+use crate::request::call::{Call, CallBody, SMALL_BODY_BYTES_MAX};
+use crate::request::known_ids::{CLAIMED, Holder, IdKey, Known, registers_name};
+use crate::request::node::{Node, Place, Placing};
+use crate::request::problem::Problem;
 use crate::request::registers::{Expires, RegisterError, Registers, Value, When};
 use crate::request::serve::Served;
 
@@ -55,12 +64,18 @@ const UNSETTLED_FOR: Duration = Duration::from_secs(3);
 struct Brought {
     key: IdKey,
     known: Option<Known>,
+    /// It is in the path: only if it is known is it an id, and not some other segment.
+    in_path: bool,
+    /// Its register was read and is empty.
+    is_new: bool,
+    /// The version of the register, if this request recorded in it which copy serves it first.
+    claimed: Option<u64>,
 }
 
 /// A request's session that is known by an app's own id.
 pub(crate) struct OwnSession {
     app: AppName,
-    by: OwnId,
+    by: Vec<OwnId>,
     brought: Option<Brought>,
 }
 
@@ -68,36 +83,44 @@ impl OwnSession {
     /// Whether requests to the app have such sessions.
     pub(crate) fn is_for(spec: &AppSpec) -> bool {
         let policy = &spec.policy;
-        policy.session == SessionMode::Pinned && policy.session_by.is_some()
+        policy.session == SessionMode::Pinned && !policy.session_by.is_empty()
     }
 
-    /// For a request to an app whose sessions are known by its own ids.
+    /// For a request to an app whose sessions are known by its own ids. The app gets it without
+    /// `prefix`.
     pub(crate) async fn of(
         spec: &AppSpec,
+        prefix: Option<&str>,
         uri: &Uri,
         headers: &HeaderMap,
         body: &mut CallBody,
     ) -> Option<Self> {
-        if spec.policy.session != SessionMode::Pinned {
+        if !Self::is_for(spec) {
             return None;
         }
-        let by = spec.policy.session_by.clone()?;
-        let app = spec.name.clone();
-        let id = match &by {
-            OwnId::Header(name) => {
-                headers.get(name.as_str()).and_then(|value| own_id::in_field(value.as_bytes()))
-            }
+        let (app, by) = (spec.name.clone(), spec.policy.session_by.clone());
+        let mut id = by.iter().find_map(|by| match by {
+            OwnId::Header(name) => own_id::in_field(headers.get(name.as_str())?.as_bytes()),
+            OwnId::Query(name) => own_id::in_query(uri.query()?, name),
             OwnId::Cookie(name) => (headers.get_all(COOKIE).iter())
                 .find_map(|field| own_id::in_cookies(field.as_bytes(), name)),
-            OwnId::Query(name) => {
-                match uri.query().and_then(|query| own_id::in_query(query, name)) {
-                    None if may_be_json(headers) => id_in_body(body, headers, name).await,
-                    found => found,
-                }
-            }
             _ => None,
-        };
-        let brought = id.map(|id| Brought { key: key_of(&app, &id), known: None });
+        });
+        if id.is_none()
+            && may_be_json(headers)
+            && let Some(name) = by.iter().find_map(query_name)
+        {
+            id = id_in_body(body, headers, name).await;
+        }
+        let in_path = id.is_none();
+        let id = id.or_else(|| {
+            let path = by.iter().find_map(path_with_id)?;
+            path.id_in(prefix.map_or(uri.path(), |prefix| without_prefix(uri.path(), prefix).1))
+        });
+        let brought = id.map(|id| {
+            let (key, known, claimed) = (key_of(&app, &id), None, None);
+            Brought { key, known, in_path, is_new: false, claimed }
+        });
         Some(Self { app, by, brought })
     }
 
@@ -109,13 +132,51 @@ impl OwnSession {
         let known = node.known_ids.get_heard(&brought.key, slot.name(), &node.me, node.clock.now());
         brought.known = match known.filter(|known| is_up(node, slot, &known.holder)) {
             Some(known) => Some(known),
-            None => within_time(look_up_or_claim(node, slot, &brought.key)).await.flatten(),
+            None => {
+                let found = within_time(look_up_or_succeed(node, slot, &brought.key)).await;
+                brought.is_new = found == Some(None);
+                found.flatten()
+            }
         };
+        if brought.in_path && brought.known.is_none() {
+            self.brought = None;
+            return None;
+        }
+        self.entry(node)
+    }
+
+    /// The session as a cookie would name it.
+    fn entry(&self, node: &Node) -> Option<Entry> {
+        let brought = self.brought.as_ref()?;
         let holder = brought.known.clone()?.holder;
         let sid = SessionId(*brought.key.first_chunk().expect("a key is longer than an id"));
         let kind = Kind::Pinned { peer: holder.peer, incarnation: holder.incarnation };
         let expiry = node.clock.wall().after(node.store.policy().ttl);
         Some(Entry { app: self.app.clone(), sid, kind, expiry, version: holder.version })
+    }
+
+    /// Records which copy is to serve a request with an id that nobody knows, before it is sent
+    /// there, and returns the session: at the copy where the request would go, or at that which another peer
+    /// recorded first. Waits until one is ready.
+    ///
+    /// # Errors
+    /// If the request can go nowhere.
+    pub(crate) async fn claim(
+        &mut self,
+        node: &Arc<Node>,
+        slot: &Arc<Slot>,
+        call: &mut Call,
+        tracing: &mut Tracing,
+    ) -> Result<Option<Entry>, Problem> {
+        let Some(brought) = self.brought.as_mut().filter(|brought| brought.is_new) else {
+            return Ok(None);
+        };
+        let placing = Placing::first(slot, Arrived::AtFrontDoor);
+        let place = node.place(&placing, &mut call.waits, tracing).await?;
+        let Some(holder) = holder_at(node, slot, place) else { return Ok(None) };
+        let claimed = within_time(record_first(node, slot, &brought.key, holder)).await;
+        (brought.known, brought.claimed) = claimed.unwrap_or_default();
+        Ok(self.entry(node))
     }
 
     /// Records who served the request, before its client knows: for an id in the answer, or for one
@@ -130,21 +191,30 @@ impl OwnSession {
         // An app that does not know such a session answers with an error: then none is recorded
         // here.
         if status.is_client_error() || status.is_server_error() {
+            if let Some(Brought { key, claimed: Some(version), .. }) = &self.brought {
+                give_up(node, key, *version).await;
+            }
             return;
         }
         let mut holder = Holder { peer, incarnation, version, taken: WallTime(0) };
         let brought = self.brought.as_ref().map(|brought| brought.key);
-        let issued = self.issued_id(served).await.map(|id| key_of(&self.app, &id));
-        if let Some(issued) = issued.filter(|issued| Some(*issued) != brought) {
-            note(node, &self.app, issued, &holder, When::Always).await;
+        for id in self.issued_ids(served).await {
+            let issued = key_of(&self.app, &id);
+            if Some(issued) != brought {
+                note(node, &self.app, issued, &holder, When::Always).await;
+            }
         }
-        if let Some(Brought { key, known: before }) = self.brought
-            && before.as_ref().is_none_or(|known| !known.holder.is(&holder))
+        if let Some(Brought { key, known: before, claimed, .. }) = self.brought
+            && before.as_ref().is_none_or(|known| {
+                let is_settled = claimed.is_some() || !known.holder.is_claim();
+                !(known.holder.is(&holder) && is_settled)
+            })
         {
             if let Some(Known { holder: before, .. }) = &before {
                 let is_another =
                     before.peer != holder.peer || before.incarnation != holder.incarnation;
-                holder.taken = if is_another { node.clock.wall() } else { before.taken };
+                let since = if before.is_claim() { WallTime(0) } else { before.taken };
+                holder.taken = if is_another { node.clock.wall() } else { since };
             }
             // The first copy to serve a new id gets it. A session that was held elsewhere gets
             // another holder if nobody else has chosen one since.
@@ -157,31 +227,55 @@ impl OwnSession {
         }
     }
 
-    /// The id in the answer.
-    async fn issued_id(&self, served: &mut Served) -> Option<Vec<u8>> {
+    /// The ids in the answer.
+    async fn issued_ids(&self, served: &mut Served) -> Vec<Vec<u8>> {
         let headers = served.response.headers();
-        match &self.by {
+        let in_head = |by: &OwnId| match by {
             OwnId::Header(name) => own_id::in_field(headers.get(name.as_str())?.as_bytes()),
             OwnId::Cookie(name) => (headers.get_all(SET_COOKIE).iter())
                 .filter_map(|field| own_id::in_set_cookie(field.as_bytes(), name))
                 .next_back(),
-            OwnId::Query(name) => {
-                let said =
-                    headers.get(CONTENT_LENGTH).and_then(|said| said.to_str().ok()?.parse().ok());
-                let length = served.response.body().size_hint().exact().or(said);
-                let is_small = length.is_none_or(|length| length <= SMALL_BODY_BYTES_MAX as u64);
-                let is_new = self.brought.is_none() && served.upgrade.is_none();
-                let is_plain = !headers.contains_key(CONTENT_ENCODING) && may_be_json(headers);
-                if !(is_small && is_new && is_plain) {
-                    return None;
-                }
-                let body = served.response.body_mut();
-                let has_id = |read: &[u8]| own_id::at_top_of_json(read, name);
-                let bytes = peek(body, SMALL_BODY_BYTES_MAX, IN_BODY_WITHIN, has_id).await;
-                own_id::in_json(&bytes, name)
+            _ => None,
+        };
+        let mut issued: Vec<Vec<u8>> = self.by.iter().filter_map(in_head).collect();
+        let names: Vec<&str> = self.by.iter().filter_map(|by| self.name_in_json(by)).collect();
+        let said = headers.get(CONTENT_LENGTH).and_then(|said| said.to_str().ok()?.parse().ok());
+        let length = served.response.body().size_hint().exact().or(said);
+        let is_small = length.is_none_or(|length| length <= SMALL_BODY_BYTES_MAX as u64);
+        let is_plain = !headers.contains_key(CONTENT_ENCODING) && may_be_json(headers);
+        if !names.is_empty() && is_small && is_plain && served.upgrade.is_none() {
+            let body = served.response.body_mut();
+            let has_ids = |read: &[u8]| names.iter().all(|it| own_id::at_top_of_json(read, it));
+            let bytes = peek(body, SMALL_BODY_BYTES_MAX, IN_BODY_WITHIN, has_ids).await;
+            issued.extend(names.iter().filter_map(|name| own_id::in_json(&bytes, name)));
+        }
+        issued
+    }
+
+    /// The name of an id that the JSON of this request's answer may contain. One of the query is
+    /// there only for a client that has none.
+    fn name_in_json<'b>(&self, by: &'b OwnId) -> Option<&'b str> {
+        match by {
+            OwnId::Query(name) if self.brought.is_none() => Some(name),
+            OwnId::Path(path) if self.brought.as_ref().is_none_or(|it| !it.in_path) => {
+                Some(path.id_name())
             }
             _ => None,
         }
+    }
+}
+
+fn query_name(by: &OwnId) -> Option<&str> {
+    match by {
+        OwnId::Query(name) => Some(name),
+        _ => None,
+    }
+}
+
+fn path_with_id(by: &OwnId) -> Option<&OwnIdPath> {
+    match by {
+        OwnId::Path(path) => Some(path),
+        _ => None,
     }
 }
 
@@ -258,7 +352,7 @@ async fn within_time<T>(asked: impl Future<Output = Result<T, RegisterError>>) -
 }
 
 /// The holder of the session; if that copy is gone, another ready one is recorded as the holder.
-async fn look_up_or_claim(
+async fn look_up_or_succeed(
     node: &Arc<Node>,
     slot: &Slot,
     key: &IdKey,
@@ -285,9 +379,59 @@ async fn look_up_or_claim(
     Ok(known)
 }
 
+/// Records the first holder of a session; another peer may have done so meanwhile. With the version of
+/// the register if it is this one.
+async fn record_first(
+    node: &Arc<Node>,
+    slot: &Slot,
+    key: &IdKey,
+    holder: Holder,
+) -> Result<(Option<Known>, Option<u64>), RegisterError> {
+    let Some(registers) = registers(node) else { return Ok((None, None)) };
+    let Ok(bytes) = wire::encode(&holder, HOLDER_BYTES_MAX) else { return Ok((None, None)) };
+    for _ in 0..CLAIMS_MAX {
+        match registers.put(key, &bytes, Expires::Default, When::Absent).await {
+            Ok(change) if change.done => {
+                let known = Known { holder, version: change.version };
+                return Ok((Some(known), Some(change.version)));
+            }
+            // Two peers that begin a register at once may be in each other's way.
+            Ok(_) | Err(RegisterError::Unavailable(_) | RegisterError::OutcomeUnknown(_)) => {}
+            Err(error) => return Err(error),
+        }
+        if let Some(known) = look_up_or_succeed(node, slot, key).await? {
+            return Ok((Some(known), None));
+        }
+    }
+    Ok((None, None))
+}
+
+/// Empties the register of an id that was recorded for a request which its app answered with an error.
+/// If another request has used the session meanwhile, the register has another version.
+async fn give_up(node: &Arc<Node>, key: &IdKey, version: u64) {
+    if let Some(registers) = registers(node) {
+        within_time(registers.delete(key, When::Version(version))).await;
+    }
+}
+
+/// The copy at the place where a request goes, as the first holder of its session.
+fn holder_at(node: &Node, slot: &Slot, place: Place) -> Option<Holder> {
+    let (peer, incarnation, version) = match place {
+        Place::Here => (node.me.clone(), node.incarnation, slot.copy_news().version),
+        Place::There(peer) => {
+            let view = node.view();
+            let version = view.peer(&peer).and_then(|belief| belief.apps.get(slot.name()));
+            let version = version.and_then(|app| app.news.version.clone());
+            let incarnation = view.life(&peer)?;
+            (peer, incarnation, version)
+        }
+    };
+    Some(Holder { peer, incarnation, version, taken: CLAIMED })
+}
+
 fn remember(node: &Node, key: IdKey, known: Known) {
     let (now, wall) = node.clock.both();
-    if wall < known.holder.taken.after(UNSETTLED_FOR) {
+    if known.holder.is_claim() || wall < known.holder.taken.after(UNSETTLED_FOR) {
         node.known_ids.forget(&key);
     } else {
         node.known_ids.put(key, known, now);
@@ -338,6 +482,11 @@ async fn note(node: &Arc<Node>, app: &AppName, key: IdKey, holder: &Holder, when
         let mut known = Known { holder: holder.clone(), version: 0 };
         for _ in 0..CLAIMS_MAX {
             let change = registers.put(&key, bytes.clone(), Expires::Default, when).await?;
+            if !change.done && change.before.is_none() {
+                // It was emptied: an answer with an error gave up a claim.
+                when = When::Absent;
+                continue;
+            }
             let other = change.before.filter(|_| !change.done);
             let other = other.and_then(|it| Some((holder_of(&it.bytes)?, it.version)));
             let (other, version) = other.unwrap_or_else(|| (holder.clone(), change.version));

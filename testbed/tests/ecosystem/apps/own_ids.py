@@ -1,7 +1,9 @@
 """Servers that know their clients by ids of their own, kept in memory: one that gives them in a field,
-as servers of the Model Context Protocol do, one whose clients make them up, as those of queues do, and
-Socket.IO with polling. The first argument says which."""
+as servers of the Model Context Protocol do, one whose clients make them up, as those of queues do, one
+that gives them in JSON for a path, as Gradio does for curl, and Socket.IO with polling. The first argument
+says which."""
 
+import json
 import os
 import sys
 import uuid
@@ -57,6 +59,19 @@ class Plain(BaseHTTPRequestHandler):
         if id not in self.sessions:
             return self.answer(404, "no such session")
         self.answer(200, " ".join(self.sessions[id]))
+
+    def calls(self, sent):
+        """A client leaves a call, and fetches its result by the id in the answer."""
+        name, _, id = self.path.removeprefix("/gradio_api/call/").partition("/")
+        if sent:
+            id = uuid.uuid4().hex
+            self.sessions[id] = json.loads(sent)["data"]
+            said = json.dumps({"event_id": id})
+            return self.answer(200, said, Content_Type="application/json")
+        if id not in self.sessions:
+            return self.answer(200, "event: error", Content_Type="text/event-stream")
+        said = f"data: {json.dumps([name + ' ' + self.sessions[id][0]])}"
+        self.answer(200, said, Content_Type="text/event-stream")
 
 
 def socket_io():

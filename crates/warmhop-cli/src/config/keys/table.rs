@@ -33,7 +33,11 @@ pub(super) const TABLES: &[(&str, &str, &str)] = &[
         "`[[app]] session`",
         "A table in place of a word: pinned sessions that are identified by the app's own id, for clients without cookies. See [sessions.md](sessions.md).",
     ),
-    ("app.session.by", "`[[app]] session.by`", "Where that id is found. Set exactly one."),
+    (
+        "app.session.by",
+        "`[[app]] session.by`",
+        "Where that id is found. Set one, or several for an app whose clients differ: the first that a request has counts.",
+    ),
     ("app.limits", "`[[app]] limits`", "Limits of the app's processes."),
     ("app.ready", "`[[app]] ready`", "When a copy that starts counts as ready."),
     (
@@ -148,6 +152,7 @@ pub(super) const KEYS: &[Key] = &[
     key("app.session.by", "header", Kind::Text, "(none)", "A header field in which the app's response sets the id and each request returns it, such as `Mcp-Session-Id`."),
     key("app.session.by", "query", Kind::Text, "(none)", "A query parameter, such as `sid` of engine.io or `session_hash` of Gradio; it is also read from a small JSON body."),
     key("app.session.by", "cookie", Kind::Text, "(none)", "A cookie that the app sets."),
+    key("app.session.by", "path", Kind::Text, "(none)", "A path of the app with the id as a segment, such as `/gradio_api/call/*/{event_id}`; `*` is any segment. The id is learnt from a small JSON answer, where it has the name in braces."),
 
     key("app.limits", "memory", Kind::Size("16MiB", "1048576GiB"), "(none)", "The most data, in bytes, that each of its processes may hold; with `cgroup`, the most memory of all of them."),
     key("app.limits", "files", Kind::Number(1, 1 << 30), "(the peer's)", "How many files each of its processes may have open."),

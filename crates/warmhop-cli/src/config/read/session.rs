@@ -1,6 +1,6 @@
-//! `[[app]] session`: what keeps an app's sessions, and by which id pinned ones are known.
+//! `[[app]] session`: what keeps an app's sessions, and by which ids pinned ones are known.
 
-use warmhop::config::{AppPolicy, OWN_ID_NAME_BYTES_MAX, OwnId, SessionMode};
+use warmhop::config::{AppPolicy, OWN_ID_NAME_BYTES_MAX, OwnId, OwnIdPath, SessionMode};
 
 use super::Table;
 
@@ -29,26 +29,29 @@ pub(super) fn read(table: &mut Table<'_>, policy: &mut AppPolicy) {
             }
         }
     }
-    policy.session_by = inner.table("by").and_then(read_by);
+    policy.session_by = inner.table("by").map(read_by).unwrap_or_default();
     inner.finish();
 }
 
-fn read_by(mut by: Table<'_>) -> Option<OwnId> {
-    let named = ["header", "query", "cookie"].into_iter().filter(|key| by.has(key)).count();
+fn read_by(mut by: Table<'_>) -> Vec<OwnId> {
+    let names_none = !["header", "query", "cookie", "path"].into_iter().any(|key| by.has(key));
     let header = by.take("header").and_then(|field| field.checked(header));
     let query = by.take("query").and_then(|field| field.checked(query));
     let cookie = by.take("cookie").and_then(|field| field.checked(cookie));
-    if named != 1 {
+    let path = by.take("path").and_then(|field| field.checked(path));
+    if names_none {
         by.reader.report(
             Some(by.span.clone()),
             by.path.clone(),
-            format!("{named} places are named for one id"),
-            "name one: { header = \"Mcp-Session-Id\" }, { query = \"sid\" } or { cookie = \"sid\" }",
+            "no place is named where the id is",
+            "name one: { header = \"Mcp-Session-Id\" }, { query = \"sid\" }, { cookie = \"sid\" } or \
+             { path = \"/gradio_api/call/*/{event_id}\" }",
         );
     }
     by.finish();
     let header = header.map(OwnId::Header);
-    header.or_else(|| query.map(OwnId::Query)).or_else(|| cookie.map(OwnId::Cookie))
+    let others = [query.map(OwnId::Query), cookie.map(OwnId::Cookie), path.map(OwnId::Path)];
+    header.into_iter().chain(others.into_iter().flatten()).collect()
 }
 
 /// A field that a peer passes on unchanged.
@@ -79,6 +82,10 @@ fn cookie(text: &str) -> Result<String, String> {
     }
 }
 
+fn path(text: &str) -> Result<OwnIdPath, String> {
+    OwnIdPath::new(text).map_err(|wrong| format!("{wrong}, as in /gradio_api/call/*/{{event_id}}"))
+}
+
 fn is_token(text: &str) -> bool {
     let is_in = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     (1..=OWN_ID_NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(is_in)
@@ -102,16 +109,19 @@ mod tests {
     #[test]
     fn an_id_of_the_apps_own_is_read_and_printed() {
         for (session, by) in [
-            ("{ pinned = true, by = { header = 'Mcp-Session-Id' } }", Some("mcp-session-id")),
-            ("{ pinned = true, by = { query = 'session_hash' } }", Some("session_hash")),
-            ("{ pinned = true, by = { cookie = 'connect.sid' } }", Some("connect.sid")),
-            ("{ pinned = true }", None),
-            ("'pinned'", None),
+            ("{ pinned = true, by = { header = 'Mcp-Session-Id' } }", &["mcp-session-id"][..]),
+            ("{ pinned = true, by = { query = 'session_hash' } }", &["session_hash"]),
+            ("{ pinned = true, by = { cookie = 'connect.sid' } }", &["connect.sid"]),
+            ("{ pinned = true, by = { path = '/call/*/{event_id}' } }", &["/call/*/{event_id}"]),
+            ("{ pinned = true, by = { path = '/{a}', query = 'b' } }", &["b", "/{a}"]),
+            ("{ pinned = true }", &[]),
+            ("'pinned'", &[]),
         ] {
             let config = parsed(session).unwrap();
             let policy = &config.apps[0].spec.policy;
             assert_eq!(policy.session, SessionMode::Pinned, "{session}");
-            assert_eq!(policy.session_by.as_ref().map(OwnId::name), by, "{session}");
+            let named: Vec<&str> = policy.session_by.iter().map(OwnId::name).collect();
+            assert_eq!(named, by, "{session}");
             let printed = config.to_string();
             let again = Config::parse(Path::new("/nowhere/warmhop.toml"), &printed).unwrap().0;
             assert_eq!(again.apps[0].spec.policy, *policy, "{printed}");
@@ -123,10 +133,14 @@ mod tests {
         for (session, said) in [
             ("{ by = { query = 'sid' } }", ":6:11: app.x.session.pinned: the table does not say"),
             ("{ pinned = false }", ":6:22: app.x.session.pinned: a table is for pinned sessions"),
-            ("{ pinned = true, by = {} }", ":6:33: app.x.session.by: 0 places are named"),
+            ("{ pinned = true, by = {} }", ":6:33: app.x.session.by: no place is named"),
             (
-                "{ pinned = true, by = { query = 'a', cookie = 'b' } }",
-                ":6:33: app.x.session.by: 2 places are named for one id",
+                "{ pinned = true, by = { path = '/call' } }",
+                ":6:42: app.x.session.by.path: \"/call\" is not valid; expected one segment in braces",
+            ),
+            (
+                "{ pinned = true, by = { path = 'call/{id}' } }",
+                "expected a path that begins with a slash and has no empty segment, as in /gradio_api",
             ),
             (
                 "{ pinned = true, by = { header = 'Cookie' } }",
