@@ -22,6 +22,7 @@ use tower::ServiceExt;
 use crate::admin::answers::problem;
 use crate::admin::watchers::Who;
 use crate::http::accept::Acceptor;
+use crate::http::framing::{Checked, ends_connection};
 
 /// Connections at once for all clients.
 pub(crate) const CONNECTIONS_MAX: usize = 128;
@@ -64,6 +65,7 @@ async fn connection(stream: TcpStream, place: Place, router: Router, ends: Cance
     let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
         let (router, busy) = (router.clone(), Busy::new(Arc::clone(&place)));
         request.extensions_mut().insert(who.clone());
+        let ends = ends_connection(&request);
         async move {
             let path = request.uri().path();
             if busy.0.for_health && path != "/healthz" && path != "/readyz" {
@@ -73,7 +75,10 @@ async fn connection(stream: TcpStream, place: Place, router: Router, ends: Cance
                 return Ok(refusal);
             }
             let answer: Result<Response<Body>, _> = router.oneshot(request.map(Body::new)).await;
-            answer.map(|answer| {
+            answer.map(|mut answer| {
+                if ends {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
                 // It is busy until the whole answer has been sent.
                 answer.map(|body| {
                     Body::new(body.map_frame(move |frame| {
@@ -87,7 +92,7 @@ async fn connection(stream: TcpStream, place: Place, router: Router, ends: Cance
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Checked::new(stream)), service);
     let mut connection = pin!(connection);
     tokio::select! {
         // The way a client's connection ends concerns the client alone.
@@ -191,6 +196,8 @@ impl Drop for Busy {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[test]
@@ -210,5 +217,43 @@ mod tests {
         assert!(another.for_health && health[0].leave.is_cancelled());
         drop(_first);
         assert!(!places.take().for_health, "one of the others is idle again");
+    }
+
+    #[tokio::test]
+    async fn what_two_readers_could_understand_differently_is_refused_and_nothing_behind_it_is_read()
+     {
+        let router = Router::new().fallback(|| async { "ok" });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, router, || (), std::future::pending()));
+        let behind = "GET /behind HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        for (head, answers) in [
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+                &["400"][..],
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+                &["400"],
+            ),
+            ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", &["400"]),
+            ("GET / HTTP/1.1\r\n\r\n", &["400"]),
+            ("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", &["400"]),
+            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", &["200"]),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+                &["200", "200"],
+            ),
+            ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", &["200", "200"]),
+        ] {
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            stream.write_all([head, behind].concat().as_bytes()).await.unwrap();
+            let mut came = Vec::new();
+            // It may be reset, since not all was read.
+            let _ = stream.read_to_end(&mut came).await;
+            let came = String::from_utf8(came).unwrap();
+            let statuses = came.match_indices("HTTP/1.").map(|(at, _)| &came[at + 9..at + 12]);
+            assert_eq!(statuses.collect::<Vec<_>>(), answers, "{head}");
+        }
     }
 }

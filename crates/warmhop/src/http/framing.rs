@@ -8,6 +8,8 @@
 //! ambiguous so that hyper refuses it. Where it cannot follow, hyper is given nothing more to read:
 //! no byte is taken for a request that was not looked at here.
 
+mod checked;
+
 use std::io::{self, BufRead as _};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -27,6 +29,8 @@ use crate::http::heads::{FIELDS_MAX, HEAD_BYTES_MAX};
 use crate::http::refusals::Refusal;
 use crate::http::willing;
 use crate::http::writes_through::writes_through;
+
+pub(crate) use self::checked::Checked;
 
 /// How much is read of a head at once.
 pub(crate) const READ_BYTES: usize = 8 * 1024;
@@ -255,8 +259,9 @@ impl Watch {
             from += match self.at {
                 At::Opaque => break,
                 At::Http2 => {
-                    self.parts = self.frames.see(&bytes[from..]);
-                    break;
+                    let (parts, malformed) = self.frames.see(&mut bytes[from..]);
+                    self.parts = parts;
+                    return (bytes.len(), malformed.then_some(Refusal::MalformedTrailers));
                 }
                 At::Refused => return (from, None),
                 At::Head => match self.see_head(&bytes[from..]) {

@@ -28,6 +28,8 @@ pub(crate) enum Refusal {
     TlsOnPlainDoor,
     /// A chunked body that two readers could end at different places.
     MalformedChunks,
+    /// Trailers with a pseudo field.
+    MalformedTrailers,
     /// The clients together took more memory than they may.
     OverBudget,
     /// One address had as many connections as it may.
@@ -47,13 +49,14 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::AmbiguousHead,
         Self::UnreadableHead,
         Self::HeadTooLarge,
         Self::Http2Error,
         Self::TlsOnPlainDoor,
         Self::MalformedChunks,
+        Self::MalformedTrailers,
         Self::OverBudget,
         Self::TooManyFromAddress,
         Self::GaveWay,
@@ -87,6 +90,7 @@ impl Refusal {
             Self::Http2Error => "http2-error",
             Self::TlsOnPlainDoor => "tls-on-plain-door",
             Self::MalformedChunks => "malformed-chunks",
+            Self::MalformedTrailers => "malformed-trailers",
             Self::OverBudget => "over-budget",
             Self::TooManyFromAddress => "too-many-from-address",
             Self::GaveWay => "gave-way",
@@ -117,6 +121,9 @@ impl Refusal {
             }
             Self::MalformedChunks => {
                 "the end of a chunked body was ambiguous; it was cut off, and its connection was closed"
+            }
+            Self::MalformedTrailers => {
+                "the trailers of a request over HTTP/2 had a pseudo field; its stream was reset"
             }
             Self::OverBudget => {
                 "clients hold more memory than all of them may; the connection that uses most was closed"
