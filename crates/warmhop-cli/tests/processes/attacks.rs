@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
-use crate::cli::{Peer, certified, config, text, write};
+use crate::cli::{Peer, app_table, certified, config, text, write};
 use crate::role::{BOUND, wait_until};
 
 /// What all clients together may have a peer hold in these tests.
@@ -26,9 +26,22 @@ const KEPT_MIB: u64 = 32;
 
 /// A peer with so small a budget, and an app that starts for ever.
 fn peer(test: &str, more: &str) -> Peer {
+    peer_of(test, &configured(more))
+}
+
+/// A peer with so small a budget, and an app that is ready and does not read what is sent to [`UNREAD`].
+fn ready_peer(test: &str) -> Peer {
+    let peer =
+        peer_of(test, &budgeted(&app_table("start = 'at-boot'\nready = { path = '/healthz' }\n")));
+    let answer = asks(other(&peer), "/healthz");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    peer
+}
+
+fn peer_of(test: &str, configured: &str) -> Peer {
     more_files();
     let dir = certified(test, "peer-1");
-    let file = write(&dir, &configured(more));
+    let file = write(&dir, configured);
     // Debug builds have the system's allocator, which keeps what is free for itself, but for pieces
     // above a bound. What is freed is to be seen.
     Peer::start_with(&file, &[("MALLOC_MMAP_THRESHOLD_", "4096")])
@@ -36,8 +49,12 @@ fn peer(test: &str, more: &str) -> Peer {
 
 fn configured(more: &str) -> String {
     let app = "[[app]]\nname = 'shop'\nrun = ['sleep', '600']\nwaiting_max = 10000\n";
+    budgeted(&format!("{app}{more}"))
+}
+
+fn budgeted(apps: &str) -> String {
     let http = format!("[http]\nmemory = '{BUDGET_MIB}MiB'\n");
-    config(&format!("{app}{more}")).replace("[http]\n", &http)
+    config(apps).replace("[http]\n", &http)
 }
 
 /// As many open files in this process as it may have.
@@ -114,15 +131,60 @@ fn bodies_over_http_2_that_nobody_reads_take_no_more_than_the_budget() {
         let connections = (0..20).filter_map(|_| {
             bounded();
             // The peer may end it in the middle.
-            bodies(TcpStream::connect(peer.front_door()).unwrap()).ok()
+            bodies(TcpStream::connect(peer.front_door()).unwrap(), POST).ok()
         });
         connections.collect()
     });
 }
 
-/// Opens as many requests as it may, and sends as much of each one's body as it may.
-fn bodies(mut stream: TcpStream) -> std::io::Result<TcpStream> {
-    const POST: &[u8] = b"\x83\x86\x84\x41\x01a";
+#[test]
+fn bodies_over_http_2_that_a_ready_app_does_not_read_take_no_more_than_the_budget() {
+    let peer = ready_peer("attack-ready-bodies");
+    let post = [b"\x83\x86\x04\x07/unread".as_slice(), b"\x41\x01a"].concat();
+    withstands(&peer, |bounded| {
+        let connections = (0..20).filter_map(|_| {
+            bounded();
+            // The peer may end it in the middle.
+            bodies(TcpStream::connect(peer.front_door()).unwrap(), &post).ok()
+        });
+        connections.collect()
+    });
+}
+
+#[test]
+fn long_bodies_that_a_ready_app_does_not_read_take_no_more_than_the_budget() {
+    let peer = ready_peer("attack-ready-long");
+    let door: SocketAddr = peer.front_door().parse().unwrap();
+    let head = format!("POST {UNREAD} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n");
+    let piece = [7; 64 * 1024];
+    withstands(&peer, |bounded| {
+        let connections = (0..1_500).map(|at| {
+            if at % 50 == 0 {
+                bounded();
+            }
+            let mut stream = TcpStream::connect_timeout(&door, PATIENCE).ok()?;
+            let _ = stream.write_all(head.as_bytes());
+            // As much as is taken of it; the peer may end it in the middle.
+            stream.set_nonblocking(true).unwrap();
+            for _ in 0..64 {
+                let Ok(sent) = stream.write(&piece) else { break };
+                if sent < piece.len() {
+                    std::thread::yield_now();
+                }
+            }
+            Some(stream)
+        });
+        connections.flatten().collect()
+    });
+}
+
+/// A path of an app whose body it does not read.
+const UNREAD: &str = "/unread";
+/// A request's fields: `POST http://a/`.
+const POST: &[u8] = b"\x83\x86\x84\x41\x01a";
+
+/// Opens as many requests with the fields `post` as it may, and sends as much of each one's body as it may.
+fn bodies(mut stream: TcpStream, post: &[u8]) -> std::io::Result<TcpStream> {
     stream.set_read_timeout(Some(BOUND))?;
     stream.write_all(H2_PREFACE)?;
     stream.write_all(&frame(4, 0, 0, &[]))?;
@@ -132,7 +194,7 @@ fn bodies(mut stream: TcpStream) -> std::io::Result<TcpStream> {
     let mut left = allowed.in_all;
     for at in 0..allowed.streams {
         let id = 2 * at + 1;
-        stream.write_all(&frame(1, 4, id, POST))?;
+        stream.write_all(&frame(1, 4, id, post))?;
         let body = allowed.each.min(left);
         left -= body;
         for piece in vec![7; body].chunks(16 * 1024) {

@@ -170,6 +170,7 @@ async fn play_app() {
         .route("/token", get(|| async { std::env::var("WARMHOP_ADMIN_TOKEN").unwrap_or_default() }))
         .route("/dir", get(|| async { std::env::current_dir().unwrap().display().to_string() }))
         .route("/echo", any(|body: axum::body::Body| async { body }))
+        .route("/unread", any(leave_unread))
         .route("/exit", get(exit))
         .with_state(pids);
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
@@ -185,6 +186,11 @@ async fn play_app() {
         });
     }
     server.await.unwrap();
+}
+
+/// Neither reads the body of its request nor answers.
+async fn leave_unread(_body: axum::body::Body) {
+    std::future::pending::<()>().await;
 }
 
 /// Answers each request with these bytes, and closes its connection; that it is well it says in HTTP,
