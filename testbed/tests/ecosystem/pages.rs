@@ -22,6 +22,7 @@ use crate::test;
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         test("the_dashboard_shows_a_mesh_at_work", dashboard),
+        test("the_dashboard_names_seeds_not_reached_and_answers_that_broke_off", troubled),
         test("the_dashboard_asks_for_the_token", guarded),
         test("a_dashboard_whose_connection_dies_silently_comes_back_by_itself", silent),
         test("a_dashboard_that_nobody_looks_at_keeps_no_connection", unseen),
@@ -194,6 +195,54 @@ async fn shows_who_comes_and_goes(browser: &mut Browser, world: &mut World) {
     let state = browser.step(json!({ "do": "state", "page": "dark" })).await;
     assert_eq!(state["loads"], json!([200]), "it came back by itself");
     assert_eq!(state["title"], format!("{} – warmhop", world.name(1)));
+}
+
+async fn troubled() -> Tested {
+    let mut browser = Browser::start("pages.js")?;
+    let seed = "no-such-host.invalid:7001";
+    let world = World::with(1, vec![shop(QUICK, "")], "", |_, config| {
+        config["mesh"].as_table_mut().unwrap().insert("seeds".into(), vec![seed].into());
+    })
+    .await;
+    world.warm(0).await;
+    Client::new().get(world.http(0), "/whoami").await.unwrap().ok().unwrap();
+    assert!(Client::new().get(world.http(0), "/cut?n=300000").await.is_err(), "it breaks off");
+    let url = format!("http://{}/", world.mesh.peer(0).ports.admin);
+    for (page, width) in [("desk", 1280), ("phone", 390)] {
+        let open = json!({ "do": "open", "page": page, "url": url, "width": width });
+        browser.step(open).await;
+        for text in ["Seeds: 0 of 1 reached", "its name cannot be resolved", "GET /cut"] {
+            browser.step(json!({ "do": "sees", "page": page, "text": text })).await;
+        }
+        let state = browser.step(json!({ "do": "state", "page": page })).await;
+        calm(&state);
+        let text = state["text"].as_str().unwrap();
+        let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("no {part} in {text}"));
+        assert!(text.contains(&format!("{APP} GET /cut")), "the app is named: {text}");
+        assert!(at("broke off") > at("Recent decisions"), "{text}");
+        assert!(at("GET /cut") < at("GET /whoami"), "what failed comes first: {text}");
+        browser
+            .step(json!({ "do": "sees", "page": page, "text": "of clients at this peer" }))
+            .await;
+        let table = json!({ "do": "cells", "page": page, "table": "traffic" });
+        let traffic = browser.step(table).await;
+        assert!(traffic["rows"][0][2].as_str().unwrap().ends_with("(1)"), "{traffic:#}");
+        let file = picture(&format!("troubled-{page}"));
+        browser.step(json!({ "do": "shot", "page": page, "file": file })).await;
+    }
+    browser
+        .step(
+            json!({ "do": "fill", "page": "desk", "label": "Filter the decisions", "text": "cut" }),
+        )
+        .await;
+    browser.step(json!({ "do": "press", "page": "desk", "key": "Tab", "times": 2 })).await;
+    browser.step(json!({ "do": "press", "page": "desk", "key": "Enter" })).await;
+    for text in ["host 127.0.0.1", "the answer broke off after"] {
+        browser.step(json!({ "do": "sees", "page": "desk", "text": text })).await;
+    }
+    browser.step(json!({ "do": "shot", "page": "desk", "file": picture("broke-off") })).await;
+    browser.end().await;
+    Ok(())
 }
 
 async fn guarded() -> Tested {

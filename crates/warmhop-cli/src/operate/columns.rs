@@ -69,7 +69,7 @@ impl Meaning {
             "starting" | "stopping" | "draining" | "drained" | "suspect" => Some(Self::Passing),
             "wait" | "waited" | "shown a page" => Some(Self::Passing),
             "failed" | "gone" | "unlinked" | "no answer" | COLD_AFTER_A_FAILURE => Some(Self::Bad),
-            "refuse" | "refused" | "problem" => Some(Self::Bad),
+            "refuse" | "refused" | "problem" | "cut-off" | "broke off" => Some(Self::Bad),
             _ => None,
         }
     }

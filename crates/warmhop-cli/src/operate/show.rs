@@ -234,6 +234,11 @@ fn certificates(peer: &PeerStatus, now: SystemTime) -> String {
     text
 }
 
+/// Which seeds and peers this one does not reach, and why; empty if there are none.
+pub(crate) fn trouble(status: &Status) -> String {
+    seeds(&status.seeds) + &unlinked(&status.peers)
+}
+
 /// The peers to which no link can be made though others hear them, and why; empty if there are none.
 fn unlinked(peers: &[OtherPeer]) -> String {
     let why = |peer: &OtherPeer| {
@@ -355,6 +360,9 @@ pub fn trace(trace: &RequestTrace, coloured: bool) -> String {
     let arrived = UNIX_EPOCH + Duration::from_millis(trace.at_unix_ms);
     let ago = SystemTime::now().duration_since(arrived).unwrap_or_default();
     let _ = writeln!(text, "asked for  {}, {} ago", clean(&trace.request), span(ago));
+    if let Some(host) = &trace.host {
+        let _ = writeln!(text, "host       {}", clean(host));
+    }
     let _ = writeln!(text, "app        {}", clean(trace.app.as_deref().unwrap_or("none matched")));
     if let Some(session) = &trace.session {
         let _ = writeln!(text, "session    {}", clean(session));
@@ -365,7 +373,12 @@ pub fn trace(trace: &RequestTrace, coloured: bool) -> String {
     };
     let by = trace.served_by.as_ref().map(|peer| format!(" from {peer}")).unwrap_or_default();
     let after = trace.head_ms.map(|ms| format!(" after {}", millis(ms))).unwrap_or_default();
-    let _ = writeln!(text, "answer     {outcome}{}{after}\n", clean(&by));
+    let cut_off = trace.steps.iter().find(|step| step.what == "cut-off").map(|step| {
+        let after = span(Duration::from_micros(step.after_us));
+        format!(", broken off after {after}: the client did not get all of it")
+    });
+    let cut_off = cut_off.unwrap_or_default();
+    let _ = writeln!(text, "answer     {outcome}{}{after}{cut_off}\n", clean(&by));
     let mut steps = Columns::new(&["AFTER", "WHAT", "WHY"]);
     for step in &trace.steps {
         let after = span(Duration::from_micros(step.after_us));

@@ -247,7 +247,7 @@ fn elsewhere_with_eta(app: &str, peers: &[OtherPeer]) -> String {
 }
 
 fn decisions(recent: &[RequestTrace]) -> Columns {
-    let mut table = Columns::new(&["AGO", "WHAT", "ANSWER", "REQUEST", "WHY"]);
+    let mut table = Columns::new(&["AGO", "WHAT", "ANSWER", "REQUEST", "APP", "WHY"]);
     for trace in recent {
         let decided = decided(trace);
         table.row(vec![
@@ -255,6 +255,7 @@ fn decisions(recent: &[RequestTrace]) -> Columns {
             words(trace, decided),
             answer(trace),
             trace.request.clone(),
+            trace.app.clone().unwrap_or_else(|| "none".into()),
             decided.map(|step| step.why.clone()).unwrap_or_default(),
         ]);
     }
@@ -266,10 +267,15 @@ fn since(trace: &RequestTrace, now: SystemTime) -> Duration {
     now.duration_since(at).unwrap_or_default()
 }
 
+/// The step of an answer that broke off after its head, and the word for it.
+const CUT_OFF: &str = "cut-off";
+const BROKE_OFF: &str = "broke off";
+
 /// The outcome of the request. A refusal and the starting page are recorded as a problem after
 /// that.
 fn decided(trace: &RequestTrace) -> Option<&TraceStep> {
-    const DECISIONS: [&str; 7] = ["serve", "hop", "forward", "wait", "refuse", "page", "problem"];
+    const DECISIONS: [&str; 8] =
+        ["serve", "hop", "forward", "wait", "refuse", "page", "problem", CUT_OFF];
     let mut last = trace.steps.iter().rev().filter(|step| DECISIONS.contains(&&*step.what));
     let decided = last.next().or(trace.steps.last())?;
     let before = last.next().filter(|step| ["refuse", "page"].contains(&&*step.what));
@@ -277,6 +283,9 @@ fn decided(trace: &RequestTrace) -> Option<&TraceStep> {
 }
 
 fn words(trace: &RequestTrace, decided: Option<&TraceStep>) -> String {
+    if decided.is_some_and(|step| step.what == CUT_OFF) {
+        return BROKE_OFF.into();
+    }
     if trace.role == "hop" {
         return "hopped in".into();
     }

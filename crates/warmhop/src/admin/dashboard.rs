@@ -37,10 +37,11 @@ const WATCHERS_MAX: usize = 16;
 const RECENT: usize = 400;
 const DECISIONS: usize = 40;
 
-/// The pictures of the mesh and the history come first, since the rest of the script uses them.
+/// The picture of the mesh, the history and the seeds come first, since the rest of the script uses them.
 const SCRIPT: &str = concat!(
     include_str!("dashboard/mesh.js"),
     include_str!("dashboard/history.js"),
+    include_str!("dashboard/seeds.js"),
     include_str!("dashboard/dashboard.js")
 );
 

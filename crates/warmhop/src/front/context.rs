@@ -80,7 +80,10 @@ impl RequestContext {
     ) -> Self {
         let id = fields::request_id(request.headers()).unwrap_or_else(fresh_request_id);
         let line = put_line(request.method(), request.uri().path());
-        let tracing = Tracing::begin(&node.traces, id, &node.me, "entry", line);
+        let mut tracing = Tracing::begin(&node.traces, id, &node.me, "entry", line);
+        if let Some(host) = fields::host_as_sent(request.headers()) {
+            tracing.host(host);
+        }
         let asked_at = AskedAt::of(request.headers(), request.uri(), client.secure);
         let refusal_form = RefusalForm::of(request);
         let (version, is_head) = (request.version(), request.method() == Method::HEAD);

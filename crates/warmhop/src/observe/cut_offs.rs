@@ -12,6 +12,7 @@ use warmhop_core::ids::{AppName, PeerId, RequestId};
 
 use crate::observe::labels::ByApp;
 use crate::observe::lines::Lines;
+use crate::observe::recall::Traces;
 
 /// What a peer knows of the answers that were cut off. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +20,8 @@ pub(crate) struct CutOffs {
     by_app: Family<ByApp, Counter>,
     /// An app that dies cuts off all that it was answering.
     lines: Arc<Lines>,
+    /// What is remembered of the requests.
+    pub(crate) traces: Arc<Traces>,
 }
 
 /// An answer that was cut off.
@@ -51,10 +54,17 @@ impl CutOffs {
         let _ = self.by_app.get_or_create(&ByApp { app: app.to_string() });
     }
 
-    /// Counts a client's answer that was cut off, and logs it.
+    /// Counts a client's answer that was cut off, logs it, and adds it to the request's trace.
     pub(crate) fn note(&self, what: &CutOff<'_>, reason: &dyn fmt::Display) {
         self.by_app.get_or_create(&ByApp { app: what.app.to_string() }).inc();
         self.log(what, reason);
+        self.traces.cut_off(what.id, broke_off(what.bytes, reason));
+    }
+
+    /// How many of an app's answers were cut off.
+    pub(crate) fn of(&self, app: &AppName) -> u64 {
+        let counter = self.by_app.get(&ByApp { app: app.to_string() });
+        counter.map_or(0, |counter| counter.get())
     }
 
     /// Logs an answer that was cut off, unless there have just been many.
@@ -73,4 +83,9 @@ impl CutOffs {
             "an answer was cut off after its head"
         );
     }
+}
+
+/// The step of a request's trace.
+pub(crate) fn broke_off(bytes: u64, reason: &dyn fmt::Display) -> String {
+    format!("the answer broke off after {bytes} bytes of its body: {reason}")
 }

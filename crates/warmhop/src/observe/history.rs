@@ -31,9 +31,11 @@ impl Totals {
     fn since(&self, earlier: &Self) -> Option<Self> {
         let grown = |now: u64, before: u64| now.saturating_sub(before);
         let requests = grown(self.requests, earlier.requests);
-        (requests > 0).then(|| Self {
+        let failed = grown(self.failed, earlier.failed);
+        // A request counts as soon as it is answered, and its answer may break off much later.
+        (requests > 0 || failed > 0).then(|| Self {
             requests,
-            failed: grown(self.failed, earlier.failed),
+            failed,
             heads: std::array::from_fn(|at| grown(self.heads[at], earlier.heads[at])),
         })
     }
@@ -143,6 +145,13 @@ mod tests {
         let history = keeper.tell(Duration::from_secs(seconds), counted(requests, failed));
         let intervals = history.apps["shop"].iter();
         intervals.map(|it| (it.ended_ms_ago, it.lasted_ms, it.requests, it.failed)).collect()
+    }
+
+    #[test]
+    fn an_answer_that_breaks_off_counts_when_it_does() {
+        let keeper = Keeper::default();
+        keeper.turn(Duration::from_secs(10), counted(1, 0));
+        assert_eq!(intervals(&keeper, 15, 1, 1).last(), Some(&(0, 5000, 0, 1)));
     }
 
     #[test]

@@ -329,7 +329,9 @@ impl Metrics {
         };
         let count = |way| CLASSES.iter().map(|code| of_class(way, code)).sum::<u64>();
         // The starting page is not a failure, though its status says that the app cannot serve yet.
-        let failed = ["serve", "hop", "refuse"].map(|way| of_class(way, "5xx")).iter().sum();
+        let by_status: u64 =
+            ["serve", "hop", "refuse"].map(|way| of_class(way, "5xx")).iter().sum();
+        let failed = by_status + self.traffic.cut_offs.of(app);
         RequestCounts {
             served: count("serve"),
             hopped: count("hop"),

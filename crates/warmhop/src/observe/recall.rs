@@ -31,6 +31,10 @@ pub(crate) const REGISTER: &str = "register";
 pub(crate) const TEXT_BYTES_MAX: usize = 512;
 /// The most steps kept for one request.
 const STEPS_MAX: usize = 32;
+/// The limit on a remembered host, in bytes.
+const HOST_BYTES_MAX: usize = 256;
+/// The step of an answer that broke off after its head.
+pub(crate) const CUT_OFF: &str = "cut-off";
 /// The steps that end a request even without a status.
 const ENDS: [&str; 3] = ["refuse", "problem", "cancelled"];
 /// The steps that send a request somewhere.
@@ -142,6 +146,9 @@ struct Record {
     role: &'static str,
     app: Option<AppName>,
     line: String,
+    /// The host that the client asked for; empty if it is not known.
+    host: String,
+    at: Option<Instant>,
     at_unix_ms: u64,
     status: Option<u16>,
     served_by: Option<PeerId>,
@@ -165,11 +172,15 @@ impl Record {
 
     /// Keeps it for the thread's next request.
     fn give_back(mut self: Box<Self>) {
-        let (mut line, mut steps) =
-            (std::mem::take(&mut self.line), std::mem::take(&mut self.steps));
+        let (mut line, mut host, mut steps) = (
+            std::mem::take(&mut self.line),
+            std::mem::take(&mut self.host),
+            std::mem::take(&mut self.steps),
+        );
         line.clear();
+        host.clear();
         steps.clear();
-        *self = Self { line, steps, ..Self::default() };
+        *self = Self { line, host, steps, ..Self::default() };
         // While the thread exits there is nowhere to keep it.
         let _ = SPARE.try_with(|spare| {
             let mut spare = spare.borrow_mut();
@@ -179,6 +190,13 @@ impl Record {
         });
     }
 
+    fn push(&mut self, after: Duration, what: &'static str, why: Why, candidates: Vec<Considered>) {
+        let after_us = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
+        // The last step is the one that people ask for.
+        self.steps.truncate(STEPS_MAX - 1);
+        self.steps.push(Step { after_us, what, why, candidates });
+    }
+
     fn in_words(&self) -> RequestTrace {
         let text = |name: &PeerId| name.to_string();
         RequestTrace {
@@ -186,6 +204,7 @@ impl Record {
             peer: self.peer.as_ref().map(text).unwrap_or_default(),
             role: self.role.into(),
             app: self.app.as_ref().map(ToString::to_string),
+            host: (!self.host.is_empty()).then(|| self.host.clone()),
             request: self.line.clone(),
             at_unix_ms: self.at_unix_ms,
             status: self.status,
@@ -199,6 +218,7 @@ impl Record {
 }
 
 /// Records, the newest at the end.
+#[derive(Debug)]
 struct Ring {
     records: Mutex<VecDeque<Box<Record>>>,
     max: usize,
@@ -232,14 +252,27 @@ impl Ring {
 }
 
 /// The last requests that this peer saw and, apart from them, the last operations on registers.
+#[derive(Debug)]
 pub(crate) struct Traces {
     requests: Ring,
     registers: Ring,
 }
 
-impl Traces {
-    pub(crate) fn new() -> Self {
+impl Default for Traces {
+    fn default() -> Self {
         Self { requests: Ring::new(TRACES_MAX), registers: Ring::new(REGISTER_TRACES_MAX) }
+    }
+}
+
+impl Traces {
+    /// Notes that the answer to a request broke off, whose trace ended with the answer's head.
+    pub(crate) fn cut_off(&self, id: &RequestId, why: impl Into<Why>) {
+        let why = why.into();
+        let mut records = self.requests.records();
+        if let Some(record) = records.iter_mut().rev().find(|it| it.id.as_ref() == Some(id)) {
+            let after = record.at.map_or(Duration::ZERO, |at| at.elapsed());
+            record.push(after, CUT_OFF, why, Vec::new());
+        }
     }
 
     /// The newest requests of clients and of other peers, newest first; at most `count`. Of
@@ -295,6 +328,7 @@ impl Tracing {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
         let (since, traces) = (Instant::now(), Arc::clone(traces));
+        record.at = Some(since);
         Self { id, since, record: Some(record), traces, field: None }
     }
 
@@ -315,6 +349,13 @@ impl Tracing {
 
     pub(crate) fn app(&mut self, app: &AppName) {
         self.edit(|record| record.app = Some(app.clone()));
+    }
+
+    pub(crate) fn host(&mut self, host: &str) {
+        self.edit(|record| {
+            record.host.push_str(host);
+            cut(&mut record.host, HOST_BYTES_MAX);
+        });
     }
 
     pub(crate) fn session(&mut self, key: &SessionKey) {
@@ -339,7 +380,7 @@ impl Tracing {
         why: impl Into<Why>,
         candidates: Vec<Considered>,
     ) {
-        let after_us = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let after = self.since.elapsed();
         let why = why.into();
         tracing::debug!(request = %self.id, what, %why, "decided");
         self.edit(|record| {
@@ -348,9 +389,7 @@ impl Tracing {
             if record.steps.last().is_some_and(|last| last.what == what && last.why == why) {
                 return;
             }
-            // The last step is the one that people ask for.
-            record.steps.truncate(STEPS_MAX - 1);
-            record.steps.push(Step { after_us, what, why, candidates });
+            record.push(after, what, why, candidates);
         });
     }
 
@@ -438,8 +477,20 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_breaks_off_is_remembered_after_its_trace_has_ended() {
+        let traces = Arc::new(Traces::default());
+        let ids = ["a", "b", "c"].map(|id| trace(&traces, id, "entry"));
+        traces.cut_off(&ids[1], "the answer broke off");
+        let steps = |id| traces.find(id).unwrap().steps.into_iter().map(|step| step.what);
+        assert_eq!(steps(&ids[1]).last().as_deref(), Some(CUT_OFF));
+        for other in [&ids[0], &ids[2]] {
+            assert!(!steps(other).any(|what| what == CUT_OFF));
+        }
+    }
+
+    #[test]
     fn operations_on_registers_push_out_no_request_and_each_other_only() {
-        let traces = Arc::new(Traces::new());
+        let traces = Arc::new(Traces::default());
         let request = trace(&traces, "request", "entry");
         let first = trace(&traces, "first", REGISTER);
         for number in 0..TRACES_MAX {
@@ -454,7 +505,7 @@ mod tests {
 
     #[test]
     fn a_long_wait_is_recorded_from_its_first_decision_to_its_last() {
-        let traces = Arc::new(Traces::new());
+        let traces = Arc::new(Traces::default());
         let id = RequestId::new("long").unwrap();
         let peer = PeerId::new("one").unwrap();
         let mut tracing =
@@ -476,7 +527,7 @@ mod tests {
 
     #[test]
     fn a_request_whose_client_left_says_so_and_no_other_does() {
-        let traces = Arc::new(Traces::new());
+        let traces = Arc::new(Traces::default());
         let peer = PeerId::new("one").unwrap();
         let last = |role, steps: &[&'static str], status: Option<u16>| {
             let id = RequestId::new(role).unwrap();
@@ -500,7 +551,7 @@ mod tests {
 
     #[test]
     fn of_what_a_client_sent_only_the_beginning_is_remembered() {
-        let traces = Arc::new(Traces::new());
+        let traces = Arc::new(Traces::default());
         let id = RequestId::new("long").unwrap();
         let peer = PeerId::new("one").unwrap();
         let mut tracing =

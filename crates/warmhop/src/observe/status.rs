@@ -140,7 +140,7 @@ pub struct RequestCounts {
     /// Answered with a problem, or with the starting page.
     pub refused: u64,
     /// Of all these, those that were answered with a status of 500 or above, except by the starting
-    /// page.
+    /// page, and those whose answer broke off after its head.
     pub failed: u64,
 }
 
@@ -286,6 +286,8 @@ pub struct RequestTrace {
     pub role: String,
     /// Its app, if one matched.
     pub app: Option<String>,
+    /// The host that its client asked for, if it named one.
+    pub host: Option<String>,
     /// Method and path, without the query.
     pub request: String,
     /// When it arrived, in milliseconds since the Unix epoch.
@@ -312,7 +314,8 @@ pub struct TraceStep {
     /// Microseconds since the request arrived.
     pub after_us: u64,
     /// What was decided or happened: `serve`, `hop`, `forward`, `wait`, `refuse`, `page`,
-    /// `problem`, `cancelled` (the client left before there was a response) …
+    /// `problem`, `cancelled` (the client left before there was a response), `cut-off` (the response
+    /// broke off after its head) …
     pub what: String,
     /// The reason, in a sentence.
     pub why: String,

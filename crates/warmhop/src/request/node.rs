@@ -197,7 +197,7 @@ impl Node {
             known_ids: KnownIds::default(),
             silences: AtomicU64::new(0),
             auth: parts.auth,
-            traces: Arc::new(Traces::new()),
+            traces: Arc::clone(&parts.metrics.traffic.cut_offs.traces),
             accesses: parts.accesses,
             spans: parts.spans,
             metrics: parts.metrics,

@@ -28,11 +28,11 @@ use crate::http::fields;
 use crate::http::interim::Queue;
 use crate::http::tunnels::Farewell;
 use crate::links::hop_body::HopBodyReader;
-use crate::observe::cut_offs::CutOff;
+use crate::observe::cut_offs::{CutOff, broke_off};
 use crate::observe::failpoint::{self, Point};
 use crate::observe::lines::Lines;
 use crate::observe::metrics::ByPeer;
-use crate::observe::recall::{REGISTER, Tracing, Why, put_line};
+use crate::observe::recall::{CUT_OFF, REGISTER, Tracing, Why, put_line};
 use crate::observe::trace::{ActiveSpan, SpanKind};
 use crate::request::at_once::as_sent;
 use crate::request::call::{Call, CallBody, user_agent};
@@ -333,6 +333,9 @@ impl Node {
             role,
             put_line(&received.method, received.target.path()),
         );
+        if let Some(host) = fields::host_as_sent(&received.fields) {
+            tracing.host(host);
+        }
         tracing.app(received.slot.name());
         tracing.step("arrived", Why::SentBy(received.from.clone(), received.kind.label()));
         tracing
@@ -372,6 +375,7 @@ impl Node {
                     let way = "hop received";
                     let what = CutOff { id, app, way, peer: peer.as_ref(), from, bytes };
                     self.metrics.traffic.cut_offs.log(&what, &source);
+                    tracing.step(CUT_OFF, broke_off(bytes, &source));
                 }
                 failpoint::pass_if(voted, Point::ExecVoteAfter);
             }

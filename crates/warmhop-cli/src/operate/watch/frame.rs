@@ -13,15 +13,19 @@ use warmhop::status::{AppStatus, OtherPeer, RequestTrace, Status};
 use super::board::{Board, Focus, Page, Shown, Sort};
 use super::fit::{Shrinks, cut};
 use super::grid::{Grid, Text, style};
-use super::{Watch, ago, answer, decided, elsewhere_with_eta, peer_rows, progress, since, words};
+use super::{
+    CUT_OFF, Watch, ago, answer, decided, elsewhere_with_eta, peer_rows, progress, since, words,
+};
 
 use crate::operate::columns::{Columns, Meaning};
 use crate::operate::show::{
-    self, NOT_HERE, app_names, app_state, clean, peer_state, printed, span,
+    self, NOT_HERE, app_names, app_state, clean, peer_state, printed, span, trouble,
 };
 
 /// How many of the newest requests are always shown, however many apps and peers there are.
 const RECENT_LEAST: usize = 4;
+/// How many lines tell of seeds and peers that are not reached.
+const TROUBLE_LINES: usize = 4;
 /// For how many failed apps the reason is shown.
 const ERRORS_MAX: usize = 3;
 /// Into how many parts the last minutes are divided, in a table and on an app's page.
@@ -116,6 +120,10 @@ impl Scene<'_> {
         let mut rest = area;
         for text in self.watch.head(status, self.silence.is_some()).lines() {
             line(frame, &mut rest, text, Style::new());
+        }
+        let red = style(Some(Meaning::Bad), self.coloured);
+        for text in trouble(status).lines().filter(|text| !text.is_empty()).take(TROUBLE_LINES) {
+            line(frame, &mut rest, text, red);
         }
         gap(&mut rest);
         let (apps, decisions) = (self.apps(status), self.decisions(recent));
@@ -276,16 +284,19 @@ impl Scene<'_> {
             ("WHAT", Shrinks::Middle(9)),
             ("ANSWER", Shrinks::Never),
             ("REQUEST", Shrinks::Middle(8)),
+            ("APP", Shrinks::Middle(6)),
             ("WHY", Shrinks::End(12)),
         ]);
         for trace in recent {
             let decided = decided(trace);
-            let is_error = trace.status.is_some_and(|status| status >= ERRORS_FROM);
+            let is_error = trace.status.is_some_and(|status| status >= ERRORS_FROM)
+                || decided.is_some_and(|step| step.what == CUT_OFF);
             grid.row(vec![
                 ago(since(trace, self.now)).into(),
                 words(trace, decided).into(),
                 Text::meaning(answer(trace), is_error.then_some(Meaning::Bad)),
                 trace.request.clone().into(),
+                trace.app.clone().unwrap_or_else(|| "none".into()).into(),
                 decided.map(|step| step.why.clone()).unwrap_or_default().into(),
             ]);
         }

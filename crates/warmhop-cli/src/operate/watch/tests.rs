@@ -100,6 +100,7 @@ fn a_request_is_described_by_its_outcome() {
         (&["page", "problem"], Some(503), "shown a page", "503"),
         (&["hop", "broken", "problem"], Some(502), "problem", "502"),
         (&["problem"], Some(404), "problem", "404"),
+        (&["serve", "cut-off"], Some(200), "broke off", "200"),
         (&[], None, "", ""),
     ] {
         assert_eq!(described(steps, status), (what.into(), answered.into()), "{steps:?}");
@@ -235,6 +236,23 @@ fn one_page_of_an_ordinary_terminal_shows_the_mesh_its_traffic_and_its_decisions
     let text = wide.look();
     let shop = text.lines().find(|line| line.starts_with("shop")).unwrap();
     assert!(shop.contains('█') && shop.contains("▂") | shop.contains("▃"), "no plot in {shop:?}");
+}
+
+#[test]
+fn what_is_not_reached_is_named_at_the_top() {
+    let mut reported = status(3000, 25);
+    let seed = json!({"seed": "far.example:7001", "reached": false, "error": "nobody answers"});
+    reported.seeds.push(warmhop::status::SeedStatus::deserialize(seed).unwrap());
+    reported.peers[0].unlinked = Some("it refuses this peer's certificate".into());
+    let mut watch = Watch::default();
+    watch.hear(reported, recent());
+    let text = Seat::before(watch, 80, 24).look();
+    for line in [
+        "seeds: 0 of 1 reached\n  far.example:7001: nobody answers\n",
+        "  peer-2: it refuses this peer's certificate\n",
+    ] {
+        assert!(text.contains(line), "{line:?} in\n{text}");
+    }
 }
 
 #[test]

@@ -15,8 +15,8 @@ const KINDS = {
   starting: "busy", stopping: "busy", draining: "busy", drained: "busy", suspect: "busy",
   failed: "bad", gone: "bad", unlinked: "bad", "cold, failed": "bad", "no answer": "bad",
 };
-const WORDS = { serve: "served", hop: "hopped", forward: "forwarded", wait: "waited", refuse: "refused", page: "shown a page", problem: "problem" };
-const WHAT_KINDS = { serve: "good", hop: "hop", forward: "hop", wait: "busy", page: "busy", refuse: "bad", problem: "bad" };
+const WORDS = { serve: "served", hop: "hopped", forward: "forwarded", wait: "waited", refuse: "refused", page: "shown a page", problem: "problem", "cut-off": "broke off" };
+const WHAT_KINDS = { serve: "good", hop: "hop", forward: "hop", wait: "busy", page: "busy", refuse: "bad", problem: "bad", "cut-off": "bad" };
 // What a button does to the copy here.
 const ACTS = {
   start: "Start a copy on this peer",
@@ -258,8 +258,9 @@ function drawPicture() {
       return { name: app.name, state: copy.state, kind: KINDS[copy.state] ?? "", progress: whole > 0 ? Math.min(.97, gone / whole) : null };
     });
     const flying = all.reduce((sum, app) => sum + copyOf(column, app).inFlight, 0);
-    const note = state !== "alive" && state !== "serving" ? state : flying ? `${flying} in flight` : "";
-    return { name: clean(column.name), here: column.here, kind: KINDS[state] ?? "", note, apps };
+    const alone = column.here && state === "serving" && isAlone(current);
+    const note = alone ? "no seed reached" : state !== "alive" && state !== "serving" ? state : flying ? `${flying} in flight` : "";
+    return { name: clean(column.name), here: column.here, kind: alone ? "bad" : KINDS[state] ?? "", note, apps };
   });
   const names = new Set(peers.map((peer) => peer.name));
   const hops = [...hopRates.values()].filter((hop) => hop.ever && names.has(hop.from) && names.has(hop.to));
@@ -482,12 +483,14 @@ function drawPeers(status) {
       const cell = make("td", null, i > 0 && i < 4 ? "number" : "");
       cell.dataset.label = label;
       row.append(cell);
-      cell.append(i === 0 ? pill("") : make("span"));
+      if (i === 0) cell.append(pill(""), make("span", "", "error"));
+      else cell.append(make("span"));
     });
     return row;
   }, (row, peer) => {
     say(row.cells[0], peer.here ? `${peer.name} (this peer)` : peer.name);
     setPill(row.cells[1].firstElementChild, peer.state);
+    say(row.cells[1].lastElementChild, peer.unlinked ?? "");
     const texts = [
       peer.rtt_us == null ? "" : `${(peer.rtt_us / 1000).toFixed(1)} ms`,
       peer.hops_sent == null ? "" : count(peer.hops_sent),
@@ -510,6 +513,7 @@ function decision(trace) {
 }
 
 function words(trace, step) {
+  if (step.what === "cut-off") return WORDS[step.what];
   if (trace.role === "hop") return "hopped in";
   const to = trace.sent_to ?? trace.served_by;
   if ((step.what === "hop" || step.what === "forward") && to) return `to ${to}`;
@@ -535,7 +539,9 @@ function drawSteps(box, trace) {
     for (const peer of step.candidates) list.append(make("li", `${peer.peer}: ${peer.state}, ${peer.in_flight} in flight, heard ${duration(peer.age_ms)} ago`));
     return [line, list];
   });
-  const facts = [`id ${trace.id}`];
+  const facts = [`app ${trace.app ?? "none"}`];
+  if (trace.host) facts.push(`host ${trace.host}`);
+  facts.push(`id ${trace.id}`);
   if (trace.session) facts.push(`session ${trace.session}`);
   if (trace.served_by) facts.push(`served by ${trace.served_by}`);
   facts.push(`arrived ${new Date(trace.at_unix_ms).toISOString()}`);
@@ -544,18 +550,19 @@ function drawSteps(box, trace) {
 }
 
 // Equal decisions come as one, whose newest request is another each time.
-const kindOf = (trace) => JSON.stringify([trace.role, trace.app, trace.request, trace.status, trace.served_by, trace.sent_to, trace.steps.map((step) => step.what)]);
+const kindOf = (trace) => JSON.stringify([trace.role, trace.app ?? [trace.host], trace.request, trace.status, trace.served_by, trace.sent_to, trace.steps.map((step) => step.what)]);
 
 function drawRecent() {
   const wanted = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   const shown = recent.filter((trace) => {
     const step = decision(trace);
-    const text = [trace.app, trace.request, trace.served_by, trace.sent_to, trace.status, step.why, words(trace, step), outcome(trace), trace.id, trace.session].join(" ").toLowerCase();
+    const text = [trace.app, trace.host, trace.request, trace.served_by, trace.sent_to, trace.status, step.why, words(trace, step), outcome(trace), trace.id, trace.session].join(" ").toLowerCase();
     return wanted.every((word) => text.includes(word));
   });
   keep(byId("recent"), shown, kindOf, () => {
     const item = document.createElement("li"), details = make("details"), summary = make("summary");
     for (const part of ["at", "what", "request", "why", "result"]) summary.append(make("span", "", part));
+    summary.children[2].append(make("span", "", "app"), " ", make("span"));
     details.append(summary, make("div", null, "steps"));
     details.addEventListener("toggle", () => { if (details.open) drawSteps(details.lastElementChild, item.trace); });
     item.append(details);
@@ -566,11 +573,14 @@ function drawRecent() {
     const step = decision(trace);
     say(what, trace.times > 1 ? `${words(trace, step)} ×${trace.times}` : words(trace, step));
     // The starting page is no failure, though its status says that the app cannot serve yet.
-    const failed = trace.status >= 500 && step.what !== "page";
+    const failed = (trace.status >= 500 && step.what !== "page") || step.what === "cut-off";
     what.className = `what ${failed ? "bad" : trace.role === "hop" ? "" : WHAT_KINDS[step.what] ?? ""}`;
     result.className = failed ? "result errors" : "result";
-    say(request, trace.app ? `${trace.request}` : `${trace.request} (no app)`);
-    request.title = clean(trace.app ? `${trace.app}: ${trace.request}` : trace.request);
+    // Apps may be told apart by their hosts alone.
+    const of = trace.app ?? (trace.host ? `no app for ${trace.host}` : "no app");
+    say(request.firstElementChild, of);
+    say(request.lastElementChild, trace.request);
+    request.title = clean(`${of}: ${trace.request}`);
     say(why, step.why);
     why.title = clean(step.why);
     say(result, outcome(trace));
@@ -629,6 +639,9 @@ function draw(news) {
   const zone = status.peer.zone ? `, zone ${status.peer.zone}` : "";
   say(byId("about"), `up ${span(status.peer.uptime_ms)}${zone}, version ${status.peer.version}`);
   say(byId("certificates"), certificates(status.peer, news.now_unix_ms / 1000));
+  const seeds = seedsInWords(status.seeds);
+  byId("seeds").className = seeds.isGrave ? "ends" : "ends busy";
+  say(byId("seeds"), seeds.text);
   say(byId("owned"), count(status.sessions.owned));
   say(byId("copies"), `${count(status.sessions.copies)} ${status.sessions.copies === 1 ? "copy" : "copies"} held`);
   say(byId("takeovers"), count(status.takeovers));

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use crate::observe::recall::CUT_OFF;
 use crate::observe::status::RequestTrace;
 use serde::Serialize;
 
@@ -42,15 +43,17 @@ pub(super) fn fold(traces: Vec<RequestTrace>, count: usize) -> Vec<Decision> {
 /// The properties in which equal decisions agree. The reasons are not compared: some contain times.
 fn kind(trace: &RequestTrace) -> String {
     let steps: Vec<_> = trace.steps.iter().map(|step| step.what.as_str()).collect();
-    let RequestTrace { role, app, request, status, served_by, sent_to, .. } = trace;
-    format!("{role} {app:?} {request} {status:?} {served_by:?} {sent_to:?} {steps:?}")
+    let RequestTrace { role, app, host, request, status, served_by, sent_to, .. } = trace;
+    // Only where no app matched is the host shown in its place.
+    let host = host.as_ref().filter(|_| app.is_none());
+    format!("{role} {app:?} {host:?} {request} {status:?} {served_by:?} {sent_to:?} {steps:?}")
 }
 
 fn weight(trace: &RequestTrace) -> Weight {
     let took = |way: &str| trace.steps.iter().any(|step| step.what == way);
     // The starting page is not a failure, though its status says that the app cannot serve yet.
     let failed = trace.status.is_some_and(|status| status >= 500) && !took("page");
-    if failed || (took("refuse") && !took("page")) {
+    if failed || took(CUT_OFF) || (took("refuse") && !took("page")) {
         Weight::Failed
     } else if trace.role == "hop" || took("hop") || took("forward") || took("page") {
         Weight::Hopped
@@ -71,6 +74,7 @@ mod tests {
             peer: "peer-1".into(),
             role: "entry".into(),
             app: Some("shop".into()),
+            host: None,
             request: request.into(),
             at_unix_ms: 0,
             status: Some(status),
@@ -104,6 +108,16 @@ mod tests {
         let all = [("b", 1), ("a", 1), ("d", 1), ("e", 2)].map(|(id, n)| (id.to_owned(), n));
         assert_eq!(shown(traces.clone(), 10), all);
         assert_eq!(shown(traces, 2), all[..2]);
+    }
+
+    #[test]
+    fn an_answer_that_broke_off_is_a_failure_whatever_its_status() {
+        let mut broke_off = trace("a", "GET /", "serve", 200);
+        broke_off.steps.push(TraceStep { what: CUT_OFF.into(), ..broke_off.steps[0].clone() });
+        let traces =
+            vec![trace("c", "GET /", "serve", 200), trace("b", "GET /", "hop", 200), broke_off];
+        let order = ["a", "b", "c"].map(|id| (id.to_owned(), 1));
+        assert_eq!(shown(traces, 10), order);
     }
 
     #[test]

@@ -47,6 +47,7 @@ impl Fake {
 
 fn trace(id: String) -> RequestTrace {
     RequestTrace {
+        host: None,
         id,
         peer: "peer-1".into(),
         role: "entry".into(),
