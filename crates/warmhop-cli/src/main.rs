@@ -567,7 +567,12 @@ async fn show_lines(question: operate::Question, lines: Lines) -> Result<u8, Fai
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
     tokio::select! {
-        shown = shown => shown.map_err(Failure::failed)?,
+        shown = shown => shown.map_err(|error| match (&peer, error) {
+            (Some(peer), AskError::BrokeOff { .. }) => Failure::failed(format!(
+                "the lines of {peer} have ended: it is gone, or the link to it broke"
+            )),
+            (_, error) => Failure::failed(error),
+        })?,
         _ = tokio::signal::ctrl_c() => {}
     }
     written

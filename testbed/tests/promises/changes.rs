@@ -1,5 +1,7 @@
 //! Changes while the mesh serves: the file reloaded, versions rolled out, apps held down.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -10,6 +12,7 @@ use nix::sys::signal::Signal;
 use tokio::time::timeout;
 use toml::Table;
 use warmhop_testbed::client::{Client, Reply};
+use warmhop_testbed::program;
 
 use crate::streaming::leaving_after;
 use crate::support::{APP, BOUND, ENDLESS, QUICK, Shopper, World, shop, until};
@@ -162,6 +165,59 @@ async fn copies_are_replaced_peer_by_peer_under_load() {
     load.ends_well().await;
     assert_eq!(run(&world, 0, &["app", "restart", "nothing", "--mesh"]).0, Some(1));
     assert_eq!(run(&world, 0, &["app", "restart", "nothing"]).0, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_stands_still_is_not_left_out_of_a_restart_in_silence() {
+    let world = World::new(3, shop(QUICK, "")).await;
+    for index in 0..2 {
+        assert_eq!(run(&world, index, &["app", "start", APP]).0, Some(0));
+        world.reaches(index, APP, "ready").await;
+    }
+    let name = world.name(1).to_owned();
+    until("its copy is known", async || {
+        let status = world.status(0).await;
+        let peers = status["peers"].as_array()?.clone();
+        peers.iter().any(|it| it["name"] == name && it["apps"][APP] == "ready").then_some(())
+    })
+    .await;
+    let process = world.mesh.peer(1).process().unwrap();
+    process.signal(Signal::SIGSTOP).unwrap();
+    until("it is suspect", async || {
+        let status = world.status(0).await;
+        let peers = status["peers"].as_array()?.clone();
+        peers.iter().any(|it| it["name"] == name && it["state"] == "suspect").then_some(())
+    })
+    .await;
+    let (code, out, error) = run(&world, 0, &["app", "restart", APP, "--mesh"]);
+    assert_eq!(code, Some(1), "{out} {error}");
+    assert!(out.contains(&format!("{}: it serves", world.name(0))), "{out}");
+    let left_out = out.lines().find(|line| line.contains("cannot be reached"));
+    assert!(left_out.is_some_and(|line| line.starts_with(&name)), "{out}");
+    let (code, _, error) = run(&world, 0, &["logs", APP, "--peer", &name]);
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains("does not answer") || error.contains("cannot be reached"), "{error}");
+    assert!(!error.contains("as many hops as it may"), "{error}");
+    process.signal(Signal::SIGCONT).unwrap();
+    world.believes(0, &name, true).await;
+
+    // Its lines end with it, and the peer that was asked is not blamed for that.
+    let mut follow = std::process::Command::new(program("warmhop").unwrap())
+        .args(["logs", APP, "-f", "--peer", &name])
+        .env("WARMHOP_ADMIN", format!("http://{}", world.mesh.peer(0).ports.admin))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The copy has printed something, so the first line says that it follows.
+    let mut first = String::new();
+    BufReader::new(follow.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
+    assert!(!first.is_empty());
+    process.signal(Signal::SIGKILL).unwrap();
+    let output = follow.wait_with_output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains(&format!("the lines of {name} have ended")), "{error}");
 }
 
 #[tokio::test]

@@ -110,6 +110,14 @@ pub enum AskError {
         /// What was wrong.
         why: String,
     },
+    /// Its answer began, and broke off.
+    #[error("the answer of the peer at {url} broke off: {why}")]
+    BrokeOff {
+        /// The URL that was asked.
+        url: AdminUrl,
+        /// How.
+        why: String,
+    },
     /// The peer refused.
     #[error("{detail}")]
     Refused {
@@ -182,6 +190,10 @@ impl Admin {
         T::deserialize(answer).map_err(|error| self.not_a_peer(error))
     }
 
+    fn broke_off(&self, why: &hyper::Error) -> AskError {
+        AskError::BrokeOff { url: self.url.clone(), why: why.to_string() }
+    }
+
     fn not_a_peer(&self, why: impl fmt::Display) -> AskError {
         AskError::NotAPeer { url: self.url.clone(), why: why.to_string() }
     }
@@ -221,7 +233,7 @@ impl Admin {
         }
         let mut rest = Vec::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| self.not_a_peer(error))?;
+            let frame = frame.map_err(|error| self.broke_off(&error))?;
             rest.extend_from_slice(frame.data_ref().map(AsRef::as_ref).unwrap_or_default());
             while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = rest.drain(..=end).collect();

@@ -96,13 +96,15 @@ impl Reloader {
         let reloaded = self.try_reload();
         match &reloaded {
             Ok(reloaded) => {
+                // A field without a name in it is left out.
+                let named = |names: &[String]| Some(names.join(" ")).filter(|it| !it.is_empty());
                 info!(
-                    added = %reloaded.added.join(" "),
-                    removed = %reloaded.removed.join(" "),
-                    changed = %reloaded.changed.join(" "),
-                    replaced = %reloaded.replaced.join(" "),
-                    applied = %reloaded.applied.join(" "),
-                    needs_restart = %reloaded.needs_restart.join(" "),
+                    added = named(&reloaded.added),
+                    removed = named(&reloaded.removed),
+                    changed = named(&reloaded.changed),
+                    replaced = named(&reloaded.replaced),
+                    applied = named(&reloaded.applied),
+                    needs_restart = named(&reloaded.needs_restart),
                     "reloaded the configuration"
                 );
                 for warning in &reloaded.warnings {

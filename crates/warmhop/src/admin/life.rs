@@ -28,7 +28,7 @@ use crate::admin::peers::{self, name_of, offer_as};
 use crate::admin::routes::act;
 use crate::error::ControlError;
 use crate::mesh::running::Mesh;
-use crate::observe::status::Status;
+use crate::observe::status::{OtherPeer, Status};
 
 /// The service through which peers ask each other for a new copy of an app.
 const SERVICE: &str = "restart";
@@ -40,6 +40,10 @@ const ANOTHER_READY_WITHIN: Duration = Duration::from_secs(60);
 const SILENT_MAX: Duration = Duration::from_secs(15);
 /// The largest answer of another peer, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// What is said of a peer that was not heard and is gone by now: it may have stood still.
+const GONE: &str =
+    "it cannot be reached, and counts as gone by now: if it comes back, restart the app there";
 
 /// The routes that act on apps. From now on other peers of the cluster may ask this one for a new
 /// copy of an app.
@@ -73,13 +77,16 @@ async fn restart(
     };
     let known = |status: &Status| {
         let here = status.apps.iter().any(|it| it.name == name);
-        here || status.peers.iter().any(|peer| peer.alive && peer.apps.contains_key(&name))
+        let is_heard = |peer: &&OtherPeer| peer.alive || peer.state == "suspect";
+        let mut others = status.peers.iter().filter(is_heard);
+        here || others.any(|peer| peer.apps.contains_key(&name))
     };
     if !known(&mesh.status()) {
         return problem(StatusCode::NOT_FOUND, &format!("no peer of the mesh has an app {name}"));
     }
-    let peers = runs_on(&mesh.status(), &app);
-    if peers.is_empty() {
+    let status = mesh.status();
+    let (peers, unheard) = (runs_on(&status, &app), runs_unheard(&status, &app));
+    if peers.is_empty() && unheard.is_empty() {
         let detail = format!(
             "{app} runs on no peer, so there is nothing to restart: its next start, by a request or \
              by an operator, brings up a new copy"
@@ -88,7 +95,7 @@ async fn restart(
     }
     info!(app = %app, "restarting peer by peer, as asked through the admin listener");
     let (steps, done) = mpsc::channel::<Value>(1);
-    tokio::spawn(async move { walk(&mesh, &app, peers, &steps).await });
+    tokio::spawn(async move { walk(&mesh, &app, peers, unheard, &steps).await });
     let lines = stream::unfold(done, |mut done| async move {
         let step = done.recv().await?;
         Some((Ok::<_, Infallible>(Bytes::from(format!("{step}\n"))), done))
@@ -142,15 +149,39 @@ fn runs_on(status: &Status, app: &AppName) -> Vec<PeerId> {
     here.chain(others).filter_map(|name| PeerId::new(name).ok()).collect()
 }
 
-/// Restarts the app on one of `peers` after the other; ends if one fails.
-async fn walk(mesh: &Mesh, app: &AppName, peers: Vec<PeerId>, steps: &mpsc::Sender<Value>) {
+/// The peers that have a copy or are about to, as far as was heard, and are not heard now.
+fn runs_unheard(status: &Status, app: &AppName) -> Vec<PeerId> {
+    let runs_there = |peer: &&OtherPeer| {
+        peer.state == "suspect" && peer.apps.get(app.as_str()).is_some_and(|state| runs(state))
+    };
+    let unheard = status.peers.iter().filter(runs_there);
+    unheard.filter_map(|peer| PeerId::new(&peer.name).ok()).collect()
+}
+
+/// Whether `peer` is gone, with its copies.
+fn is_gone(mesh: &Mesh, peer: &PeerId) -> bool {
+    let peers = mesh.status().peers;
+    peers.iter().find(|it| it.name == peer.as_str()).is_none_or(|it| it.state == "gone")
+}
+
+/// Restarts the app on one of `peers` after the other, and on those `unheard` last; ends if one
+/// fails.
+async fn walk(
+    mesh: &Mesh,
+    app: &AppName,
+    peers: Vec<PeerId>,
+    unheard: Vec<PeerId>,
+    steps: &mpsc::Sender<Value>,
+) {
     let me = mesh.status().peer.name;
-    for peer in peers {
+    let late = peers.len();
+    for (at, peer) in peers.into_iter().chain(unheard).enumerate() {
         let is_me = peer.as_str() == me;
         if steps.send(json!({ "peer": peer.as_str(), "state": "starting" })).await.is_err() {
             return;
         }
         let done = match another_is_ready(mesh, app, &peer).await {
+            Ok(()) if at >= late && is_gone(mesh, &peer) => Err(GONE.into()),
             Ok(()) => step(mesh, app, &peer, is_me).await,
             Err(why) => Err(why),
         };

@@ -23,6 +23,10 @@ use crate::mesh::running::Mesh;
 /// The service that peers offer to each other.
 pub(crate) const SERVICE: &str = "admin";
 
+/// What is added to the reason why a peer cannot be reached that is suspect.
+const SUSPECT: &str =
+    "; this peer has not heard it for a while: is it stopped, overloaded or cut off?";
+
 /// Another peer, through this one.
 pub(crate) fn routes(mesh: &Mesh) -> Router {
     Router::new().route("/v1/peers/{name}/{*path}", get(of_peer)).with_state(mesh.clone())
@@ -67,7 +71,10 @@ async fn of_peer(
     match mesh.ask_peer(&peer, &name_of(SERVICE), request).await {
         Ok(response) => response.map(axum::body::Body::new).into_response(),
         Err(error @ AskPeerError::Unreachable { .. }) => {
-            problem(StatusCode::BAD_GATEWAY, &error.to_string())
+            let peers = mesh.status().peers;
+            let is_suspect = peers.iter().any(|it| it.name == name && it.state == "suspect");
+            let more = if is_suspect { SUSPECT } else { "" };
+            problem(StatusCode::BAD_GATEWAY, &format!("{error}{more}"))
         }
         Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
     }

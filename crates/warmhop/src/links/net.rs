@@ -105,6 +105,9 @@ pub(crate) enum OpenError {
     /// It does not answer.
     #[error("the peer {0} cannot be reached")]
     Unreachable(PeerId),
+    /// It did not answer in time: it hangs, or the network does not reach it.
+    #[error("the peer {0} does not answer")]
+    Silent(PeerId),
     /// It has as many hops under way as it may have, or it did not let another begin in time.
     #[error("the link to the peer {0} carries as many hops as it may")]
     Busy(PeerId),
@@ -344,7 +347,12 @@ impl Net {
             Ok(OpenHop { send, recv, incarnation: link.peer.incarnation, lease })
         };
         let opened = in_time(self.parts.tuning.open_within, opening).await;
-        opened.unwrap_or_else(|| Err(OpenError::Busy(to.clone())))
+        opened.unwrap_or_else(|| {
+            // With a link, it is the other end that lets no further hop begin.
+            let is_linked = self.parts.links.to(to).is_some();
+            let error = if is_linked { OpenError::Busy } else { OpenError::Silent };
+            Err(error(to.clone()))
+        })
     }
 
     /// Sends a session frame to a peer, which may be this one. Best effort: frames are queued in
