@@ -142,10 +142,7 @@ impl Authority {
     /// # Errors
     /// [`IdentityError`] if making it failed.
     pub fn issue(&self, peer: &PeerId) -> Result<Identity, IdentityError> {
-        let (cert, key) = self.certify(peer, SystemTime::now() + PEER_VALID)?;
-        let loaded =
-            Loaded::check(Path::new("(in memory)"), [self.ca_pem(), cert, key], Vec::new())?;
-        Ok(Identity::new(None, loaded))
+        self.issue_until(peer, SystemTime::now() + PEER_VALID)
     }
 
     /// Issues an identity and writes `ca.pem`, `cert.pem` and `key.pem` (mode 0600) into `dir`;
@@ -230,6 +227,18 @@ impl Authority {
                 left_days: days(ends.duration_since(now).unwrap_or_default()),
             }),
         }
+    }
+
+    /// As [`Authority::issue`], valid until then.
+    pub(crate) fn issue_until(
+        &self,
+        peer: &PeerId,
+        until: SystemTime,
+    ) -> Result<Identity, IdentityError> {
+        let (cert, key) = self.certify(peer, until)?;
+        let loaded =
+            Loaded::check(Path::new("(in memory)"), [self.ca_pem(), cert, key], Vec::new())?;
+        Ok(Identity::new(None, loaded))
     }
 
     /// The same authority, but issuing for another cluster, as the holder of its key could do.

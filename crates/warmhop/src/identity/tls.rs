@@ -2,13 +2,14 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use warmhop_core::ids::PeerId;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::identity::names::peer_name;
+use crate::identity::names::{peer_name, unix_time};
 use crate::identity::refused::Fingerprint;
 
 /// The DNS name in every peer's certificate. It is never resolved.
@@ -29,6 +30,8 @@ pub(crate) struct Proven {
     pub(crate) cluster: String,
     pub(crate) peer: PeerId,
     pub(crate) certificate: Fingerprint,
+    /// When the certificate ends.
+    pub(crate) ends: SystemTime,
 }
 
 /// Who the other end of a link is, from what `quinn::Connection::peer_identity` returns.
@@ -37,7 +40,8 @@ pub(crate) fn proven_identity(identity: Option<Box<dyn Any>>) -> Option<Proven> 
     let der = chain.first()?;
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let (cluster, peer) = peer_name(&certificate)?;
-    Some(Proven { cluster, peer, certificate: Fingerprint::of(der) })
+    let ends = unix_time(certificate.validity().not_after.timestamp());
+    Some(Proven { cluster, peer, certificate: Fingerprint::of(der), ends })
 }
 
 pub(crate) fn provider() -> Arc<CryptoProvider> {

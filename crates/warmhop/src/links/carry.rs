@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use quinn::{ConnectionError, RecvStream, SendStream};
@@ -44,6 +44,9 @@ const DELIVERED_WITHIN: Duration = Duration::from_secs(2);
 /// How long a hop may take to send its first byte.
 const HOP_KIND_WITHIN: Duration = Duration::from_secs(10);
 
+/// How often the clock is read while a certificate is about to end.
+const CLOCK_EVERY: Duration = Duration::from_secs(60);
+
 /// The result of the exchange of hellos: both control streams and the other end's hello.
 pub(super) struct Greeted {
     pub(super) hello: Hello,
@@ -52,6 +55,8 @@ pub(super) struct Greeted {
     /// This end's hello if it has not been sent: the end that was dialed sends its hello only once
     /// it has admitted the other, so that an answer means admission.
     pub(super) answer: Option<Bytes>,
+    /// When the other end's certificate ends.
+    pub(super) certificate_ends: SystemTime,
 }
 
 /// Carries everything on one link until it closes.
@@ -85,6 +90,16 @@ pub(super) async fn run(
             warn!(peer = %link.peer.peer, "an operator has shut this peer or its certificate out: the link ends");
             shared.counters.links_refused("refused");
             link.conn.close(close_code::REFUSED, b"");
+            link.conn.closed().await
+        }
+        () = has_expired(&shared, &link) => {
+            warn!(
+                peer = %link.peer.peer,
+                "the certificate that this peer has shown has expired: the link ends; renew it \
+                 there, and the peer loads the new one by itself"
+            );
+            shared.counters.links_refused("expired");
+            link.conn.close(close_code::EXPIRED, b"");
             link.conn.closed().await
         }
     };
@@ -129,6 +144,25 @@ async fn is_refused(shared: &Shared, link: &Link) {
     }
 }
 
+/// Resolves once the certificate that the other end has shown is no longer valid. The clock is read
+/// again and again, since it may be set meanwhile. A link that only drains goes on if another took its
+/// place, for which the other end has proven itself anew.
+async fn has_expired(shared: &Shared, link: &Arc<Link>) {
+    loop {
+        let left = link.ends.other.duration_since(SystemTime::now());
+        let is_replaced = || {
+            let current = shared.links.to(&link.peer.peer);
+            current.is_some_and(|current| !Arc::ptr_eq(&current, link))
+        };
+        match left {
+            // It is valid for the whole second in which it ends (RFC 5280, section 4.1.2.5).
+            Ok(left) => sleep((left + Duration::from_secs(1)).min(CLOCK_EVERY)).await,
+            Err(_) if is_replaced() => sleep(CLOCK_EVERY).await,
+            Err(_) => return,
+        }
+    }
+}
+
 fn close_label(reason: &ConnectionError) -> &'static str {
     match reason {
         ConnectionError::ApplicationClosed(close) => match close.error_code {
@@ -139,6 +173,7 @@ fn close_label(reason: &ConnectionError) -> &'static str {
             close_code::NAME_IN_USE => "name-in-use",
             close_code::TOO_OLD => "too-old",
             close_code::SILENT => "silent",
+            close_code::EXPIRED => "expired",
             _ => "refused",
         },
         ConnectionError::TimedOut => "timed-out",

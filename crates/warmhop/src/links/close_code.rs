@@ -29,6 +29,8 @@ pub(crate) const SILENT: VarInt = VarInt::from_u32(11);
 pub(crate) const REFUSED: VarInt = VarInt::from_u32(12);
 /// As [`GOODBYE`], but others have not yet copied all that the peer held.
 pub(crate) const CUT_SHORT: VarInt = VarInt::from_u32(13);
+/// The certificate of the other end has expired since the link was made.
+pub(crate) const EXPIRED: VarInt = VarInt::from_u32(14);
 
 /// A stream of an unknown kind or with a malformed frame is stopped and reset with this code.
 pub(crate) const STREAM_REFUSED: VarInt = VarInt::from_u32(0x100);

@@ -24,7 +24,7 @@ pub(super) struct Drop {
 }
 
 /// Why current links end.
-const CLOSED: [&str; 12] = [
+const CLOSED: [&str; 13] = [
     "goodbye",
     "cut-short",
     "drained",
@@ -33,13 +33,14 @@ const CLOSED: [&str; 12] = [
     "too-old",
     "silent",
     "refused",
+    "expired",
     "timed-out",
     "reset",
     "closed-here",
     "broken",
 ];
 /// Why connections do not become links.
-const LINKS_REFUSED: [&str; 10] = [
+const LINKS_REFUSED: [&str; 11] = [
     "handshake",
     "handshakes",
     "connection",
@@ -49,6 +50,7 @@ const LINKS_REFUSED: [&str; 10] = [
     "no-hello",
     "name-in-use",
     "refused",
+    "expired",
     "full",
 ];
 /// The kinds of frames that are refused.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
 use crate::identity::TLS_NAME;
@@ -34,6 +34,9 @@ const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
 /// The peer with the greater name waits this long before its first dial, so that of two peers that
 /// learn of each other usually only one dials.
 const YIELD_TO_SMALLER: Duration = Duration::from_millis(80);
+
+/// How long before a link's certificates end it is renewed, in case that the peers have new ones.
+const RENEW_BEFORE_END: Duration = Duration::from_secs(300);
 
 /// Keeps a link to each peer that it receives, with a task for each.
 pub(crate) async fn keep_links(shared: Arc<Shared>, mut to_keep: mpsc::Receiver<Arc<Known>>) {
@@ -127,9 +130,9 @@ async fn keep(shared: Arc<Shared>, known: Arc<Known>) {
     }
 }
 
-/// Waits until the link is gone. The end that opened it dials again when it is old, so that
-/// both certificates are verified anew; the newer link takes its place. One that could not be
-/// renewed is closed.
+/// Waits until the link is gone. The end that opened it dials again when it is old or one of its
+/// certificates is about to end, so that both certificates are verified anew; the newer link takes its
+/// place. One that could not be renewed is closed.
 async fn renew_when_old(shared: &Arc<Shared>, link: &Arc<Link>) {
     let age_max = shared.tuning.link_age_max;
     let gone = async {
@@ -147,7 +150,12 @@ async fn renew_when_old(shared: &Arc<Shared>, link: &Arc<Link>) {
         }
     };
     let renew = async {
-        tokio::time::sleep_until(link.since + jittered(age_max)).await;
+        let mut due = link.since + jittered(age_max);
+        // A link that was made later than that goes on until its certificates end.
+        if let Some(until_then) = link.ends.left().checked_sub(jittered(RENEW_BEFORE_END)) {
+            due = due.min(Instant::now() + until_then.min(age_max * 2));
+        }
+        tokio::time::sleep_until(due).await;
         let mut backoff = Backoff::default();
         while link.opened_here && link.since.elapsed() < age_max.mul_f64(1.5) {
             if let Err(error) = dial(shared, link.peer.mesh).await {

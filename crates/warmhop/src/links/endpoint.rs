@@ -45,12 +45,12 @@ const ETHERNET_PAYLOAD_BYTES: u16 = 1472;
 
 /// What to do about an identity that is about to expire.
 const RENEW: [&str; 2] = [
-    "other peers accept no new link of this one",
+    "other peers end their links with this one and accept no new ones",
     "renew it: a running peer loads the new one by itself",
 ];
 
 /// Reads the identity's files again when they change, and uses the new credentials for later links.
-/// Existing links are renewed by their age.
+/// Existing links are renewed by their age, and before a certificate that they were made with ends.
 pub(super) async fn follow_identity(
     shared: Arc<Shared>,
     transport: Arc<quinn::TransportConfig>,

@@ -18,7 +18,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
@@ -53,6 +53,7 @@ pub(crate) struct Link {
     /// The opener's count of its dials: of two links by one opener, the higher is newer.
     pub(super) dial: u64,
     pub(crate) since: Instant,
+    pub(super) ends: CertificatesEnd,
     pub(super) lane: Lane,
     pub(super) gossip: mpsc::Sender<Bytes>,
     /// Hops under way in either direction.
@@ -63,6 +64,20 @@ pub(crate) struct Link {
     pub(super) hops_out: AtomicUsize,
     pub(super) hop_ended: Notify,
     pub(super) draining: AtomicBool,
+}
+
+/// When the certificates that a link was made with end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CertificatesEnd {
+    pub(super) own: SystemTime,
+    pub(super) other: SystemTime,
+}
+
+impl CertificatesEnd {
+    /// The time until the first of them ends.
+    pub(super) fn left(self) -> Duration {
+        self.own.min(self.other).duration_since(SystemTime::now()).unwrap_or_default()
+    }
 }
 
 /// The receiving ends of a link's queues, until its tasks start.
@@ -144,6 +159,7 @@ impl Link {
         peer: PeerNews,
         opened_here: bool,
         dial: u64,
+        ends: CertificatesEnd,
     ) -> (Arc<Self>, Queues) {
         let (lane, lane_out) = mpsc::channel(LANE_FRAMES_MAX);
         let (gossip, gossip_out) = mpsc::channel(GOSSIP_QUEUE_MAX);
@@ -153,6 +169,7 @@ impl Link {
             opened_here,
             dial,
             since: Instant::now(),
+            ends,
             lane: Lane::new(lane),
             gossip,
             hops: AtomicUsize::new(0),

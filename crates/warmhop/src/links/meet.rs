@@ -14,7 +14,7 @@ use crate::links::close_code;
 use crate::links::context::Shared;
 use crate::links::handler::Heard;
 use crate::links::lane::go_ahead;
-use crate::links::link::Link;
+use crate::links::link::{CertificatesEnd, Link};
 use crate::links::met::{MeetError, Met};
 use crate::links::wire::{
     self, CONTROL_FRAME_BYTES_MAX, FrameError, FrameReader, Hello, KIND_CONTROL, PROTOCOL_VERSION,
@@ -57,7 +57,7 @@ async fn hello(
     conn: &Connection,
     dial: Option<u64>,
 ) -> Result<Greeted, MeetError> {
-    let Proven { cluster, peer: proven, certificate } =
+    let Proven { cluster, peer: proven, certificate, ends } =
         proven_identity(conn.peer_identity()).ok_or(MeetError::NotOfCluster)?;
     if cluster != shared.cluster {
         return Err(MeetError::NotOfCluster);
@@ -112,7 +112,7 @@ async fn hello(
     if !wire::is_presentable(&hello.peer) {
         return Err(MeetError::NoHello("its fields exceed their bounds".into()));
     }
-    Ok(Greeted { hello, control_out, control_in, answer })
+    Ok(Greeted { hello, control_out, control_in, answer, certificate_ends: ends })
 }
 
 fn admit(
@@ -143,7 +143,8 @@ fn admit(
 
     let opened_here = dial.is_some();
     let dial = dial.unwrap_or(greeted.hello.dial);
-    let (link, queues) = Link::new(conn, peer.clone(), opened_here, dial);
+    let ends = CertificatesEnd { own: shared.identity.expires(), other: greeted.certificate_ends };
+    let (link, queues) = Link::new(conn, peer.clone(), opened_here, dial, ends);
 
     let held = shared.links.hold();
     let current = shared.links.table().by_peer.get(&peer.peer).cloned();

@@ -205,6 +205,11 @@ pub(crate) fn why_closed(error: &ConnectionError) -> String {
             close_code::NAME_IN_USE => {
                 "it refuses this peer, since another live peer has the same name: give each peer a \
                  name of its own"
+            close_code::EXPIRED => {
+                "it refuses this peer's certificate, which has expired there: renew it, or set the \
+                 clock"
+                    .into()
+            }
                     .into()
             }
             close_code::GOODBYE | close_code::CUT_SHORT => "it is shutting down".into(),

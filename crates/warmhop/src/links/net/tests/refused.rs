@@ -1,4 +1,4 @@
-//! Members that a peer refuses.
+//! Members that a peer refuses, and those whose certificates end.
 
 use super::*;
 
@@ -58,4 +58,35 @@ async fn a_refused_certificate_opens_no_link_and_another_of_the_same_name_does()
     let other = Peer::start(config(&authority, "b", &[one.addr()])).await;
     one.links_to(&[&other]).await;
     close_all(vec![one, other]).await;
+}
+
+/// `peer` with a certificate that ends in `left`.
+fn short_lived(
+    authority: &Authority,
+    peer: &str,
+    left: Duration,
+    seeds: &[SocketAddr],
+) -> NetConfig {
+    let identity = authority.issue_until(&id(peer), SystemTime::now() + left).unwrap();
+    NetConfig { identity, ..config(authority, peer, seeds) }
+}
+
+#[tokio::test]
+async fn the_link_of_a_certificate_that_expires_ends_and_both_ends_are_told_why() {
+    let authority = Authority::generate("demo").unwrap();
+    let one = Peer::start(config(&authority, "a", &[])).await;
+    let expiring = short_lived(&authority, "b", Duration::from_secs(3), &[one.addr()]);
+    let expiring = Peer::start(expiring).await;
+    one.links_to(&[&expiring]).await;
+    let link = expiring.net.parts.links.to(&id("a")).unwrap();
+    let reason = link.conn.closed().await;
+    let quinn::ConnectionError::ApplicationClosed(close) = &reason else { panic!("{reason}") };
+    assert_eq!(close.error_code, close_code::EXPIRED);
+    let said = crate::links::seeds::why_closed(&reason);
+    assert!(said.contains("which has expired there"), "{said}");
+    linked_only_with(&one, &[]).await;
+    one.seen.hears(&id("b"), expiring.net.incarnation(), Heard::Suspect).await;
+    let counted = Reason { reason: "expired" };
+    assert_eq!(one.net.counters().links_refused.get_or_create(&counted).get(), 1);
+    close_all(vec![one, expiring]).await;
 }
