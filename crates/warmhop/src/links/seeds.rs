@@ -6,7 +6,7 @@
 //! logged at once. Either is logged again each [`AGAIN_AFTER`] until the seed is reached.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -27,6 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// At most so many kinds and senders of refusals are logged one by one.
 const REFUSALS_MAX: usize = 256;
+/// Of one machine's addresses at most so many are named for one reason: each port may be a peer's, and
+/// one that is anybody's may change with each try.
+const REFUSALS_OF_ONE_MAX: usize = 16;
 
 /// TLS alerts (RFC 8446 section 6) as QUIC transport errors carry them (RFC 9001 section 4.8).
 mod alert {
@@ -51,7 +54,7 @@ pub(crate) struct Seeds {
     count: AtomicUsize,
     /// Notified when there are new seeds.
     changed: Notify,
-    refused: Mutex<HashMap<(IpAddr, String), Instant>>,
+    refused: Mutex<HashMap<(SocketAddr, String), Instant>>,
 }
 
 #[derive(Debug)]
@@ -202,14 +205,14 @@ pub(crate) fn why_closed(error: &ConnectionError) -> String {
                 "it refuses this peer, which its operator has shut out"
                     .into()
             }
-            close_code::NAME_IN_USE => {
-                "it refuses this peer, since another live peer has the same name: give each peer a \
-                 name of its own"
             close_code::EXPIRED => {
                 "it refuses this peer's certificate, which has expired there: renew it, or set the \
                  clock"
                     .into()
             }
+            close_code::NAME_IN_USE => {
+                "it refuses this peer, since another live peer has the same name: give each peer a \
+                 name of its own"
                     .into()
             }
             close_code::GOODBYE | close_code::CUT_SHORT => "it is shutting down".into(),
@@ -361,8 +364,11 @@ impl Seeds {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         refused.retain(|_, logged_at| now.duration_since(*logged_at) < AGAIN_AFTER);
-        let key = (from.ip(), why.to_owned());
-        let is_new = refused.len() < REFUSALS_MAX && !refused.contains_key(&key);
+        let key = (from, why.to_owned());
+        let alike = || refused.keys().filter(|(at, said)| at.ip() == from.ip() && said == why);
+        let is_new = refused.len() < REFUSALS_MAX
+            && !refused.contains_key(&key)
+            && alike().count() < REFUSALS_OF_ONE_MAX;
         if is_new {
             refused.insert(key, now);
         }
@@ -496,5 +502,20 @@ mod tests {
         tokio::time::advance(AGAIN_AFTER / 2).await;
         seeds.tried(0, Some(trouble));
         assert!(seeds.lock()[0].warned > first);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_peer_that_is_refused_is_named_once_a_minute() {
+        let seeds = Seeds::new(&[]);
+        let [one, other] = [7014, 7015].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        assert!(seeds.is_new(one, "expired") && seeds.is_new(other, "expired"));
+        assert!(!seeds.is_new(one, "expired") && !seeds.is_new(other, "expired"));
+        assert!(seeds.is_new(one, "another cluster"));
+        tokio::time::advance(AGAIN_AFTER).await;
+        assert!(seeds.is_new(other, "expired"));
+        // A sender of whom each packet comes from another port fills no log.
+        let ports = 10_000..11_000;
+        let new = |port| seeds.is_new(SocketAddr::from(([127, 0, 0, 1], port)), "expired");
+        assert_eq!(ports.filter(|port| new(*port)).count(), REFUSALS_OF_ONE_MAX - 1);
     }
 }
