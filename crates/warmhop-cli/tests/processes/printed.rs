@@ -180,6 +180,12 @@ fn a_peer_is_deployed_as_it_is_printed() {
     assert_eq!(installed.metadata().unwrap().permissions().mode() & 0o777, 0o755);
     let unit = std::fs::read_to_string(dir.join("etc/systemd/system/warmhop.service")).unwrap();
     assert!(unit.contains("ExecStart=/usr/local/bin/warmhop run "), "{unit}");
+    // `systemctl reload` needs a command, and the access log a folder that the peer may write.
+    assert!(unit.contains("\nExecReload=/bin/kill -HUP $MAINPID\n"), "{unit}");
+    let log = std::fs::read_to_string(root().join("docs/observability.md")).unwrap();
+    assert!(log.contains("access = \"/var/log/warmhop/access.log\""), "it is elsewhere");
+    assert!(unit.contains("\nProtectSystem=strict\n"), "{unit}");
+    assert!(unit.contains("\nLogsDirectory=warmhop\n"), "{unit}");
 
     run(&dir, &block(page, "docker build "), None);
 
