@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 /// The share of the machine's memory, or of the control group's.
-const SHARE: u64 = 4;
+const SHARE: u64 = 8;
 /// The default if neither is known.
 const OTHERWISE: u64 = 1 << 30;
 /// The bounds of the configured value.
@@ -12,7 +12,7 @@ pub(super) const BOUNDS: std::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 44);
 
 const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
-/// A quarter of the memory that this process may have.
+/// An eighth of the memory that this process may have.
 pub(super) fn default() -> u64 {
     let total = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_of(&text));
     let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -79,6 +79,15 @@ mod tests {
         for wrong in ["", "MiB", "1.5GiB", "-1", "1 TB", "99999999999GiB"] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_defaults_leave_room_for_the_peer_and_its_apps() {
+        // The rule of docs/trust.md: three times the clients' budget, the sessions, and 64 MiB.
+        let own = |limit: u64| 3 * limit / SHARE + limit / SHARE + (64 << 20);
+        let manifest = include_str!("../../../../deploy/kubernetes/statefulset.yaml");
+        assert!(manifest.contains("limits: { memory: 1Gi }"), "another limit than is checked here");
+        assert!(own(1 << 30) <= (1 << 30) * 5 / 8, "{}", own(1 << 30));
     }
 
     #[test]

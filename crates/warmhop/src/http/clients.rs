@@ -30,8 +30,9 @@ const REQUEST_BYTES: i64 = 4 * 1024;
 const FRAME_BYTES: i64 = 256;
 /// Charges are rounded up to this, so that they seldom change.
 const STEP_BYTES: i64 = 16 * 1024;
-/// The budget is one in so many parts of the memory of the machine or control group.
-const MEMORY_SHARE: u64 = 4;
+/// The budget is one in so many parts of the memory of the machine or control group. Under an attack a
+/// peer takes three times as much, and its sessions and apps need room beside that.
+const MEMORY_SHARE: u64 = 8;
 /// Closing connections hold much if they hold one in so many parts of the budget.
 const CROWDED_SHARE: u64 = 8;
 /// The smallest default budget.

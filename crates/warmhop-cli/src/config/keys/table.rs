@@ -78,7 +78,7 @@ pub(super) const KEYS: &[Key] = &[
     key("http", "listen", Kind::Addresses, "[\"127.0.0.1:8081\"]", "The addresses at which clients are accepted. With an empty list this peer has no front door."),
     key("http", "reveal", Kind::Flag, "true", "Whether responses show the inside of the mesh: `Warmhop-Peer`, `Warmhop-Request-Id`, peers in `Via` and `Proxy-Status`, and what went wrong. Use `false` for public front doors; the log and the access log still record it. With `false` the affinity cookie names peers by aliases, too: see `route` of `[session] cookie`."),
     key("http", "error_page", Kind::Path, "(the mesh's own)", "An HTML page, at most 256 KiB, for browsers whose request cannot be served. Its placeholders `{status}`, `{title}`, `{words}`, `{detail}`, `{id}` and, in the head, `{again}` are filled in. Other clients get problem details (RFC 9457) as JSON."),
-    key("http", "memory", Kind::Size("1MiB", "1024GiB"), "(a quarter of the machine's, or of the control group's)", "The most memory that clients can make this peer hold. Above it, the client address that uses the most loses its largest connection. See [trust.md](trust.md)."),
+    key("http", "memory", Kind::Size("1MiB", "1024GiB"), "(an eighth of the machine's, or of the control group's)", "The most memory that clients can make this peer hold. Above it, the client address that uses the most loses its largest connection. See [trust.md](trust.md)."),
     key("http", "connections_per_address", Kind::Number(1, 1 << 20), "4096", "The most connections from one address, or from one IPv6 /64, at all front doors together. A load balancer is one address."),
     key("http", "body_rate", Kind::Size("0B", "1GiB"), "\"240B\"", "How much of a request's body has to arrive each second while the peer waits for it; `\"0B\"`: no minimum. A slower request gets 408."),
     key("http", "body_timeout", Kind::Span("1s", "1d"), "\"1m\"", "How long the peer waits for the next bytes of a request's body. After that the request gets 408."),
@@ -101,7 +101,7 @@ pub(super) const KEYS: &[Key] = &[
 
     key("session", "copies", Kind::Number(1, 3), "3", "How many peers keep a copy of each session, as far as so many are alive. Each copy costs memory, and a vote for each change."),
     key("session", "ttl", Kind::Span("1s", "366d"), "\"30m\"", "How long an unused session lives. A longer time takes memory for longer."),
-    key("session", "memory", Kind::Size("1MiB", "16384GiB"), "(a quarter of the machine's, or of the control group's)", "The memory for sessions on this peer. From seven eighths of it on, changes are refused."),
+    key("session", "memory", Kind::Size("1MiB", "16384GiB"), "(an eighth of the machine's, or of the control group's)", "The memory for sessions on this peer. From seven eighths of it on, changes are refused."),
     key("session", "without_majority", Kind::OneOf(&["refuse", "serve"]), "\"refuse\"", "What happens while most holders of a session are unreachable: its requests are refused with 503, or it goes on from one copy as a new session that is marked `Warmhop-Session-Forked`."),
     key("session", "state_bytes_max", Kind::Number(1, 1 << 20), "4096", "The most bytes of state that an app may set in a session (`Warmhop-Session`). They are sent with each request: the app's server has to accept a header field of that length."),
     key("session", "stored_response_bytes_max", Kind::Number(0, 1 << 20), "65536", "The longest response, in bytes, that each copy stores to answer a repeated `Idempotency-Key` with."),
