@@ -48,11 +48,25 @@ pub(crate) struct Guard {
     pub(crate) token: Token,
 }
 
+/// In the extensions of a request that passed without the token that there is.
+#[derive(Clone)]
+pub(crate) struct Stranger;
+
 /// Lets a request pass, or refuses it.
-pub(crate) async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+pub(crate) async fn check(
+    State(guard): State<Guard>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     match guard.refusal(request.method(), request.uri().path(), request.headers()) {
         Some(refusal) => refusal,
-        None => next.run(request).await,
+        None => {
+            let token = guard.token.get();
+            if token.is_some_and(|token| !shows_token(request.headers(), &token)) {
+                request.extensions_mut().insert(Stranger);
+            }
+            next.run(request).await
+        }
     }
 }
 

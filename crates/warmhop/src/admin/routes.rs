@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::extract::{Path, Query, RawQuery, Request, State};
+use axum::extract::{Extension, Path, Query, RawQuery, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
@@ -20,7 +20,7 @@ use warmhop_core::ids::{AppName, SessionKey};
 
 use crate::admin::answers::{accepted, problem};
 use crate::admin::dashboard::{self, Feed};
-use crate::admin::guard::{Guard, Token, check};
+use crate::admin::guard::{Guard, Stranger, Token, check};
 use crate::admin::peer::Peer;
 use crate::admin::watchers::Who;
 use crate::error::ControlError;
@@ -84,8 +84,13 @@ pub(crate) fn guarded<P: Peer>(peer: P, token: Token, metrics: More, more: Route
         .layer(middleware::from_fn(in_time))
 }
 
-/// Whether the peer takes traffic; with `?verbose` also what an operator looks for first.
-async fn ready<P: Peer>(State(peer): State<P>, RawQuery(query): RawQuery) -> Response {
+/// Whether the peer takes traffic; with `?verbose` also what an operator looks for first, who has the
+/// token if there is one.
+async fn ready<P: Peer>(
+    State(peer): State<P>,
+    RawQuery(query): RawQuery,
+    stranger: Option<Extension<Stranger>>,
+) -> Response {
     let (code, mut text) = if peer.takes_traffic() {
         (StatusCode::OK, "ready\n".to_owned())
     } else {
@@ -94,8 +99,10 @@ async fn ready<P: Peer>(State(peer): State<P>, RawQuery(query): RawQuery) -> Res
     let asks_for_more = |query: &str| {
         query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="))
     };
-    if query.as_deref().is_some_and(asks_for_more) {
-        text.push_str(&verbose(&peer.status()));
+    match query.as_deref().is_some_and(asks_for_more) {
+        true if stranger.is_some() => text.push_str("with the admin token there is more\n"),
+        true => text.push_str(&verbose(&peer.status())),
+        false => {}
     }
     (code, text).into_response()
 }
@@ -117,7 +124,9 @@ fn verbose(status: &Status) -> String {
         let _ = writeln!(text, "  {}: {why}", seed.seed);
     }
     for app in &status.apps {
-        let _ = writeln!(text, "app {}: {}", app.name, app.state);
+        // It is cold again between two tries, and not well.
+        let failed = if app.state == "cold" && app.error.is_some() { ", failed" } else { "" };
+        let _ = writeln!(text, "app {}: {}{failed}", app.name, app.state);
     }
     let peer = &status.peer;
     let ends = [

@@ -97,7 +97,7 @@ pub(super) const KEYS: &[Key] = &[
     key("mesh", "cookie_key", Kind::Paths, "(beside the identity)", "The file of the key that authenticates cookies, the same for every peer; or two files: the first makes cookies, and those of both are accepted. See [deploy.md](deploy.md)."),
 
     key("admin", "listen", Kind::Address, "\"127.0.0.1:9001\"", "The address of the listener. Without a token only loopback is allowed."),
-    key("admin", "token", Kind::Text, "(none)", "The bearer token that every request to the listener has to carry, 16 to 256 visible characters: `openssl rand -hex 32`. The commands take it from `WARMHOP_ADMIN_TOKEN`."),
+    key("admin", "token", Kind::Text, "(none)", "The bearer token that every request to the listener has to carry, except those for the dashboard's page, `/healthz` and `/readyz` (without what `?verbose` adds). 16 to 256 visible characters: `openssl rand -hex 32`. The commands take it from `WARMHOP_ADMIN_TOKEN`."),
 
     key("session", "copies", Kind::Number(1, 3), "3", "How many peers keep a copy of each session, as far as so many are alive. Each copy costs memory, and a vote for each change."),
     key("session", "ttl", Kind::Span("1s", "366d"), "\"30m\"", "How long an unused session lives. A longer time takes memory for longer."),

@@ -587,3 +587,18 @@ async fn health_is_answered_however_many_connections_are_silent() {
     let _ = idle.pop().unwrap().read_to_end(&mut rest).await;
     server.abort();
 }
+
+#[tokio::test]
+async fn without_the_token_readiness_is_all_that_a_stranger_learns() {
+    let token = "a-token-that-is-long-enough-to-be-one";
+    let router = router(Fake::default(), Some(token));
+    let verbose = |headers: &[(&str, &str)]| request(Method::GET, "/readyz?verbose", headers);
+    let (status, _, body) = ask(&router, verbose(&[LOCAL])).await;
+    assert_eq!(
+        (status, body.as_str()),
+        (StatusCode::OK, "ready\nwith the admin token there is more\n")
+    );
+    let bearer = format!("Bearer {token}");
+    let (_, _, body) = ask(&router, verbose(&[LOCAL, ("authorization", &bearer)])).await;
+    assert!(body.contains("seeds: 0 of 1") && body.contains("far.example"), "{body}");
+}
