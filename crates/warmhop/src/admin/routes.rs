@@ -15,7 +15,7 @@ use http::{Extensions, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::timeout;
-use tracing::info;
+use tracing::{debug, info};
 use warmhop_core::ids::{AppName, SessionKey};
 
 use crate::admin::answers::{accepted, problem};
@@ -279,7 +279,7 @@ pub(crate) fn act<P: Peer>(
 }
 
 async fn drain<P: Peer>(State(peer): State<P>) -> Response {
-    info!("draining, as asked through the admin listener");
+    debug!("a drain is asked for through the admin listener");
     tokio::spawn(async move { peer.drain().await });
     accepted(&json!({ "action": "drain" }))
 }
@@ -287,7 +287,7 @@ async fn drain<P: Peer>(State(peer): State<P>) -> Response {
 async fn undrain<P: Peer>(State(peer): State<P>) -> Response {
     match peer.undrain().await {
         Ok(()) => {
-            info!("takes traffic again, as asked through the admin listener");
+            debug!("the peer was asked through the admin listener to take traffic again");
             Json(json!({ "action": "undrain" })).into_response()
         }
         Err(error) => problem(StatusCode::CONFLICT, &error.to_string()),
