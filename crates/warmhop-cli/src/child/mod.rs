@@ -28,7 +28,7 @@ use tracing::{info, warn};
 use warmhop::ids::AppName;
 use warmhop::{Ended, Running, StartContext, StartError};
 
-use self::probe::Probe;
+use self::probe::{Latest, Probe};
 pub use self::service::ChildService;
 use crate::child::launch::{Alive, Inherit, Protocol, Ready};
 use crate::host::confine::Confine;
@@ -184,9 +184,9 @@ impl ChildApp {
         let service = ChildService::new(port, self.protocol);
         let mut exit = process.exit.clone();
         let probe = self.probe(port);
-        let mut came = None;
-        let asking = timeout_at(deadline, probe.until_ready(&service, self.ready.every, &mut came));
-        let hints = hints(name, process.group(), port);
+        let latest = Latest::default();
+        let asking = timeout_at(deadline, probe.until_ready(&service, self.ready.every, &latest));
+        let hints = hints(name, process.group(), &probe, &latest);
         let status = tokio::select! {
             biased;
             status = ended(&mut exit) => Some(status),
@@ -210,7 +210,7 @@ impl ChildApp {
                         )
                     }
                     None => {
-                        let came = came.unwrap_or_else(|| "no probe was answered".into());
+                        let came = latest.came().unwrap_or_else(|| "no probe was answered".into());
                         format!("{came}; {}", probe.wanted())
                     }
                 };
@@ -235,10 +235,12 @@ impl ChildApp {
     }
 }
 
-/// Warns about an app that listens on another address than it should, long before its time is over.
-async fn hints(name: &AppName, group: i32, port: u16) -> Infallible {
+/// Warns about an app that listens on another address than it should, or rejects the probe, long before
+/// its time is over.
+async fn hints(name: &AppName, group: i32, probe: &Probe, latest: &Latest) -> Infallible {
     sleep(HINT_AFTER).await;
-    if let Some(reason) = listens_elsewhere(group, port).await {
+    let rejected = || Some(format!("{}; {}", latest.rejection()?, probe.wanted()));
+    if let Some(reason) = listens_elsewhere(group, probe.port).await.or_else(rejected) {
         warn!(app = %name, reason, "the app is not ready yet");
     }
     std::future::pending().await
@@ -471,12 +473,17 @@ async fn read_output(
     }
 }
 
+/// `text` without colours and cursor movements, which are useless in a log or a message; tabs stay.
+fn without_controls(text: &str) -> String {
+    if !text.contains(|c: char| c.is_control()) {
+        return text.to_owned();
+    }
+    let parts: Vec<_> = text.split('\t').map(strip_ansi_escapes::strip_str).collect();
+    parts.join("\t").chars().filter(|c| !c.is_control() || *c == '\t').collect()
+}
+
 fn log_line(line: &mut Vec<u8>, cut: &mut bool, stream: &str, app: &AppName, tail: &Tail) {
-    let mut text: String = String::from_utf8_lossy(line)
-        .chars()
-        // Colours and cursor movements of an app are useless in a log or a message.
-        .filter(|c| !c.is_control() || *c == '\t')
-        .collect();
+    let mut text = without_controls(&String::from_utf8_lossy(line));
     if std::mem::take(cut) {
         text.push_str(" … (cut)");
     }

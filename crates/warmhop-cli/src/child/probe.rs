@@ -1,6 +1,7 @@
 //! Probes whether a child is ready, and later whether it is alive.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -36,6 +37,41 @@ pub(super) struct Probe {
     pub(super) timeout: Duration,
 }
 
+/// What came of the latest probe of an app that starts.
+#[derive(Debug, Default)]
+pub(super) struct Latest(Mutex<Option<(Answer, Means)>>);
+
+/// What an answer that is not good means for a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Means {
+    /// It may become good by itself.
+    NotYet,
+    /// The app rejects the probe itself, whose path or host may be wrong.
+    Rejected,
+}
+
+impl Latest {
+    fn put(&self, latest: (Answer, Means)) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(latest);
+    }
+
+    /// In words.
+    pub(super) fn came(&self) -> Option<String> {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some((Answer::Unwell(came) | Answer::Silent(came), _)) => Some(came.clone()),
+            _ => None,
+        }
+    }
+
+    /// The same, if the app rejects the probe.
+    pub(super) fn rejection(&self) -> Option<String> {
+        let latest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_rejection = latest.as_ref().is_some_and(|(_, means)| *means == Means::Rejected);
+        drop(latest);
+        self.came().filter(|_| is_rejection)
+    }
+}
+
 impl Probe {
     /// Probes once.
     pub(super) async fn ask(&self, service: &ChildService) -> Answer {
@@ -47,12 +83,7 @@ impl Probe {
 
     /// Probes until there is a good answer, every `every` once the first moments are over. A slow
     /// answer counts, too: the first probe waits for it to the end. `last` gets the latest outcome.
-    pub(super) async fn until_ready(
-        &self,
-        service: &ChildService,
-        every: Duration,
-        last: &mut Option<String>,
-    ) {
+    pub(super) async fn until_ready(&self, service: &ChildService, every: Duration, last: &Latest) {
         let mut open = FuturesUnordered::new();
         let mut interval = INTERVAL_FIRST.min(every);
         let mut pause = Duration::ZERO;
@@ -62,15 +93,15 @@ impl Probe {
                 let (after, stays) = (pause, std::mem::replace(&mut stays, self.later_stays()));
                 open.push(async move {
                     sleep(after).await;
-                    let answer = timeout(stays, self.answer(service)).await;
-                    answer.unwrap_or_else(|_| Answer::Silent(self.no_answer()))
+                    let answer = timeout(stays, self.outcome(service)).await;
+                    answer.unwrap_or_else(|_| self.silence())
                 });
             }
             match timeout(pause + self.timeout, open.next()).await {
-                Ok(Some(Answer::Well)) => return,
-                Ok(Some(Answer::Unwell(came) | Answer::Silent(came))) => *last = Some(came),
-                Ok(_) => {}
-                Err(_) => *last = Some(self.no_answer()),
+                Ok(Some((Answer::Well, _))) => return,
+                Ok(Some(came)) => last.put(came),
+                Ok(None) => {}
+                Err(_) => last.put(self.silence()),
             }
             pause = interval;
             interval = (interval * 3 / 2).min(every);
@@ -81,7 +112,21 @@ impl Probe {
         self.timeout.saturating_mul(LATER_STAYS)
     }
 
+    fn silence(&self) -> (Answer, Means) {
+        (Answer::Silent(self.no_answer()), Means::NotYet)
+    }
+
     async fn answer(&self, service: &ChildService) -> Answer {
+        self.outcome(service).await.0
+    }
+
+    async fn outcome(&self, service: &ChildService) -> (Answer, Means) {
+        let mut means = Means::NotYet;
+        let answer = self.answer_and(service, &mut means).await;
+        (answer, means)
+    }
+
+    async fn answer_and(&self, service: &ChildService, means: &mut Means) -> Answer {
         let Some(path) = &self.path else {
             let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
             return match tokio::net::TcpStream::connect(addr).await {
@@ -100,6 +145,9 @@ impl Probe {
         match service.clone().call(request).await {
             Ok(response) if self.is_good(response.status()) => Answer::Well,
             Ok(response) => {
+                if response.status().is_client_error() {
+                    *means = Means::Rejected;
+                }
                 Answer::Unwell(format!("{} answered {}", self.what(), response.status().as_u16()))
             }
             Err(error) if error.is::<NotSent>() => Answer::Silent(error.to_string()),

@@ -18,8 +18,15 @@ async fn lines_are_cut_at_their_bound_and_only_the_last_are_kept() {
     assert_eq!(lines[0], "line 13");
     assert_eq!(lines[16], "line 29");
     assert_eq!(lines[17], format!("{} … (cut)", "x".repeat(LINE_BYTES_MAX)));
-    assert_eq!(lines[18], "\u{fffd}[31mred");
+    assert_eq!(lines[18], "\u{fffd}red");
     assert_eq!(lines[19], "unfinished");
+}
+
+#[test]
+fn of_an_escape_sequence_nothing_is_left_in_the_log() {
+    let printed = "\u{1b}]0;EVIL\u{7}\u{1b}[2J\u{1b}[31mred\u{1b}[0m\tover\u{8}\r";
+    assert_eq!(without_controls(printed), "red\tover");
+    assert_eq!(without_controls("plain [31m text"), "plain [31m text");
 }
 
 #[test]

@@ -52,6 +52,9 @@ const HINT_AFTER: Duration = Duration::from_secs(8);
 /// What to do about that.
 const LISTEN_ON_PORT: &str = "Have it listen on $PORT, as in: \
                               warmhop dev -- 'python3 -m http.server $PORT'";
+/// What to do about an app that rejects the probe.
+const NAME_A_PATH: &str = "Name a path with --ready that it answers with 2xx or 3xx once it is ready, or \
+                           leave --ready out.";
 /// Lines of the peers that wait to be shown; a peer that writes more has to wait.
 const LINES_MAX: usize = 1024;
 /// The longest line that is shown whole.
@@ -106,6 +109,10 @@ pub async fn run(wanted: Wanted) -> Result<u8, Failure> {
         _ = tokio::signal::ctrl_c() => Ok(0),
         _ = terminated.recv() => Ok(0),
     };
+    if outcome.is_ok() {
+        // Nobody may be left to read it.
+        let _ = say("ending; Ctrl-C again ends everything at once\n");
+    }
     end(peers, &mut heard, &mut shown).await;
     outcome
 }
@@ -179,11 +186,11 @@ fn places(peers: u16, port: u16) -> Result<Vec<Place>, Failure> {
     for at in (0..peers).filter(|_| port != 0) {
         let front = port.checked_add(at);
         let free = front.map(|front| TcpListener::bind(local(front)).map(drop));
-        if !matches!(free, Some(Ok(()))) {
+        if let Some(Err(error)) = free {
             let front = u32::from(port) + u32::from(at);
             return Err(Failure::failed(format!(
-                "cannot listen on port {front}: choose others with --port, which names the \
-                 first of {peers}"
+                "cannot listen on port {front} ({error}): choose others with --port, which names \
+                 the first of {peers}"
             )));
         }
     }
@@ -495,7 +502,10 @@ impl Shown {
                 && message == "the app is not ready yet"
                 && self.starting_since.take().is_some()
             {
-                return say(&format!("         {LISTEN_ON_PORT}\n"));
+                // It listens where it should, and answers the probe with an error.
+                let is_rejected = why.contains(" answered ");
+                let remedy = if is_rejected { NAME_A_PATH } else { LISTEN_ON_PORT };
+                return say(&format!("         {remedy}\n"));
             }
             Ok(())
         } else {

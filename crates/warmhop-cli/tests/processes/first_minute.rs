@@ -49,8 +49,12 @@ impl Dev {
         }
     }
 
-    fn end(mut self, signal: Signal) -> Option<i32> {
+    fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    fn end(mut self, signal: Signal) -> Option<i32> {
+        self.signal(signal);
         self.child.wait().unwrap().code()
     }
 }
@@ -155,12 +159,25 @@ fn dev_says_what_is_wrong_with_a_command() {
 }
 
 #[test]
+fn dev_says_so_where_an_app_rejects_its_probe() {
+    let line = format!("exec {:?} {}", this_program(), ARGUMENTS.join(" "));
+    let dev = Dev::start(&["--peers", "1", "--ready", "/rejected"], &[&line]);
+    let said = dev.said("the app is not ready yet");
+    assert!(said.contains("/rejected answered 404; 2xx or 3xx is needed"), "{said}");
+    dev.said("Name a path with --ready");
+    dev.signal(Signal::SIGINT);
+    dev.said("ending; Ctrl-C again ends everything at once");
+    assert_eq!(dev.end(Signal::SIGINT), Some(0));
+}
+
+#[test]
 fn dev_says_which_port_is_taken() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let (code, _, error) = run(&["dev", "--port", &port, "--", "true"]);
     assert_eq!(code, 1, "{error}");
-    assert!(error.contains(&format!("port {port}")) && error.contains("--port"), "{error}");
+    assert!(error.contains(&format!("port {port} (")) && error.contains("--port"), "{error}");
+    assert!(error.contains("in use"), "the reason is missing: {error}");
 }
 
 #[test]
