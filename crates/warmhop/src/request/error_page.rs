@@ -108,6 +108,10 @@ pub(crate) fn in_plain_words(status: StatusCode, again: bool) -> (&'static str, 
         400..500 => {
             ("That was not understood", "The request is not one that this site can answer.")
         }
+        _ if status == StatusCode::NOT_IMPLEMENTED => (
+            "That cannot be done here",
+            "This site does not support requests of this kind, and trying again will not help.",
+        ),
         502 => (
             "No proper answer",
             "The service behind this page failed to answer. If you sent something, check whether it \
@@ -160,6 +164,12 @@ mod tests {
         let digest = ring::digest::digest(&ring::digest::SHA256, style.as_bytes());
         let policy = fields[CONTENT_SECURITY_POLICY].to_str().unwrap();
         assert!(policy.contains(&STANDARD.encode(digest)), "{policy}");
+    }
+
+    #[test]
+    fn nobody_is_asked_to_repeat_what_will_never_work() {
+        let (_, words) = in_plain_words(StatusCode::NOT_IMPLEMENTED, false);
+        assert!(words.contains("will not help") && !words.contains("in a moment"), "{words}");
     }
 
     #[test]
