@@ -1,10 +1,12 @@
 //! Counters of the endpoint's commands and bytes, for `/metrics`.
 
 use std::fmt::Write;
+use std::sync::atomic::Ordering;
 
 use super::cmd::{Spec, TABLE};
 use super::counts::BYTES;
 use super::loud;
+use super::pubsub::TOO_SLOW;
 
 /// The end of an OpenMetrics text.
 const END: &str = "# EOF\n";
@@ -12,7 +14,8 @@ const END: &str = "# EOF\n";
 /// `metrics`, an OpenMetrics text, extended by the counters of the endpoint's commands.
 #[must_use]
 pub fn with_commands(metrics: String) -> String {
-    with(metrics, &TABLE, &loud::all().counts(), BYTES.both())
+    let slow = BYTES.both().map(|_| TOO_SLOW.load(Ordering::Relaxed));
+    with(metrics, &TABLE, &loud::all().counts(), BYTES.both(), slow)
 }
 
 fn with(
@@ -20,6 +23,7 @@ fn with(
     table: &[Spec],
     not_offered: &[(String, String, u64)],
     bytes: Option<[u64; 2]>,
+    slow_subscribers: Option<u64>,
 ) -> String {
     let mut samples = String::new();
     for spec in table {
@@ -47,6 +51,13 @@ fn with(
             text,
             "# HELP {name} {help}.\n# TYPE {name} counter\n# UNIT {name} bytes\n{name}_total {count}\n"
         );
+    }
+    if let Some(count) = slow_subscribers {
+        let name = "warmhop_redis_slow_subscribers";
+        let help =
+            "Subscribers of the Redis endpoint that were disconnected because they read too slowly";
+        let _ =
+            write!(text, "# HELP {name} {help}.\n# TYPE {name} counter\n{name}_total {count}\n");
     }
     if !samples.is_empty() {
         let help = "Commands of clients of the Redis endpoint, by what they came to";
@@ -83,10 +94,11 @@ mod tests {
         table[1].counts.add(&Reply::error("TRYAGAIN", "nothing was done"));
         table[1].counts.add(&Reply::error("WRONGTYPE", "it is a hash"));
         let not_offered = [("XADD".to_owned(), "redis-py".to_owned(), 3)];
-        let text = with("a 1\n# EOF\n".to_owned(), &table, &not_offered, Some([5, 7]));
+        let text = with("a 1\n# EOF\n".to_owned(), &table, &not_offered, Some([5, 7]), Some(2));
         for line in [
             "warmhop_redis_received_bytes_total 5",
             "warmhop_redis_sent_bytes_total 7",
+            "warmhop_redis_slow_subscribers_total 2",
             "warmhop_redis_commands_total{command=\"get\",outcome=\"refused\"} 0",
             "warmhop_redis_commands_total{command=\"get\",outcome=\"done\"} 1",
             "warmhop_redis_commands_total{command=\"set\",outcome=\"refused\"} 1",
@@ -97,6 +109,6 @@ mod tests {
         }
         assert!(text.starts_with("a 1\n") && text.ends_with(END));
         assert!(!text.contains("del"), "nobody has sent it: {text}");
-        assert_eq!(with("# EOF\n".to_owned(), &[], &[], None), END, "nothing was asked");
+        assert_eq!(with("# EOF\n".to_owned(), &[], &[], None, None), END, "nothing was asked");
     }
 }

@@ -36,6 +36,7 @@ mod refusals;
 mod room;
 pub(crate) mod script;
 mod scripts;
+mod seldom;
 mod shared;
 mod sorted_set;
 #[cfg(test)]

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tracing::warn;
 
 use super::frame::Reply;
 use super::glob;
+use super::seldom::Seldom;
 
 /// How many bytes of messages wait for one subscriber; one that falls further behind is closed.
 pub(super) const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -24,6 +26,8 @@ const WAITING_MAX: usize = WAITING_BYTES_MAX / MESSAGE_BYTES;
 /// subscribers are closed that exceed their share of it.
 const ALL_WAITING_BYTES_MAX: usize = 128 * 1024 * 1024;
 const PART_BYTES_MAX: usize = ALL_WAITING_BYTES_MAX / super::CONNECTIONS_MAX;
+/// How much of a channel's name is logged, in characters.
+const CHANNEL_MAX: usize = 64;
 /// How many patterns are subscribed to at a peer at most: each is compared with every message.
 const PATTERNS_MAX: usize = 16_384;
 /// What all subscriptions of a peer take at most, in bytes, and one beside its name.
@@ -93,6 +97,25 @@ impl Listener {
         self.waiting.fetch_add(size, Ordering::Relaxed);
         self.all_waiting.fetch_add(size, Ordering::Relaxed);
         self.line.try_send(message).is_ok()
+    }
+}
+
+/// How many subscribers were disconnected because they read too slowly.
+pub(super) static TOO_SLOW: AtomicU64 = AtomicU64::new(0);
+
+/// Counts and logs a subscriber that was disconnected when something was published on `channel`.
+fn too_slow(channel: &[u8]) {
+    static LINES: Seldom = Seldom::new();
+    TOO_SLOW.fetch_add(1, Ordering::Relaxed);
+    if let Some(not_logged) = LINES.due() {
+        let channel: String = String::from_utf8_lossy(channel).chars().take(CHANNEL_MAX).collect();
+        warn!(
+            channel,
+            waiting_bytes_max = WAITING_BYTES_MAX,
+            not_logged,
+            "a Redis client that subscribes reads too slowly and is disconnected: it misses what is \
+             published until it subscribes again"
+        );
     }
 }
 
@@ -193,7 +216,9 @@ impl Hub {
         }
         for id in gone {
             // Its connection notices that the line has ended, and ends as well.
-            listeners.remove(&id);
+            if listeners.remove(&id).is_some() {
+                too_slow(channel);
+            }
         }
         reached
     }

@@ -6,6 +6,7 @@ use mlua::chunk::ChunkMode;
 use mlua::{Lua, MultiValue, Table, Value as LuaValue};
 
 use super::super::cmd::find;
+use super::super::seldom::Seldom;
 use super::SPEAKS_AS;
 use super::state::{NO_MEMORY, SEED, Shared};
 use super::values::{Answer, badly, bytes_of, number_of, one_line, place, position, well};
@@ -189,12 +190,15 @@ fn log(_: &Lua, args: MultiValue) -> Answer {
         .map(|part| String::from_utf8_lossy(&part).chars().take(1024).collect())
         .collect();
     let text = text.join(" ");
+    // One script may log without end.
+    static LINES: Seldom = Seldom::new();
+    let Some(not_logged) = LINES.due() else { return well([]) };
     if level >= 3.0 {
-        tracing::warn!(said = %text, "a Redis client's script logs");
+        tracing::warn!(said = %text, not_logged, "a Redis client's script logs");
     } else if level >= 2.0 {
-        tracing::info!(said = %text, "a Redis client's script logs");
+        tracing::info!(said = %text, not_logged, "a Redis client's script logs");
     } else {
-        tracing::debug!(said = %text, "a Redis client's script logs");
+        tracing::debug!(said = %text, not_logged, "a Redis client's script logs");
     }
     well([])
 }
