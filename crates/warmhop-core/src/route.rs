@@ -250,6 +250,8 @@ pub enum Action {
 pub enum Choice {
     /// There was only this one.
     Only,
+    /// The others are of another zone, draining or suspect, and this one is not.
+    BetterPlaced,
     /// The other one drawn is hot, or busier.
     LessBusy {
         /// Requests in flight at the chosen one.
@@ -570,7 +572,8 @@ fn better_of_two(q: &Question<'_>) -> Option<(PeerId, Reason)> {
     let pool = || q.candidates.iter().filter(eligible).filter(move |c| standing_of(c) == standing);
     let among = pool().count();
     let (first, choice) = if among == 1 {
-        (pool().next()?, Choice::Only)
+        let is_only = q.candidates.iter().filter(eligible).count() == 1;
+        (pool().next()?, if is_only { Choice::Only } else { Choice::BetterPlaced })
     } else {
         let (i, j) = draw_two(q.dice, among);
         let (a, b) = (pool().nth(i)?, pool().nth(j)?);

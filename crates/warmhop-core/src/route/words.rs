@@ -143,6 +143,9 @@ impl fmt::Display for Reason {
 fn choice_words(choice: Choice, among: usize) -> String {
     match choice {
         Choice::Only => "the only one".into(),
+        Choice::BetterPlaced => {
+            "better placed than the others: they are of another zone, draining or suspect".into()
+        }
         Choice::LessBusy { in_flight, other } => {
             format!("the less busy of two drawn from {among} ({in_flight} in flight, {other})")
         }

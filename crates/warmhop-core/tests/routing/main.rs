@@ -59,6 +59,24 @@ fn ready_here_is_served_here_unless_this_peer_leaves_and_another_stays() {
 }
 
 #[test]
+fn a_peer_that_is_only_better_placed_is_not_called_the_only_one() {
+    let app = AppPolicy::default();
+    let p = peers(3);
+    let near = ready(&p[0]);
+    for other in [
+        Candidate { same_zone: false, ..ready(&p[1]) },
+        Candidate { draining: true, ..ready(&p[1]) },
+        Candidate { suspect: true, ..ready(&p[1]) },
+    ] {
+        let others = [near, other];
+        let decision = decide(&question(&app, &others));
+        assert_eq!(hop_target(&decision), &p[0]);
+        let said = decision.to_string();
+        assert!(!said.contains("only one") && said.contains("better placed"), "{said}");
+    }
+}
+
+#[test]
 fn a_request_for_a_cold_app_hops_at_once_while_the_start_begins_here() {
     let app = AppPolicy::default();
     let p = peers(1);
