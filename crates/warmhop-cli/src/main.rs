@@ -17,7 +17,7 @@ use warmhop_cli::lb::{Affinity, Balancer};
 use warmhop_cli::operate::client::{Admin, AdminUrl, AskError, encoded};
 use warmhop_cli::operate::{show, watch};
 use warmhop_cli::run::Failure;
-use warmhop_cli::setup::{dev, init};
+use warmhop_cli::setup::{dev, init, manual};
 use warmhop_cli::{cert, lb, operate, run};
 
 /// Run and operate the peers of a mesh, in which a peer where an app is ready answers for those where
@@ -519,8 +519,7 @@ async fn act_on_app(command: App) -> Result<u8, Failure> {
 }
 
 fn man(dir: &std::path::Path) -> Result<u8, Failure> {
-    let written =
-        std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Cli::command(), dir));
+    let written = manual::write(Cli::command(), dir);
     let cannot = |error| Failure::failed(format!("cannot write into {}: {error}", dir.display()));
     written.map_err(cannot).map(|()| 0)
 }

@@ -31,7 +31,7 @@ const FLOORS: [(&str, &[&str]); 3] = [
     (
         "warmhop-cli",
         &[
-            "fuzzing dev init operate watch",
+            "fuzzing dev init manual operate watch",
             "run",
             "admin",
             "reload",

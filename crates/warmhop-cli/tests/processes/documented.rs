@@ -92,7 +92,15 @@ fn there_is_a_manual_page_for_each_command_and_a_schema_for_editors() {
     for page in ["warmhop.1", "warmhop-run.1", "warmhop-drain.1", "warmhop-cert-peer.1"] {
         let content = std::fs::read_to_string(dir.join(page)).expect(page);
         assert!(content.contains(".TH "), "{page}: {content}");
+        assert!(content.contains(".SH \"EXIT STATUS\"\n"), "{page}: {content}");
     }
+    let page = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+    let run_page = page("warmhop-run.1");
+    for part in ["SIGHUP", "RUST_LOG", "/etc/warmhop/warmhop.toml", ".SH \"SEE ALSO\""] {
+        assert!(run_page.contains(part), "no {part} in {run_page}");
+    }
+    assert!(page("warmhop-status.1").contains("\\fBWARMHOP_ADMIN_TOKEN\\fR"));
+    assert!(!page("warmhop-init.1").contains("WARMHOP_ADMIN_TOKEN"), "it asks no peer");
     let (code, schema, error) = run(&["check", "--schema"]);
     assert_eq!(code, 0, "{error}");
     let schema: serde_json::Value = serde_json::from_str(&schema).unwrap();
