@@ -24,6 +24,7 @@ pub fn script(input: &[u8]) -> bool {
         now: NOW,
         took_long: false,
         read_only: false,
+        seed: 1,
         hub: Arc::default(),
         library: Arc::default(),
     };

@@ -17,7 +17,7 @@ use super::super::frame::Reply;
 use super::super::room::Room;
 use super::bounds::{Bounds, WHOLE};
 use super::host::host;
-use super::state::{NO_MEMORY, SEED, Shared, State};
+use super::state::{NO_MEMORY, Shared, State};
 use super::values::{SOURCE, bytes_of, one_line, text_for};
 use super::{Ended, Input};
 
@@ -48,7 +48,7 @@ pub(super) fn run(input: &Input, room: Option<Room>, bounds: &'static Bounds) ->
         search_steps: bounds.search_steps,
         bounds,
         until: Some(Instant::now() + bounds.within),
-        random: SEED,
+        random: input.seed,
         hub: Some(Arc::clone(&input.hub)),
         library: Arc::clone(&input.library),
         now,

@@ -55,6 +55,8 @@ pub(super) struct Input {
     /// When it began, in milliseconds since 1970.
     now: u64,
     read_only: bool,
+    /// The seed of its random numbers, which are the same if it has to begin anew.
+    seed: u64,
     /// It is known to take too long for a brief run.
     took_long: bool,
     /// The subscribers at this peer, for the messages that it publishes.
@@ -344,6 +346,7 @@ impl Database {
             now: self.now(),
             took_long,
             read_only: flagged || !request.spec.has(WRITES),
+            seed: rand::random(),
             hub: Arc::clone(&self.shared.hub),
             library: Arc::clone(&self.library),
         })

@@ -24,7 +24,7 @@ use super::values::{bytes_of, in_digits, text_for};
 const PUBLISHED_MAX: usize = 1024;
 /// How many bytes these messages take at most.
 const PUBLISHED_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// The seed of each script's random numbers, so that they are equal in each run.
+/// The low bits of a seed that a script sets, as in Redis.
 pub(super) const SEED: u64 = 0x330E;
 
 /// Lua's error if it gets no more memory.

@@ -22,6 +22,7 @@ fn input(text: &str, keys: &[&str], args: &[&str]) -> Input {
         now: NOW,
         took_long: false,
         read_only: false,
+        seed: 1,
         hub: Arc::default(),
         library: Arc::default(),
     }
@@ -280,6 +281,19 @@ fn errors_have_redis_words_and_the_place() {
     }
     let message = error("return redis.call('NONE')");
     assert!(message.ends_with(", on @user_script:1."), "{message}");
+}
+
+#[test]
+fn random_numbers_differ_between_runs_and_not_where_one_begins_anew() {
+    let drawn = |text: &str, seed: u64| {
+        let room = Room::empty(&register(0, b"k"), NOW);
+        run(&Input { seed, ..input(text, &["k"], &[]) }, Some(room)).reply
+    };
+    let text = "return math.random(1000000) * 1000000 + math.random(1000000)";
+    assert_eq!(drawn(text, 1), drawn(text, 1));
+    assert_ne!(drawn(text, 1), drawn(text, 2));
+    let seeded = "math.randomseed(7) return math.random(1000000)";
+    assert_eq!(drawn(seeded, 1), drawn(seeded, 2), "as in Redis");
 }
 
 #[test]

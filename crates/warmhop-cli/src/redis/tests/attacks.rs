@@ -4,7 +4,7 @@
 use tokio::io::AsyncReadExt;
 
 use super::*;
-use crate::redis::pubsub::WAITING_BYTES_MAX;
+use crate::redis::pubsub::{TOO_SLOW, WAITING_BYTES_MAX};
 
 /// An endpoint, one who attacks it and one who only wants to be served.
 async fn attacked() -> (Mesh, std::net::SocketAddr, Client) {
@@ -75,6 +75,19 @@ async fn of_scripts_without_number_those_used_last_are_known_and_the_others_aske
     other.asks(&format!("EVALSHA {first} 0"), no_script).await;
 }
 
+#[cfg(feature = "lua")]
+#[tokio::test(flavor = "multi_thread")]
+async fn each_run_of_a_script_draws_its_own_random_numbers() {
+    let (_mesh, _, mut client) = attacked().await;
+    let mut drawn = std::collections::BTreeSet::new();
+    for _ in 0..8 {
+        let script = b"return math.random(1000000000)";
+        client.send(&request(&[b"EVAL", script, b"0"])).await;
+        drawn.insert(client.line().await);
+    }
+    assert!(drawn.len() > 1, "a limiter's members would all be the same: {drawn:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscriber_that_reads_nothing_is_closed_and_those_who_read_get_all() {
     let (_mesh, addr, mut other) = attacked().await;
@@ -94,6 +107,8 @@ async fn a_subscriber_that_reads_nothing_is_closed_and_those_who_read_get_all() 
         // It reads as quickly as is published, however the machine is loaded.
         hears.reads(&expected).await;
     }
+    let too_slow = TOO_SLOW.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(too_slow > 0, "it was disconnected, and not counted");
     assert_eq!((&*counts[0], counts.last().map(|it| &**it)), (":2\r\n", Some(":1\r\n")));
     // It gets what was written before, and no more.
     let mut rest = Vec::new();
