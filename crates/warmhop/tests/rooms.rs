@@ -31,16 +31,13 @@ const FLOORS: [(&str, &[&str]); 3] = [
     (
         "warmhop-cli",
         &[
-            "fuzzing dev init manual operate watch",
-            "run",
-            "admin",
-            "reload",
-            "access_log cores preflight",
+            "fuzzing lb manual setup",
+            "operate run",
             "config",
             "child",
-            "guard lb show",
-            "cert client columns confine log otlp",
-            "cgroup clean failure https journal launch memory notify process redis stderr",
+            "cert otlp redis",
+            "host",
+            "failure",
         ],
     ),
 ];
