@@ -31,7 +31,7 @@ const FLOORS: [(&str, &[&str]); 3] = [
     (
         "warmhop-cli",
         &[
-            "fuzzing lb manual setup",
+            "fuzzing lb setup",
             "operate run",
             "config",
             "child",
