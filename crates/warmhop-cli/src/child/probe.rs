@@ -256,10 +256,13 @@ mod tests {
         let (path, short) = (Some("/".to_owned()), Duration::from_millis(50));
         let probe = Probe { port, path, host: None, status: Vec::new(), timeout: short };
         let service = ChildService::new(port, Protocol::Http1);
-        let mut last = Some("it refuses connections".to_owned());
-        let asking = probe.until_ready(&service, short, &mut last);
+        let last = Latest::default();
+        let asking = probe.until_ready(&service, short, &last);
         timeout(Duration::from_secs(60), asking).await.expect("it would answer another probe");
-        assert!(last.unwrap().contains("was not answered"), "the last answer is in the error");
+        assert!(
+            last.came().unwrap().contains("was not answered"),
+            "the last answer is in the error"
+        );
     }
 
     #[tokio::test]

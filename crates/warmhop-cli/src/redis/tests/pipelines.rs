@@ -22,7 +22,7 @@ fn script(text: &str, key: &str) -> Request {
 #[tokio::test]
 async fn a_script_runs_beside_commands_about_other_keys_than_it_names() {
     let (mesh, name) = mesh().await;
-    let database = Database::new(mesh.registers(&name).unwrap(), Arc::new(quiet()));
+    let database = Arc::new(Database::new(mesh.registers(&name).unwrap(), Arc::new(quiet())));
     let mut under_way = UnderWay::default();
     assert!(under_way.begin(&database, script(COUNTS, "{a}1"), 0).is_none());
     for other in [script(COUNTS, "b"), command(&["GET", "b"])] {
@@ -124,7 +124,7 @@ async fn reads_are_under_way_together_and_those_without_room_are_run_anew() {
 #[tokio::test]
 async fn sixteen_reads_of_a_pipeline_do_not_wait_for_each_other() {
     let (mesh, name) = mesh().await;
-    let database = Database::new(mesh.registers(&name).unwrap(), Arc::new(quiet()));
+    let database = Arc::new(Database::new(mesh.registers(&name).unwrap(), Arc::new(quiet())));
     let mut under_way = UnderWay::default();
     for key in 0..16 {
         for name in ["GET", "SET"] {
