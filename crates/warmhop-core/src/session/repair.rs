@@ -313,7 +313,8 @@ impl Watch {
     ) -> Mend {
         if held.taking_over {
             // It is looked at again once that has ended.
-            return Mend::Later;
+            let is_stuck = room::is_stuck(held, around, is_dead);
+            return if is_stuck { Mend::TakeOverAgain } else { Mend::Later };
         }
         if held.is_fenced {
             return Mend::Nothing;

@@ -48,7 +48,7 @@ pub(super) fn refused(machine: &Session) -> Vec<(Incarnation, Now)> {
 }
 
 /// Whether its owner can have nothing chosen, since members have no room and others are gone for good: see
-/// `Session::roomy`. The members that are left have to be heard.
+/// `Session::room`. The members that are left have to be heard.
 pub(super) fn is_stuck(
     held: &Held,
     around: &Around<'_>,

@@ -12,6 +12,17 @@ use crate::session::mutant::{self, Mutant};
 use crate::session::owner::Owner;
 use crate::session::{Ctx, DEAD, Effect, Effects, FENCED, Failure, Role, Session};
 
+/// Where there is room for a record that a takeover found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// At a majority, or at too few for anybody to go on.
+    Enough,
+    /// At this member, which may go on alone.
+    At(Incarnation),
+    /// Not all members have promised yet that may do so.
+    Unknown,
+}
+
 /// How often one search leaves behind what is outdated: once for each peer that a member may have been
 /// replaced by, and no more than that if a peer keeps what it is told to forget.
 const OUTDATED_MAX: u8 = 3;
@@ -40,6 +51,10 @@ impl Session {
                 !takeover.births_above(found).any(|birth| self.is_open(takeover, found, birth));
             let target = found.map_or(takeover.token.as_ref(), |info| Some(&info.cfg)).cloned();
             if let Some(cfg) = target.filter(|cfg| closed && self.is_promised(takeover, cfg)) {
+                let room = found.map(|info| self.room(ctx, takeover, info));
+                if room == Some(Room::Unknown) {
+                    return;
+                }
                 self.succeed(ctx, found.cloned(), cfg, out);
                 return;
             }
@@ -94,8 +109,8 @@ impl Session {
         let Role::Preparing(takeover) = &self.role else { return };
         let b = takeover.b;
         self.heard.doubt = None;
-        let roomy = found.as_ref().and_then(|info| Some((info, self.roomy(ctx, takeover, info)?)));
-        if let Some((info, peer)) = roomy {
+        let room = found.as_ref().map(|info| (info, self.room(ctx, takeover, info)));
+        if let Some((info, Room::At(peer))) = room {
             let (p, cfg) = (info.p, info.cfg.clone());
             self.role = Role::None;
             if peer == ctx.me {
@@ -122,36 +137,40 @@ impl Session {
         }
     }
 
-    /// The member that may go on from its own copy of the `found` record alone, if no majority has room for
-    /// that. It takes the session over itself.
+    /// Whether a majority has room for the `found` record, and if not, which member may go on from its own copy
+    /// of that alone. It takes the session over itself.
     ///
     /// All members that are not gone for good have promised, so that no record above the found one was
     /// chosen. And without that member they are no majority, so that none will be: the session begins anew,
-    /// where there is room ([`Session::begin_anew`]).
-    fn roomy(
-        &self,
-        ctx: &Ctx<'_>,
-        takeover: &Takeover,
-        found: &AcceptedInfo,
-    ) -> Option<Incarnation> {
-        let is_full = |peer: Incarnation| ctx.process.census.full.contains(&peer);
+    /// where there is room ([`Session::begin_anew`]). Of a seal this is true of the members before it, without
+    /// whom nobody takes the session over.
+    fn room(&self, ctx: &Ctx<'_>, takeover: &Takeover, found: &AcceptedInfo) -> Room {
+        let census = &ctx.process.census;
         let holds = |peer: Incarnation| {
             let promised = takeover.promises.get(&peer);
             let accepted = promised.and_then(|it| it.accepted.as_ref());
             accepted.is_some_and(|info| info.p == found.p)
         };
         let is_left = |peer: Incarnation| self.heard.gone.get(&peer) != Some(&DEAD);
-        let has_room = |peer: Incarnation| holds(peer) || !is_full(peer);
+        let has_room = |peer: Incarnation| holds(peer) || !census.full.contains(&peer);
         if found.cfg.sets().all(|set| set.majority(|peer| is_left(peer) && has_room(peer))) {
-            return None;
+            return Room::Enough;
         }
-        let is_needed = |it: Incarnation, set: &Members| {
-            set.contains(it)
-                && !set.majority(|peer| is_left(peer) && peer != it)
-                && set.who.iter().all(|peer| !is_left(*peer) || takeover.covered_by(*peer, set))
+        let deciders = found.cfg.deciders();
+        let is_needed = |it: Incarnation| {
+            deciders.contains(it) && !deciders.majority(|peer| is_left(peer) && peer != it)
         };
-        let mut able = found.cfg.now.who.iter().copied().filter(|peer| holds(*peer));
-        able.find(|peer| found.cfg.sets().all(|set| is_needed(*peer, set)))
+        let Some(peer) = deciders.who.iter().copied().find(|it| holds(*it) && is_needed(*it))
+        else {
+            return Room::Enough;
+        };
+        let is_open =
+            |set: &Members| set.who.iter().any(|it| is_left(*it) && !takeover.covered_by(*it, set));
+        match found.cfg.sets().any(is_open) {
+            false => Room::At(peer),
+            true if takeover.has_waited() => Room::Enough,
+            true => Room::Unknown,
+        }
     }
 
     /// What [`Mutant::NoReassert`] does instead of reasserting.
