@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use http::{Method, StatusCode};
 use libtest_mimic::Trial;
@@ -27,6 +28,9 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
+/// How long a start may take of an app that imports much.
+const START_WITHIN: Duration = Duration::from_secs(180);
+
 fn app_file(name: &str) -> PathBuf {
     workspace().join("testbed/tests/ecosystem/apps").join(name)
 }
@@ -48,8 +52,16 @@ async fn world_of(file: &str, which: &str, by: &str, ready: &str) -> World {
     .parse()
     .expect("TOML");
     let world = World::new(3, app).await;
-    world.warm(0).await;
+    becomes_ready(&world, 0).await;
     world
+}
+
+/// Starts the app there, which may be a slow one.
+async fn becomes_ready(world: &World, index: usize) {
+    world.admin(index, Method::POST, &format!("/v1/apps/{APP}/start")).await;
+    let ready = async || (world.app(index, APP).await["state"] == "ready").then_some(());
+    warmhop_testbed::mesh::until("the app is ready", START_WITHIN, ready).await.expect("a start");
+    world.reaches(index, APP, "ready").await;
 }
 
 /// A client that remembers nothing.
@@ -157,8 +169,7 @@ async fn leaves_calls(world: &World, paths: &[&str]) {
         left.push((leave(1, path, &name).await, name));
     }
     for index in [1, 2] {
-        world.admin(index, Method::POST, &format!("/v1/apps/{APP}/start")).await;
-        world.reaches(index, APP, "ready").await;
+        becomes_ready(world, index).await;
     }
     for (path, name) in &left {
         fetch(1, path, name).await;

@@ -1,9 +1,11 @@
 //! Apps that live on and are of no use, apps that are busy, and probes that only look.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use http::{Method, StatusCode};
 use nix::sys::signal::Signal;
+use tokio::task::JoinSet;
 use warmhop_testbed::client::Client;
 use warmhop_testbed::process::ProcessId;
 
@@ -104,6 +106,37 @@ async fn requests_at_once_are_shared_out_where_a_copy_serves_one_at_a_time() {
         served_by.insert(reply.await.unwrap().peer().unwrap().to_owned());
     }
     assert_eq!(served_by.len(), 3, "{served_by:?}");
+}
+
+#[tokio::test]
+async fn copies_that_a_rush_had_started_stop_when_it_is_over_and_one_stays() {
+    // They are idle for half a minute before they stop.
+    const OVER: Duration = Duration::from_secs(90);
+    let world = World::new(3, shop(QUICK, "concurrency = 1\nscale = { at = 0.8, max = 3 }")).await;
+    world.warm(0).await;
+    let mut rush = JoinSet::new();
+    for _ in 0..6 {
+        let door = world.http(0);
+        rush.spawn(async move {
+            loop {
+                let reply = Client::new().get(door, "/slow?head=1500&ms=0").await.unwrap();
+                assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+            }
+        });
+    }
+    for index in [1, 2] {
+        world.reaches(index, APP, "ready").await;
+    }
+    assert!(rush.try_join_next().is_none(), "a client was refused");
+    rush.shutdown().await;
+    let stopped = warmhop_testbed::mesh::until("the others have stopped", OVER, async || {
+        let reply = Client::new().get(world.http(0), "/cart").await.unwrap();
+        assert_eq!((reply.status, reply.peer()), (StatusCode::OK, Some(world.name(0))));
+        let (one, other) = (world.app(1, APP).await, world.app(2, APP).await);
+        (one["state"] == "cold" && other["state"] == "cold").then_some(())
+    });
+    stopped.await.unwrap();
+    assert_eq!(world.app(0, APP).await["state"], "ready");
 }
 
 #[tokio::test]
