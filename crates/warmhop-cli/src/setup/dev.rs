@@ -43,7 +43,9 @@ const APP: &str = "app";
 /// The first of the admin listeners' ports if they are free, as every command assumes.
 const ADMIN_PORT: u16 = 9001;
 /// How long the mesh may take to form.
-const FORM_WITHIN: Duration = Duration::from_secs(30);
+const FORM_WITHIN: Duration = Duration::from_secs(120);
+/// How often it is said meanwhile that it has not.
+const STILL_EVERY: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
 /// How long the peers may take to drain before they are killed.
 const DRAIN_WITHIN: Duration = Duration::from_secs(15);
@@ -127,11 +129,13 @@ async fn follow(
     let formed = formed(places);
     tokio::pin!(formed);
     let (mut is_formed, mut left) = (false, places.len());
+    let mut still = tokio::time::interval_at(Instant::now() + STILL_EVERY, STILL_EVERY);
     while left > 0 {
         tokio::select! {
             outcome = &mut formed, if !is_formed => {
                 outcome?;
                 is_formed = true;
+                shown.has_formed = true;
                 say(&welcome(places, run))?;
             }
             line = heard.recv() => match line {
@@ -147,6 +151,7 @@ async fn follow(
                 }
                 None => break,
             },
+            _ = still.tick(), if !is_formed => say("the peers are still starting\n")?,
             () = sleep_until(shown.hint_at()), if shown.starting_since.is_some() => shown.hint()?,
         }
     }
@@ -459,7 +464,12 @@ struct Shown {
     /// Since when a first copy has been starting, until one was ready or the hint was given.
     starting_since: Option<Instant>,
     was_ready: bool,
+    /// The peers have found each other.
+    has_formed: bool,
 }
+
+/// How a peer's line begins about a seed that it does not reach.
+const UNREACHED: &str = "a seed cannot be reached";
 
 impl Shown {
     fn line(&mut self, peer: &PeerId, text: &str) -> Result<(), Failure> {
@@ -483,6 +493,9 @@ impl Shown {
             self.starting_since = None;
             let took = event["took_ms"].as_u64().unwrap_or_default();
             say(&format!("{peer}  the app is ready, after {took} ms\n"))
+        } else if !self.has_formed && message.starts_with(UNREACHED) {
+            // It is another of these peers, which is only slower.
+            Ok(())
         } else if matches!(event["level"].as_str(), Some("WARN" | "ERROR")) {
             let why = event["reason"].as_str().or(event["error"].as_str());
             let why = why.map(|why| format!(": {why}")).unwrap_or_default();
@@ -571,5 +584,18 @@ mod tests {
         assert!(!sees("the app did not start", "WARN"));
         assert!(sees("starting", "INFO"), "the next start");
         assert!(!sees("ready", "INFO"));
+    }
+
+    #[test]
+    fn seeds_that_are_only_slower_are_not_reported() {
+        let peer = PeerId::new("peer-1").unwrap();
+        let message = format!("{UNREACHED}; it is tried until it answers");
+        let event = serde_json::json!({ "message": message, "level": "WARN" }).to_string();
+        let mut shown = Shown::default();
+        shown.line(&peer, &event).unwrap();
+        assert_eq!(shown.last_error, None);
+        shown.has_formed = true;
+        shown.line(&peer, &event).unwrap();
+        assert_eq!(shown.last_error.as_deref(), Some(&*message));
     }
 }
