@@ -265,6 +265,12 @@ fn mounted(pod: &Json, container: &Json, config: &Table, replicas: u64) {
         let rest = path[text(mount, "/mountPath").len()..].trim_start_matches('/').to_owned();
         (volume.expect("a volume of that name"), rest)
     };
+    let run = list(container, "/args");
+    let (volume, file) = mount(run.last().and_then(|it| it.as_str()).expect("a configuration"));
+    assert_eq!((text(volume, "/configMap/name"), &*file), ("warmhop", "warmhop.toml"));
+    // A file that is mounted by itself stays as it was when the pod began.
+    let mounts = list(container, "/volumeMounts");
+    assert!(mounts.iter().all(|mount| mount["subPath"].is_null()), "{mounts:#?}");
     let (volume, file) = mount(config["mesh"]["cookie_key"].as_str().unwrap());
     assert!(list(volume, "/secret/items").iter().any(|item| item["path"] == *file), "{volume:#}");
     let (volume, own) = mount(config["mesh"]["identity"].as_str().unwrap());
