@@ -265,6 +265,17 @@ mod tests {
         );
     }
 
+    #[test]
+    fn only_an_app_that_rejects_the_probe_is_said_to() {
+        let last = Latest::default();
+        assert_eq!(last.rejection(), None);
+        for (means, rejection) in [(Means::NotYet, None), (Means::Rejected, Some("no".to_owned()))]
+        {
+            last.put((Answer::Unwell("no".into()), means));
+            assert_eq!(last.rejection(), rejection);
+        }
+    }
+
     #[tokio::test]
     async fn an_answer_that_is_not_http_makes_a_copy_unwell_and_not_silent() {
         for garbage in ["what is this?\r\n\r\n", "HTTP/9.9 200 OK\r\n\r\n", "HTTP/1.1 2x0\r\n\r\n"]

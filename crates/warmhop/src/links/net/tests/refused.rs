@@ -75,7 +75,7 @@ fn short_lived(
 async fn the_link_of_a_certificate_that_expires_ends_and_both_ends_are_told_why() {
     let authority = Authority::generate("demo").unwrap();
     let one = Peer::start(config(&authority, "a", &[])).await;
-    let expiring = short_lived(&authority, "b", Duration::from_secs(3), &[one.addr()]);
+    let expiring = short_lived(&authority, "b", Duration::from_secs(6), &[one.addr()]);
     let expiring = Peer::start(expiring).await;
     one.links_to(&[&expiring]).await;
     let link = expiring.net.parts.links.to(&id("a")).unwrap();
