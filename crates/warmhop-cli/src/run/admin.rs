@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Body;
@@ -14,6 +15,7 @@ use futures_util::{StreamExt, stream};
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use serde::Deserialize;
+use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Level;
@@ -28,6 +30,9 @@ use crate::run::reload::Reloader;
 
 /// How many may follow the log at once.
 const FOLLOWERS_MAX: usize = 32;
+/// What is said to a reader of what an app prints, if the log has none of it.
+const LEFT_OUT: &str = "the level of this peer's log leaves out what apps print; with [log] level = \
+                        \"warn,warmhop::app=info\", say, it is kept";
 /// How many lines are sent by default.
 const LINES_DEFAULT: usize = 100;
 
@@ -94,7 +99,10 @@ async fn logs(State(log): State<Log>, Query(query): Query<LogQuery>) -> Response
             return problem(StatusCode::NOT_FOUND, &detail);
         }
     }
-    let first: String = lines.iter().map(|line| text(line)).collect();
+    let mut first: String = lines.iter().map(|line| text(line)).collect();
+    if wanted.app.is_some() && !tracing::enabled!(target: "warmhop::app", Level::INFO) {
+        first.insert_str(0, &remark(json!({ "message": LEFT_OUT })));
+    }
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson")),
         (CACHE_CONTROL, HeaderValue::from_static("no-store")),
@@ -120,14 +128,21 @@ async fn next((mut live, wanted, place): Following) -> Option<(Bytes, Following)
             Ok(line) if wanted.takes(&line) => text(&line),
             Ok(_) => continue,
             Err(RecvError::Lagged(missed)) => {
-                let line = serde_json::json!({ "level": "WARN", "missed": missed,
-                    "message": "lines were left out: they came faster than they were read" });
-                format!("{line}\n")
+                let message = "lines were left out: they came faster than they were read";
+                remark(json!({ "missed": missed, "message": message }))
             }
             Err(RecvError::Closed) => return None,
         };
         return Some((Bytes::from(line), (live, wanted, place)));
     }
+}
+
+/// A line about the lines, of this moment.
+fn remark(mut line: serde_json::Value) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    line["at_unix_ms"] = u64::try_from(now.as_millis()).unwrap_or(u64::MAX).into();
+    line["level"] = "WARN".into();
+    format!("{line}\n")
 }
 
 fn text(line: &Line) -> String {

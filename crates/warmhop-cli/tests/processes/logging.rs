@@ -52,6 +52,20 @@ fn each_request_is_a_line_of_the_access_log_and_a_renamed_log_is_begun_anew() {
 }
 
 #[test]
+fn a_level_that_leaves_out_what_apps_print_is_named_to_those_who_ask_for_that() {
+    for (level, is_left_out) in [("info,warmhop::app=warn", true), ("info", false)] {
+        let dir = certified("log-level", "peer-1");
+        let log = format!("[log]\nlevel = '{level}'\n");
+        let table = config(&format!("{log}{}", app_table("start = 'at-boot'\n")));
+        let peer = Peer::start(&write(&dir, &table));
+        peer.ever_logged("\"ready\"");
+        let (code, shown, error) = peer.run(&["logs", "shop"]);
+        assert_eq!(code, 0, "{error}");
+        assert_eq!(shown.contains("leaves out what apps print"), is_left_out, "{level}: {shown}");
+    }
+}
+
+#[test]
 fn an_access_log_that_cannot_be_opened_is_reported_before_anyone_is_served() {
     let dir = certified("access-none", "peer-1");
     let file = write(&dir, &config("[log]\naccess = 'no/such/folder/access.log'\n"));
