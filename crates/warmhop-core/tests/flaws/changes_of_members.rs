@@ -24,9 +24,7 @@ fn five_configurations(title: &str) -> (Stage, TokenHint) {
     s.arrives("Accepted B>A");
     s.loses("Nack A>C");
     s.settles();
-    s.asks("A", "change milk", "D");
-    s.settles();
-    s.answered("milk", "tea/A milk/D");
+    s.gets("A", "change milk", "D", "tea/A milk/D");
 
     s.replaces("A", s.inc("B"), "E");
     s.loses("Accept A>B");
@@ -34,9 +32,7 @@ fn five_configurations(title: &str) -> (Stage, TokenHint) {
     s.arrives("Accepted D>A");
     s.loses("Nack A>B");
     s.settles();
-    s.asks("A", "change jam", "E");
-    s.settles();
-    s.answered("jam", "tea/A milk/D jam/E");
+    s.gets("A", "change jam", "E", "tea/A milk/D jam/E");
     s.tell("It goes to and fro: D's ballot is higher than the first one of a peer that takes it over by a token.");
     for (from, to) in [("A", "D"), ("D", "A"), ("A", "D")] {
         s.hands_over(from, to);
@@ -51,9 +47,7 @@ fn five_configurations(title: &str) -> (Stage, TokenHint) {
     s.arrives("Accepted E>D");
     s.loses("Nack D>A");
     s.settles();
-    s.asks("D", "change bread", "F");
-    s.settles();
-    s.answered("bread", "tea/A milk/D jam/E bread/F");
+    s.gets("D", "change bread", "F", "tea/A milk/D jam/E bread/F");
     s.hands_over("D", "E");
     s.settles();
     s.serves("E");
@@ -64,9 +58,7 @@ fn five_configurations(title: &str) -> (Stage, TokenHint) {
     s.arrives("Accepted F>E");
     s.loses("Nack E>D");
     s.settles();
-    s.asks("E", "change salt", "G");
-    s.settles();
-    s.answered("salt", "tea/A milk/D jam/E bread/F salt/G");
+    s.gets("E", "change salt", "G", "tea/A milk/D jam/E bread/F salt/G");
     assert_eq!(s.token().cfg.now.c, 5);
     (s, token)
 }
@@ -77,10 +69,7 @@ fn five_configurations(title: &str) -> (Stage, TokenHint) {
 /// a takeover among them finds the newest record.
 #[test]
 fn a_session_is_found_without_a_token() {
-    let mut s = Stage::new("a session is found without a token", "A B C D");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("a session is found without a token", "A B C D");
     s.crashes("A");
     s.takes_over_without_a_token("D", "C A B");
     s.is_sent("Locate D>C");
@@ -94,10 +83,7 @@ fn a_session_is_found_without_a_token() {
 /// for as long as it keeps its copy.
 #[test]
 fn a_member_that_is_replaced_hears_of_it() {
-    let mut s = Stage::new("a member that is replaced hears of it", "A B C D");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("a member that is replaced hears of it", "A B C D");
     s.replaces("A", s.inc("C"), "D");
     s.settles();
     let (came, went) = (s.inc("D"), s.inc("C"));
@@ -113,9 +99,7 @@ fn a_member_that_is_replaced_hears_of_it() {
 fn a_newcomer_that_is_left_of_two_and_holds_nothing_does_not_make_the_session_lost() {
     let mut s = Stage::new("a newcomer that is left", "A B C");
     s.draws("B", "B C");
-    s.asks("B", "change tea", "B");
-    s.settles();
-    s.answered("tea", "tea/B");
+    s.gets("B", "change tea", "B", "tea/B");
     s.replaces("B", s.inc("C"), "A");
     s.arrives("Locate B>A");
     s.arrives("Located A>B");
@@ -128,9 +112,7 @@ fn a_newcomer_that_is_left_of_two_and_holds_nothing_does_not_make_the_session_lo
     s.takes_over("C");
     s.settles();
     s.serves("C");
-    s.asks("C", "read list", "C");
-    s.settles();
-    s.answered("list", "tea/B");
+    s.gets("C", "read list", "C", "tea/B");
 }
 
 /// The danger: A, the only member, takes in B, which died a moment ago and is not missed yet. The seal
@@ -145,18 +127,14 @@ fn a_sole_member_takes_in_nobody_who_does_not_answer() {
     s.crashes("B");
     s.replaces("A", s.inc("D"), "B");
     s.settles();
-    s.asks("A", "change milk", "A");
-    s.settles();
-    s.answered("milk", "tea/A milk/A");
+    s.gets("A", "change milk", "A", "tea/A milk/A");
 
     s.replaces("A", s.inc("D"), "C");
     s.is_sent("Locate A>C");
     s.settles();
     let came = s.inc("C");
     assert!(s.machine("A").map(Session::members).unwrap_or_default().contains(&came));
-    s.asks("A", "change jam", "A");
-    s.settles();
-    s.answered("jam", "tea/A milk/A jam/A");
+    s.gets("A", "change jam", "A", "tea/A milk/A jam/A");
     s.holds("C", s.token().n);
 }
 
@@ -210,9 +188,7 @@ fn if_all_members_in_a_token_are_gone_the_other_peers_are_asked() {
     s.tell("E owns it, as those say that it is held by.");
     s.does_not_serve("H");
     s.sent_on("list", Some("E"));
-    s.asks("E", "read list", "F");
-    s.settles();
-    s.answered("list", "tea/A milk/D jam/E bread/F salt/G");
+    s.gets("E", "read list", "F", "tea/A milk/D jam/E bread/F salt/G");
 
     s.tell("And if E is silent, H takes it over from F and G.");
     s.parts("E", "F G H");
@@ -266,10 +242,7 @@ fn where_the_majority_of_today_is_gone_the_takeover_says_so() {
 /// that are known was gone.
 #[test]
 fn a_takeover_that_took_its_time_does_not_call_lost_what_went_on() {
-    let mut s = Stage::new("a takeover that took its time", "A B C D E");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("a takeover that took its time", "A B C D E");
     let token = s.token();
     s.restarts("A");
     s.takes_over_with("E", &token, "A B C D");
@@ -292,9 +265,7 @@ fn a_takeover_that_took_its_time_does_not_call_lost_what_went_on() {
     s.settles();
     s.replaces("B", s.inc("C"), "A");
     s.settles();
-    s.asks("B", "change milk", "D");
-    s.settles();
-    s.answered("milk", "tea/A milk/D");
+    s.gets("B", "change milk", "D", "tea/A milk/D");
     s.restarts("C");
     s.waits("list");
 
@@ -303,9 +274,7 @@ fn a_takeover_that_took_its_time_does_not_call_lost_what_went_on() {
     s.settles();
     s.serves("B");
     s.sent_on("list", Some("B"));
-    s.asks("B", "read list", "B");
-    s.settles();
-    s.answered("list", "tea/A milk/D");
+    s.gets("B", "read list", "B", "tea/A milk/D");
 }
 
 /// The danger: the new members go on although the old ones never agreed to leave, and the old
@@ -314,10 +283,7 @@ fn a_takeover_that_took_its_time_does_not_call_lost_what_went_on() {
 /// new ones vote without them.
 #[test]
 fn new_members_serve_only_once_the_old_ones_have_agreed() {
-    let mut s = Stage::new("new members serve only once the old ones have agreed", "A B C D");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("new members serve only once the old ones have agreed", "A B C D");
     s.parts("A D", "B C");
     s.replaces("A", s.inc("C"), "D");
     s.asks("A", "change milk", "A");
@@ -329,18 +295,14 @@ fn new_members_serve_only_once_the_old_ones_have_agreed() {
     s.takes_over("B");
     s.settles();
     s.serves("B");
-    s.asks("B", "change jam", "C");
-    s.settles();
-    s.answered("jam", "tea/A jam/C");
+    s.gets("B", "change jam", "C", "tea/A jam/C");
 
     s.heals();
     s.passes(Duration::from_secs(1));
     s.settles();
     s.does_not_serve("A");
     s.sent_on("milk", Some("B"));
-    s.asks("B", "change milk", "A");
-    s.settles();
-    s.answered("milk", "tea/A jam/C milk/A");
+    s.gets("B", "change milk", "A", "tea/A jam/C milk/A");
 }
 
 /// The danger: the owner dies in the middle of a change of members, and its successor asks a
@@ -348,10 +310,8 @@ fn new_members_serve_only_once_the_old_ones_have_agreed() {
 /// The rule: a takeover that finds a seal needs a majority of the old members and one of the new.
 #[test]
 fn a_takeover_in_the_middle_of_a_change_hears_both_sides() {
-    let mut s = Stage::new("a takeover in the middle of a change hears both sides", "A B C D E");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s =
+        Stage::with_tea("a takeover in the middle of a change hears both sides", "A B C D E");
     let token = s.token();
     s.tell("A puts D in the place of C: the seal is chosen, and so is what follows it.");
     s.replaces("A", s.inc("C"), "D");
@@ -364,10 +324,7 @@ fn a_takeover_in_the_middle_of_a_change_hears_both_sides() {
     s.arrives("NeedFull D>A");
     s.arrives("Accept A>D [tea/A]");
     s.arrives("Accepted D>A");
-    s.asks("A", "change milk", "D");
-    s.arrives("Exec A>D");
-    s.ends("milk");
-    s.arrives("ExecDone D>A");
+    s.has_it_run("A", "change milk", "D");
     s.answered("milk", "tea/A milk/D");
     s.loses("Accept A>B");
     s.tell("A and D hold milk; B holds the seal, C has heard nothing. A dies.");
@@ -384,9 +341,7 @@ fn a_takeover_in_the_middle_of_a_change_hears_both_sides() {
     s.is_sent("Prepare E>D c2{A B D}");
     s.settles();
     s.serves("E");
-    s.asks("E", "read list", "E");
-    s.settles();
-    s.answered("list", "tea/A milk/D");
+    s.gets("E", "read list", "E", "tea/A milk/D");
 }
 
 /// The danger: A began a change of members that the old ones never agreed to, and they went on
@@ -395,10 +350,7 @@ fn a_takeover_in_the_middle_of_a_change_hears_both_sides() {
 /// The rule: as above; the old members decide about a seal, and they know of later ballots.
 #[test]
 fn a_seal_that_was_never_chosen_does_not_undo_what_came_after() {
-    let mut s = Stage::new("a seal that was never chosen undoes nothing", "A B C D E");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("a seal that was never chosen undoes nothing", "A B C D E");
     let token = s.token();
     s.parts("A D", "B C");
     s.replaces("A", s.inc("C"), "D");
@@ -408,9 +360,7 @@ fn a_seal_that_was_never_chosen_does_not_undo_what_came_after() {
     s.settles();
     s.takes_over("B");
     s.settles();
-    s.asks("B", "change milk", "C");
-    s.settles();
-    s.answered("milk", "tea/A milk/C");
+    s.gets("B", "change milk", "C", "tea/A milk/C");
 
     s.heals();
     s.takes_over_with("E", &token, "");
@@ -438,9 +388,7 @@ fn a_seal_that_was_never_chosen_does_not_undo_what_came_after() {
     s.arrives("Prepare E>B c1{A B C}");
     s.settles();
     s.serves("E");
-    s.asks("E", "read list", "E");
-    s.settles();
-    s.answered("list", "tea/A milk/C");
+    s.gets("E", "read list", "E", "tea/A milk/C");
 }
 
 /// The danger: A went on without the others, and B, which owned the session later, learnt that. When A
@@ -450,18 +398,13 @@ fn a_seal_that_was_never_chosen_does_not_undo_what_came_after() {
 /// whether it takes part again.
 #[test]
 fn a_member_that_forgot_that_it_went_on_alone_gets_its_copy_again() {
-    let mut s = Stage::new("a member takes part again", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("a member takes part again", "A B C");
     s.forks("A");
     s.about(FIRST);
     s.takes_over("B");
     s.settles();
     s.serves("B");
-    s.asks("B", "change milk", "B");
-    s.settles();
-    s.answered("milk", "tea/A milk/B");
+    s.gets("B", "change milk", "B", "tea/A milk/B");
 
     s.reminds("B");
     s.settles();
@@ -484,10 +427,7 @@ fn a_member_that_forgot_that_it_went_on_alone_gets_its_copy_again() {
 /// The rule: what is open was chosen, and outlasts every seal of as many changes.
 #[test]
 fn a_change_of_members_that_was_not_chosen_gives_way_to_the_one_that_was() {
-    let mut s = Stage::new("a change that was not chosen", "A B C D E");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("a change that was not chosen", "A B C D E");
     s.parts("A", "B C E");
     s.replaces("A", s.inc("C"), "D");
     s.arrives("Accept A>D");

@@ -18,9 +18,7 @@ use crate::stage::Stage;
 fn a_claimant_that_owns_nothing_is_asked_before_anyone_rests_on_its_claim() {
     let mut s = Stage::new("a claimant that owns nothing", "A B C");
     s.draws("A", "A B C");
-    s.asks("A", "keyed tea", "A");
-    s.settles();
-    s.answered("tea", "tea/A");
+    s.gets("A", "keyed tea", "A", "tea/A");
 
     s.parts("B", "A C");
     s.takes_over("B");
@@ -44,9 +42,7 @@ fn a_claimant_that_owns_nothing_is_asked_before_anyone_rests_on_its_claim() {
     s.asks_claimant("B");
     s.settles();
     assert_eq!(s.claimant("B"), Claimant::Owns);
-    s.asks("A", "read list", "A");
-    s.settles();
-    s.answered("list", "tea/A");
+    s.gets("A", "read list", "A", "tea/A");
 }
 
 /// The danger: A is cut off and succeeded meanwhile. Nobody asks A for the session, so it hears of

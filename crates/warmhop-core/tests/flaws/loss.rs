@@ -12,10 +12,7 @@ use crate::stage::{FIRST, FORK, Stage};
 fn amnesia(title: &str, restart: impl FnOnce(&mut Stage)) -> Stage {
     let mut s = Stage::new(title, "A B C");
     s.draws("A", "A B C");
-    s.asks("A", "change tea", "C");
-    s.arrives("Exec A>C");
-    s.ends("tea");
-    s.arrives("ExecDone C>A");
+    s.has_it_run("A", "change tea", "C");
     s.answered("tea", "tea/C");
     s.loses("Accept A>B");
     s.asks("A", "change milk", "A");
@@ -58,9 +55,7 @@ fn a_member_that_lost_its_memory_does_not_vote_as_the_one_that_it_was() {
     s.replaces("B", s.token().cfg.now.who[2], "C");
     s.settles();
     s.crashes("A");
-    s.asks("B", "change jam", "B");
-    s.settles();
-    s.answered("jam", "tea/C milk/A jam/B");
+    s.gets("B", "change jam", "B", "tea/C milk/A jam/B");
 }
 
 /// The same story without the rule: this is what it is for.
@@ -79,10 +74,7 @@ fn under_its_old_name_it_would_lose_what_was_acknowledged() {
 fn a_copy_that_was_forgotten_does_not_vote_as_if_it_had_been_empty() {
     let mut s = Stage::new("a copy that was forgotten does not vote", "A B C D");
     s.draws("A", "A B C");
-    s.asks("A", "change tea", "C");
-    s.arrives("Exec A>C");
-    s.ends("tea");
-    s.arrives("ExecDone C>A");
+    s.has_it_run("A", "change tea", "C");
     s.answered("tea", "tea/C");
     s.loses("Accept A>B");
     s.forgets("C");
@@ -111,9 +103,7 @@ fn a_copy_that_was_forgotten_does_not_vote_as_if_it_had_been_empty() {
     s.replaces("B", s.inc("D"), "C");
     s.settles();
     s.crashes("A");
-    s.asks("B", "change milk", "B");
-    s.settles();
-    s.answered("milk", "tea/C milk/B");
+    s.gets("B", "change milk", "B", "tea/C milk/B");
 }
 
 /// The danger: C lives, but votes no more on a session that it forgot before its time. Nobody
@@ -121,10 +111,7 @@ fn a_copy_that_was_forgotten_does_not_vote_as_if_it_had_been_empty() {
 /// The rule: its owner makes it a member again, under a stamp above whatever it forgot.
 #[test]
 fn a_member_that_forgot_is_seated_anew() {
-    let mut s = Stage::new("a member that forgot is seated anew", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("a member that forgot is seated anew", "A B C");
     s.forgets("C");
     s.asks("A", "change jam", "A");
     s.ends("jam");
@@ -139,9 +126,7 @@ fn a_member_that_forgot_is_seated_anew() {
     assert!(s.machine("A").is_some_and(Session::is_whole), "all three hold it");
     s.tell("One holder may be lost again.");
     s.crashes("B");
-    s.asks("A", "change milk", "A");
-    s.settles();
-    s.answered("milk", "tea/A jam/A milk/A");
+    s.gets("A", "change milk", "A", "tea/A jam/A milk/A");
 }
 
 /// The danger: C holds all that is left of a session of three, but does not know of the change
@@ -151,14 +136,8 @@ fn a_member_that_forgot_is_seated_anew() {
 /// client gets that answer.
 #[test]
 fn when_two_of_three_holders_die_at_once_it_is_said_to_be_lost() {
-    let mut s = Stage::new("two of three holders die at once", "A B C D");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
-    s.asks("A", "keyed milk", "B");
-    s.arrives("Exec A>B");
-    s.ends("milk");
-    s.arrives("ExecDone B>A");
+    let mut s = Stage::with_tea("two of three holders die at once", "A B C D");
+    s.has_it_run("A", "keyed milk", "B");
     s.answered("milk", "tea/A milk/B");
     s.loses("Accept A>C");
     s.holds("C", 1);
@@ -195,10 +174,7 @@ fn when_two_of_three_holders_die_at_once_it_is_said_to_be_lost() {
 /// cannot have both, the set without a majority decides what is reported.
 #[test]
 fn a_change_of_members_that_nobody_can_agree_to_makes_no_session_look_alive() {
-    let mut s = Stage::new("a change that nobody can agree to", "A B C D");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("a change that nobody can agree to", "A B C D");
     let b = s.inc("B");
     s.restarts("B");
     s.restarts("C");
@@ -243,10 +219,8 @@ fn a_member_that_forgot_makes_no_session_look_alive() {
 /// What ran meanwhile may still be applied, and its client gets that answer.
 #[test]
 fn without_a_majority_an_owner_that_refuses_answers_nothing() {
-    let mut s = Stage::new("without a majority an owner that refuses answers nothing", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s =
+        Stage::with_tea("without a majority an owner that refuses answers nothing", "A B C");
     s.parts("A", "B C");
     s.asks("A", "read list", "A");
     s.settles();
@@ -265,9 +239,7 @@ fn without_a_majority_an_owner_that_refuses_answers_nothing() {
     s.heals();
     s.passes(Duration::from_secs(1));
     s.settles();
-    s.asks("A", "read list", "A");
-    s.settles();
-    s.answered("list", "tea/A jam/A");
+    s.gets("A", "read list", "A", "tea/A jam/A");
 }
 
 /// The danger: A goes on alone from its copy, and its copy goes on voting in the old session as
@@ -277,19 +249,14 @@ fn without_a_majority_an_owner_that_refuses_answers_nothing() {
 /// from is fenced first: to the old session it is as if A had died. Forks are never merged.
 #[test]
 fn a_fork_goes_on_under_another_name_and_its_copy_votes_no_more() {
-    let mut s = Stage::new("a fork goes on under another name", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("a fork goes on under another name", "A B C");
     s.parts("A", "B C");
     s.asks("A", "read early", "A");
     s.settles();
     s.forks("A");
     s.settles();
     s.serves("A");
-    s.asks("A", "change jam", "A");
-    s.settles();
-    s.answered("jam", "tea/A jam/A");
+    s.gets("A", "change jam", "A", "tea/A jam/A");
 
     s.about(FIRST);
     s.tell("The old session is not served by A any more.");
@@ -317,9 +284,7 @@ fn a_fork_goes_on_under_another_name_and_its_copy_votes_no_more() {
     s.failed("list", Failure::WentOn { into: FORK, by });
     s.about(FORK);
     s.serves("A");
-    s.asks("A", "read list", "A");
-    s.settles();
-    s.answered("list", "tea/A jam/A");
+    s.gets("A", "read list", "A", "tea/A jam/A");
 }
 
 /// The danger: the others were not gone at all, and go on with the old session while the fork
@@ -327,21 +292,11 @@ fn a_fork_goes_on_under_another_name_and_its_copy_votes_no_more() {
 /// The rule: as above; there are two names, and under each of them one history.
 #[test]
 fn a_fork_and_the_session_that_it_left_do_not_touch() {
-    let mut s = Stage::new("a fork and the session that it left do not touch", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
-    s.parts("A", "B C");
-    s.takes_over("B");
-    s.settles();
-    s.asks("B", "change milk", "C");
-    s.settles();
-    s.answered("milk", "tea/A milk/C");
+    let mut s = Stage::with_tea("a fork and the session that it left do not touch", "A B C");
+    s.goes_on_without_a();
     s.forks("A");
     s.settles();
-    s.asks("A", "change jam", "A");
-    s.settles();
-    s.answered("jam", "tea/A jam/A");
+    s.gets("A", "change jam", "A", "tea/A jam/A");
 
     s.heals();
     s.about(FIRST);
@@ -358,7 +313,5 @@ fn a_fork_and_the_session_that_it_left_do_not_touch() {
     s.settles();
     s.answered("salt", "tea/A milk/C salt/B");
     s.about(FORK);
-    s.asks("A", "read fork", "A");
-    s.settles();
-    s.answered("fork", "tea/A jam/A");
+    s.gets("A", "read fork", "A", "tea/A jam/A");
 }

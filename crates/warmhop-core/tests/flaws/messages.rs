@@ -12,10 +12,7 @@ use crate::stage::Stage;
 /// The rule: the same position never runs twice on one peer.
 #[test]
 fn an_order_that_arrives_twice_runs_once() {
-    let mut s = Stage::new("an order that arrives twice runs once", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let s = Stage::with_tea("an order that arrives twice runs once", "A B C");
     order_twice(s, "tea/A milk/B");
 }
 
@@ -64,10 +61,7 @@ fn order_twice(mut s: Stage, answer: &str) {
 fn a_vote_that_arrives_twice_counts_once() {
     let mut s = Stage::new("a vote that arrives twice counts once", "A B C D");
     s.draws("A", "A B C");
-    s.asks("A", "change tea", "C");
-    s.arrives("Exec A>C");
-    s.ends("tea");
-    s.arrives("ExecDone C>A");
+    s.has_it_run("A", "change tea", "C");
     s.answered("tea", "tea/C");
     s.tell("A and C hold tea. B has never heard of the session.");
     s.loses("Accept A>B");
@@ -100,9 +94,7 @@ fn a_vote_that_arrives_twice_counts_once() {
     s.arrives("Accept D>B");
     s.settles();
     s.serves("D");
-    s.asks("D", "read list", "D");
-    s.settles();
-    s.answered("list", "tea/C");
+    s.gets("D", "read list", "D", "tea/C");
 }
 
 /// The danger: a proposal arrives again after a later one, and the copy goes back to it: a change
@@ -110,10 +102,7 @@ fn a_vote_that_arrives_twice_counts_once() {
 /// The rule: a record is replaced by a later one only.
 #[test]
 fn an_old_proposal_that_arrives_again_undoes_nothing() {
-    let mut s = Stage::new("an old proposal that arrives again undoes nothing", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("an old proposal that arrives again undoes nothing", "A B C");
     s.asks("A", "change milk", "A");
     s.ends("milk");
     s.loses("Accept A>B");
@@ -127,9 +116,7 @@ fn an_old_proposal_that_arrives_again_undoes_nothing() {
     s.takes_over("B");
     s.settles();
     s.serves("B");
-    s.asks("B", "read list", "B");
-    s.settles();
-    s.answered("list", "tea/A milk/A");
+    s.gets("B", "read list", "B", "tea/A milk/A");
 }
 
 /// The danger: a client hears nothing, and sends its payment again.
@@ -143,9 +130,7 @@ fn a_keyed_request_that_is_sent_twice_gets_its_stored_answer() {
     s.asks("A", "keyed pay", "B");
     s.failed("pay", Failure::KeyInUse);
     s.settles();
-    s.asks("A", "change milk", "C");
-    s.settles();
-    s.answered("milk", "pay/B milk/C");
+    s.gets("A", "change milk", "C", "pay/B milk/C");
 
     s.asks("A", "keyed pay", "C");
     s.runs("pay", 0);
@@ -158,9 +143,7 @@ fn a_keyed_request_that_is_sent_twice_gets_its_stored_answer() {
     s.settles();
     s.serves("C");
     s.answered("pay", "again: pay/B");
-    s.asks("C", "read list", "C");
-    s.settles();
-    s.answered("list", "pay/B milk/C");
+    s.gets("C", "read list", "C", "pay/B milk/C");
 }
 
 /// The danger: what was applied long ago is remembered no more, and a repeat of it looks new.
@@ -183,9 +166,7 @@ fn a_repeat_that_nobody_remembers_is_refused_and_not_applied_again() {
     s.failed("pay", Failure::BelowFloor);
 
     s.tell("A request that is new, and whose client has seen everything, runs.");
-    s.asks("A", "keyed jam", "A");
-    s.settles();
-    s.answered("jam", "pay/B tea/B milk/B jam/A");
+    s.gets("A", "keyed jam", "A", "pay/B tea/B milk/B jam/A");
 }
 
 /// The danger: the response to a keyed request is too long to be stored. Were the request not
@@ -212,9 +193,7 @@ fn a_response_too_large_to_store_is_remembered_as_such() {
     s.asks("C", "keyed large catalogue", "C");
     s.settles();
     s.answered("catalogue", "applied, too large to repeat");
-    s.asks("C", "read list", "C");
-    s.settles();
-    s.answered("list", "catalogue/B");
+    s.gets("C", "read list", "C", "catalogue/B");
 }
 
 /// The danger: C is asked to run on the record that it is known to hold, but holds another by
@@ -223,10 +202,7 @@ fn a_response_too_large_to_store_is_remembered_as_such() {
 /// The rule: an order runs on exactly the named base; who lacks it says so, and gets it.
 #[test]
 fn an_executor_that_lacks_the_base_says_so_and_gets_it() {
-    let mut s = Stage::new("an executor that lacks the base says so and gets it", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("an executor that lacks the base says so and gets it", "A B C");
     s.asks("A", "change milk", "C");
     s.arrives("Exec A>C");
     s.ends("milk");
@@ -290,10 +266,7 @@ fn sent(s: &Stage, message: &str) -> usize {
 /// record is offered at once, and a member that has room again gets its copy.
 #[test]
 fn a_member_without_room_is_offered_a_copy_ever_more_seldom() {
-    let mut s = Stage::new("a member without room", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("a member without room", "A B C");
     s.is_full("C");
     s.crashes("B");
     s.asks("A", "change milk", "A");
@@ -311,9 +284,7 @@ fn a_member_without_room_is_offered_a_copy_ever_more_seldom() {
         s.settles();
         s.passes(Duration::from_millis(100));
     }
-    s.asks("A", "read list", "A");
-    s.settles();
-    s.answered("list", "tea/A milk/A");
+    s.gets("A", "read list", "A", "tea/A milk/A");
 }
 
 /// The danger: A, which owns the session, is gone, and C, which takes it over, needs the vote of B, which is
@@ -321,14 +292,9 @@ fn a_member_without_room_is_offered_a_copy_ever_more_seldom() {
 /// The rule: a member that holds what is proposed again is sent no body.
 #[test]
 fn a_member_without_room_votes_for_what_it_holds() {
-    let mut s = Stage::new("a member without room votes for what it holds", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("a member without room votes for what it holds", "A B C");
     s.is_full("B");
     s.crashes("A");
     s.takes_over("C");
-    s.asks("C", "read list", "C");
-    s.settles();
-    s.answered("list", "tea/A");
+    s.gets("C", "read list", "C", "tea/A");
 }

@@ -41,9 +41,7 @@ fn a_late_executor_changes_nothing() {
     s.takes_over("B");
     s.settles();
     s.serves("B");
-    s.asks("B", "read list", "B");
-    s.settles();
-    s.answered("list", "tea/C");
+    s.gets("B", "read list", "B", "tea/C");
 }
 
 /// The danger: the late result comes while nothing else is under way, and its owner makes a
@@ -60,9 +58,7 @@ fn a_late_result_is_not_proposed_even_when_nothing_else_is_under_way() {
     s.arrives("ExecDone B>A");
     s.is_not_sent("Accept A>C");
     s.is_not_sent("Accept A>B");
-    s.asks("A", "change milk", "A");
-    s.settles();
-    s.answered("milk", "milk/A");
+    s.gets("A", "change milk", "A", "milk/A");
 }
 
 /// The danger: B refuses an order that reached it twice, and A orders B once more; then the
@@ -70,10 +66,7 @@ fn a_late_result_is_not_proposed_even_when_nothing_else_is_under_way() {
 /// The rule: as above. The number tells the two apart, and B votes for the second as well.
 #[test]
 fn the_result_of_another_number_is_not_the_one_that_is_awaited() {
-    let mut s = Stage::new("the result of another number is not the one awaited", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("the result of another number is not the one awaited", "A B C");
     s.asks("A", "keyed milk", "B");
     s.arrives("Exec A>B 1.A/2");
     s.arrives_again("Exec A>B 1.A/2");
@@ -87,9 +80,7 @@ fn the_result_of_another_number_is_not_the_one_that_is_awaited() {
     s.arrives("ExecDone B>A 1.A/3: voted");
     s.answered("milk", "tea/A milk/B#2");
     s.settles();
-    s.asks("A", "read list", "C");
-    s.settles();
-    s.answered("list", "tea/A milk/B#2");
+    s.gets("A", "read list", "C", "tea/A milk/B#2");
 }
 
 /// The danger: after D's result came, and was proposed, A hears that its link to D broke, and
@@ -99,10 +90,7 @@ fn the_result_of_another_number_is_not_the_one_that_is_awaited() {
 fn a_proposal_is_not_given_up_when_its_executor_is_lost() {
     let mut s = Stage::new("a proposal is not given up", "A B C D");
     s.draws("A", "A B C");
-    s.asks("A", "change tea", "D");
-    s.arrives("Exec A>D");
-    s.ends("tea");
-    s.arrives("ExecDone D>A");
+    s.has_it_run("A", "change tea", "D");
     s.waits("tea");
     s.gives_up("A", "tea");
     s.waits("tea");
@@ -110,9 +98,7 @@ fn a_proposal_is_not_given_up_when_its_executor_is_lost() {
     s.arrives("Accept A>B");
     s.arrives("Accepted B>A");
     s.answered("tea", "tea/D");
-    s.asks("A", "change milk", "A");
-    s.settles();
-    s.answered("milk", "tea/D milk/A");
+    s.gets("A", "change milk", "A", "tea/D milk/A");
 }
 
 /// The danger: an owner that nobody heard has counted further than its successor has got since.
@@ -121,10 +107,7 @@ fn a_proposal_is_not_given_up_when_its_executor_is_lost() {
 /// The rule: positions are compared by ballot first, and by number within one ballot.
 #[test]
 fn a_higher_number_of_a_lower_ballot_is_older() {
-    let mut s = Stage::new("a higher number of a lower ballot is older", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("a higher number of a lower ballot is older", "A B C");
     s.parts("A", "B C");
     for _ in 0..3 {
         s.asks("A", "keyed jam", "A");
@@ -138,9 +121,7 @@ fn a_higher_number_of_a_lower_ballot_is_older() {
     s.holds("A", 1);
     s.takes_over("B");
     s.settles();
-    s.asks("B", "change milk", "B");
-    s.settles();
-    s.answered("milk", "tea/A milk/B");
+    s.gets("B", "change milk", "B", "tea/A milk/B");
 
     s.tell("A holds 1.A/5, C holds 2.B/3. B dies.");
     s.crashes("B");
@@ -150,9 +131,7 @@ fn a_higher_number_of_a_lower_ballot_is_older() {
     s.is_sent("Promise A>C 1.A/5");
     s.settles();
     s.serves("C");
-    s.asks("C", "read list", "C");
-    s.settles();
-    s.answered("list", "tea/A milk/B");
+    s.gets("C", "read list", "C", "tea/A milk/B");
 }
 
 /// The danger: two peers take the session over at once, and each believes that it owns it; or one
@@ -229,9 +208,7 @@ fn two_takeovers() -> Stage {
     s.settles();
     s.serves("C");
     s.does_not_serve("B");
-    s.asks("C", "read list", "B");
-    s.settles();
-    s.answered("list", "tea/A milk/B");
+    s.gets("C", "read list", "B", "tea/A milk/B");
     s
 }
 
@@ -257,9 +234,7 @@ fn takeovers_of_the_same_round_are_distinguished() {
     s.does_not_serve("B");
     s.arrives("Nack C>B Higher");
     s.does_not_serve("B");
-    s.asks("C", "change milk", "B");
-    s.settles();
-    s.answered("milk", "tea/B milk/B");
+    s.gets("C", "change milk", "B", "tea/B milk/B");
 }
 
 /// The danger: an owner is stopped, is taken over, and goes on as if nothing had happened: what
@@ -329,10 +304,7 @@ fn an_owner_that_stood_still_finds_itself_deposed() {
 /// The rule: a read is confirmed by a majority at the owner's own ballot, asked after it arrived.
 #[test]
 fn a_deposed_owner_never_answers_a_read() {
-    let mut s = Stage::new("a deposed owner never answers a read", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("a deposed owner never answers a read", "A B C");
 
     s.asks("A", "read first", "A");
     s.arrives("Prepare A>B 1.A");
@@ -347,9 +319,7 @@ fn a_deposed_owner_never_answers_a_read() {
     s.takes_over("B");
     s.settles();
     s.serves("B");
-    s.asks("B", "change milk", "C");
-    s.settles();
-    s.answered("milk", "tea/A milk/C");
+    s.gets("B", "change milk", "C", "tea/A milk/C");
 
     s.tell("A believes that it owns the session still. A client that has seen milk asks it.");
     s.serves("A");
@@ -366,9 +336,7 @@ fn a_deposed_owner_never_answers_a_read() {
     s.settles();
     s.sent_on("list", Some("B"));
     s.does_not_serve("A");
-    s.asks("B", "read list", "A");
-    s.settles();
-    s.answered("list", "tea/A milk/C");
+    s.gets("B", "read list", "A", "tea/A milk/C");
 }
 
 /// The danger: the same, where the app runs on a member that has promised another owner since:
@@ -376,10 +344,8 @@ fn a_deposed_owner_never_answers_a_read() {
 /// The rule: an executor confirms only what it could vote for.
 #[test]
 fn an_executor_that_promised_another_owner_confirms_no_read() {
-    let mut s = Stage::new("an executor that promised another owner confirms no read", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s =
+        Stage::with_tea("an executor that promised another owner confirms no read", "A B C");
     s.asks("A", "look list", "C");
     s.arrives("Exec A>C with its vote");
 
@@ -414,10 +380,7 @@ fn an_executor_that_promised_another_owner_confirms_no_read() {
 /// be forming, and then refuses them: they did not run.
 #[test]
 fn an_owner_that_hears_no_majority_refuses_soon_and_runs_nothing() {
-    let mut s = Stage::new("an owner that hears no majority", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("an owner that hears no majority", "A B C");
     s.parts("A", "B C");
     s.knows("A", "B C", "B C");
     s.asks("A", "change milk", "A");
@@ -445,10 +408,7 @@ fn an_owner_that_hears_no_majority_refuses_soon_and_runs_nothing() {
 /// The rule: a peer that hears no majority of the members asks them for a moment, and then gives up.
 #[test]
 fn a_takeover_whose_members_are_not_heard_gives_up_soon() {
-    let mut s = Stage::new("a takeover whose members are not heard", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("a takeover whose members are not heard", "A B C");
     s.parts("B", "A C");
     s.knows("B", "A C", "A C");
     s.takes_over("B");
@@ -476,10 +436,7 @@ fn a_takeover_whose_members_are_not_heard_gives_up_soon() {
 /// The rule: it waits as long as a majority may take.
 #[test]
 fn a_young_process_waits_for_members_that_it_has_not_heard_yet() {
-    let mut s = Stage::new("a young process", "A B C D");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("a young process", "A B C D");
     let token = s.token();
     s.crashes("A");
     s.parts("D", "B C");
@@ -506,21 +463,15 @@ fn a_young_process_waits_for_members_that_it_has_not_heard_yet() {
 fn a_takeover_goes_above_the_ballot_that_the_session_was_drawn_with() {
     let mut s = Stage::new("a takeover goes above what the session was drawn with", "A B C");
     s.draws("C", "A B C");
-    s.asks("C", "read nothing", "C");
-    s.settles();
-    s.answered("nothing", "");
+    s.gets("C", "read nothing", "C", "");
     s.parts("C", "A B");
     s.takes_over("A");
-    s.asks("A", "change tea", "A");
-    s.settles();
-    s.answered("tea", "tea/A");
+    s.gets("A", "change tea", "A", "tea/A");
 
     s.heals();
     s.asks("C", "change milk", "C");
     s.settles();
     s.deposed("milk", "A");
     s.does_not_serve("C");
-    s.asks("A", "read list", "A");
-    s.settles();
-    s.answered("list", "tea/A");
+    s.gets("A", "read list", "A", "tea/A");
 }

@@ -2,6 +2,7 @@
 //! a narrator.
 
 mod curtain;
+mod plots;
 mod speech;
 
 use std::collections::{BTreeMap, VecDeque};

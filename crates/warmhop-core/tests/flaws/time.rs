@@ -17,10 +17,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// The rule: a peer that forgets a session remembers its stamp, and votes under it no more.
 #[test]
 fn a_copy_forgotten_at_its_time_votes_no_more() {
-    let mut s = Stage::new("what was forgotten at its time votes no more", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
+    let mut s = Stage::with_tea("what was forgotten at its time votes no more", "A B C");
     s.asks("A", "change jam", "A");
     s.ends("jam");
     s.holds_back("Accept A>B");
@@ -30,9 +27,7 @@ fn a_copy_forgotten_at_its_time_votes_no_more() {
     s.takes_over("B");
     s.settles();
     s.serves("B");
-    s.asks("B", "change milk", "C");
-    s.settles();
-    s.answered("milk", "tea/A milk/C");
+    s.gets("B", "change milk", "C", "tea/A milk/C");
 
     s.tell("Half an hour later nobody has used the session: it is over.");
     s.passes(29 * MINUTE);
@@ -61,9 +56,7 @@ fn a_copy_forgotten_at_its_time_votes_no_more() {
     s.tell("The client's token is over too. It is given a fresh session, under a new name.");
     s.about(SessionId([3; 16]));
     s.draws("C", "A B C");
-    s.asks("C", "change bread", "A");
-    s.settles();
-    s.answered("bread", "bread/A");
+    s.gets("C", "change bread", "A", "bread/A");
 }
 
 /// The danger: the same on the far side of a partition: B and C have forgotten, A has not, and
@@ -72,16 +65,8 @@ fn a_copy_forgotten_at_its_time_votes_no_more() {
 /// more, and the client gets that answer rather than what is left at A.
 #[test]
 fn the_side_that_remembers_does_not_bring_half_a_session_back() {
-    let mut s = Stage::new("the side that remembers brings no half a session back", "A B C");
-    s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
-    s.parts("A", "B C");
-    s.takes_over("B");
-    s.settles();
-    s.asks("B", "change milk", "C");
-    s.settles();
-    s.answered("milk", "tea/A milk/C");
+    let mut s = Stage::with_tea("the side that remembers brings no half a session back", "A B C");
+    s.goes_on_without_a();
     s.tell("The clock of A loses an hour, while the session ends for the others.");
     s.clock_is_off("A", -1);
     s.passes(32 * MINUTE);
@@ -111,10 +96,7 @@ fn a_member_whose_clock_is_ahead_costs_its_own_vote_only() {
     let mut s = Stage::new("a member whose clock is ahead", "A B C");
     s.clock_is_off("C", 2);
     s.draws("A", "A B C");
-    s.asks("A", "change tea", "C");
-    s.arrives("Exec A>C");
-    s.ends("tea");
-    s.arrives("ExecDone C>A");
+    s.has_it_run("A", "change tea", "C");
     s.answered("tea", "tea/C");
     s.loses("Accept A>B");
     s.passes(SECOND);
@@ -137,9 +119,7 @@ fn a_member_whose_clock_is_ahead_costs_its_own_vote_only() {
     s.answered("list", "tea/C");
 
     s.tell("A and B are a majority, and go on without C.");
-    s.asks("B", "change milk", "A");
-    s.settles();
-    s.answered("milk", "tea/C milk/A");
+    s.gets("B", "change milk", "A", "tea/C milk/A");
 }
 
 /// The danger: the clock of C is behind by more than a session lasts. Long after the others have
@@ -154,9 +134,7 @@ fn a_member_whose_clock_is_behind_brings_nothing_back() {
     s.asks("A", "change tea", "A");
     s.settles();
     s.parts("C", "A B");
-    s.asks("A", "change milk", "B");
-    s.settles();
-    s.answered("milk", "tea/A milk/B");
+    s.gets("A", "change milk", "B", "tea/A milk/B");
     s.passes(32 * MINUTE);
     assert!(s.machine("A").is_none() && s.machine("B").is_none(), "its time is over");
     s.holds("C", 1);
@@ -177,9 +155,7 @@ fn an_owner_whose_clock_is_behind_loses_its_session_and_says_so() {
     let mut s = Stage::new("an owner whose clock is behind", "A B C");
     s.clock_is_off("A", -2);
     s.draws("A", "A B C");
-    s.asks("A", "change tea", "A");
-    s.settles();
-    s.answered("tea", "tea/A");
+    s.gets("A", "change tea", "A", "tea/A");
     s.passes(SECOND);
     assert!(s.machine("B").is_none() && s.machine("C").is_none(), "it is over for them");
 
@@ -217,9 +193,7 @@ fn a_session_drawn_under_a_stamp_that_was_forgotten_is_drawn_again_under_a_highe
 
     s.about(SessionId([4; 16]));
     s.draws("A", "A B C");
-    s.asks("A", "change jam", "A");
-    s.settles();
-    s.answered("jam", "jam/A");
+    s.gets("A", "change jam", "A", "jam/A");
 }
 
 /// The danger: a session is over, but not forgotten yet, and its owner serves some of it.
@@ -234,16 +208,10 @@ fn a_session_that_is_over_begins_wholly_afresh() {
     s.asks("A", "change milk", "C");
     s.settles();
     s.passes(29 * MINUTE);
-    s.asks("A", "look now", "B");
-    s.settles();
-    s.answered("now", "tea/B milk/C");
+    s.gets("A", "look now", "B", "tea/B milk/C");
     s.passes(MINUTE + 10 * SECOND);
-    s.asks("A", "change bread", "B");
-    s.settles();
-    s.answered("bread", "bread/B");
-    s.asks("A", "read list", "C");
-    s.settles();
-    s.answered("list", "bread/B");
+    s.gets("A", "change bread", "B", "bread/B");
+    s.gets("A", "read list", "C", "bread/B");
 }
 
 fn learns_that_it_is_lost(s: &mut Stage, entry: &str) {
@@ -285,12 +253,8 @@ fn a_short_lived_key_is_not_kept_for_longer() {
     }
 
     s.tell("It is used again, and read: that makes it last no longer.");
-    s.asks("A", "change jam", "A");
-    s.settles();
-    s.answered("jam", "jam/A");
-    s.asks("A", "read list", "A");
-    s.settles();
-    s.answered("list", "jam/A");
+    s.gets("A", "change jam", "A", "jam/A");
+    s.gets("A", "read list", "A", "jam/A");
     s.passes(3 * SECOND);
     s.settles();
     s.passes(MINUTE);
@@ -322,9 +286,7 @@ fn an_expired_key_hides_its_former_value() {
     s.answered("tea", "tea/A");
     s.parts("B", "A C");
     s.lasts_for(SECOND);
-    s.asks("A", "change jam", "A");
-    s.settles();
-    s.answered("jam", "tea/A jam/A");
+    s.gets("A", "change jam", "A", "tea/A jam/A");
     s.passes(3 * SECOND);
     s.settles();
     s.passes(MINUTE);
@@ -413,9 +375,7 @@ fn a_forgotten_session_hides_no_later_one() {
     s.settles();
     s.serves("B");
     s.lasts_for(SECOND);
-    s.asks("B", "change milk", "B");
-    s.settles();
-    s.answered("milk", "tea/A milk/B");
+    s.gets("B", "change milk", "B", "tea/A milk/B");
     s.passes(3 * SECOND);
     s.settles();
     s.passes(MINUTE + 10 * SECOND);
@@ -456,9 +416,7 @@ fn cut_off_while_others_wrote(title: &str) -> Stage {
     s.settles();
     s.serves("A");
     s.lasts_for(30 * MINUTE);
-    s.asks("A", "change jam", "A");
-    s.settles();
-    s.answered("jam", "tea/C jam/A");
+    s.gets("A", "change jam", "A", "tea/C jam/A");
     s
 }
 
@@ -482,9 +440,7 @@ fn a_member_that_was_cut_off_does_not_forget_by_what_it_holds() {
     s.heals();
     s.takes_over("B");
     s.settles();
-    s.asks("B", "read list", "B");
-    s.settles();
-    s.answered("list", "tea/C jam/A");
+    s.gets("B", "read list", "B", "tea/C jam/A");
 }
 
 /// The danger: as above, but somebody asks C, the owner as far as it knows, for what is past its time, and it
@@ -506,9 +462,7 @@ fn an_owner_that_was_cut_off_leaves_no_copy_behind() {
     s.knows("C", "A B", "");
     s.takes_over("C");
     s.settles();
-    s.asks("C", "read list", "C");
-    s.settles();
-    s.answered("list", "tea/C jam/A");
+    s.gets("C", "read list", "C", "tea/C jam/A");
 }
 
 /// The danger: C is back, and its time is over before it is sent what it missed.
