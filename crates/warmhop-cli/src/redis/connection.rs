@@ -97,7 +97,7 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
         let arrived = loop {
             // What had arrived by then has been read: a client that keeps sending delays nobody.
             if leaves && std::mem::replace(&mut has_left_off, true) {
-                break Arrived::Leaves;
+                break ReadEnd::Leaves;
             }
             let Some(subscriber) = client.subscriber.as_mut().filter(|it| it.is_listening()) else {
                 break read(&mut stream, &mut incoming, passed_over, leaving).await?;
@@ -120,16 +120,16 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
             under_way.write(&mut stream, &mut outgoing).await?;
         };
         match arrived {
-            Arrived::Some => {}
-            Arrived::TooLate => {
+            ReadEnd::Some => {}
+            ReadEnd::TooLate => {
                 let late = Reply::error("ERR", "Protocol error: the request took too long");
                 late.put(version, &mut outgoing);
                 under_way.write(&mut stream, &mut outgoing).await?;
                 return see_off(stream, incoming, LAST_WORDS_WITHIN).await;
             }
             // The client has read the last replies by now, or never will.
-            Arrived::Leaves if answered.elapsed() > LAST_ANSWERS_WITHIN => return Ok(()),
-            Arrived::Leaves => return see_off(stream, incoming, LAST_ANSWERS_WITHIN).await,
+            ReadEnd::Leaves if answered.elapsed() > LAST_ANSWERS_WITHIN => return Ok(()),
+            ReadEnd::Leaves => return see_off(stream, incoming, LAST_ANSWERS_WITHIN).await,
         }
     }
 }
@@ -156,8 +156,8 @@ async fn see_off(
     timeout(within, rest).await.unwrap_or(Ok(()))
 }
 
-/// The result of reading.
-enum Arrived {
+/// How reading ended.
+enum ReadEnd {
     /// Something that may be a request.
     Some,
     /// The rest of a request took too long.
@@ -173,7 +173,7 @@ async fn read(
     incoming: &mut BytesMut,
     passed_over: bool,
     leaving: &CancellationToken,
-) -> io::Result<Arrived> {
+) -> io::Result<ReadEnd> {
     let begun = passed_over || !incoming.is_empty();
     let late = Instant::now() + REQUEST_WITHIN;
     loop {
@@ -182,16 +182,16 @@ async fn read(
             // First: what has arrived is answered before the peer leaves.
             biased;
             read = stream.read_buf(incoming) => read?,
-            () = leaving.cancelled() => return Ok(Arrived::Leaves),
+            () = leaving.cancelled() => return Ok(ReadEnd::Leaves),
             // An idle connection of a pool may wait for as long as it likes.
-            () = sleep_until(late), if begun => return Ok(Arrived::TooLate),
+            () = sleep_until(late), if begun => return Ok(ReadEnd::TooLate),
         };
         if read == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the client left"));
         }
         BYTES.received(read);
         if !begun || passed_over || is_complete(incoming) {
-            return Ok(Arrived::Some);
+            return Ok(ReadEnd::Some);
         }
     }
 }

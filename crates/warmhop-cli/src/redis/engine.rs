@@ -447,7 +447,7 @@ impl Database {
         let mut room = Room::empty(name, self.now());
         handler(&mut room, &args)?;
         // An end that has passed already deletes the key, which depends on what is there.
-        if room.entry(key).is_none() {
+        if room.item(key).is_none() {
             return Ok(None);
         }
         let Ok(Kept::Put(bytes, expires)) = room.close(self.shared.idle).map_err(too_large) else {

@@ -117,7 +117,7 @@ impl Database {
     async fn rename_in_steps(
         &self,
         request: &Request,
-        moved: &mut Option<room::Entry>,
+        moved: &mut Option<room::Item>,
     ) -> Result<Reply, Stop> {
         let only_if_free = request.spec.name == "RENAMENX";
         let (from_key, to_key) = (&request.args[1], &request.args[2]);
@@ -130,7 +130,7 @@ impl Database {
         for _ in 0..RENAMED_MAX {
             let held = self.look(&from).await.inspect_err(|_| in_vain());
             let held = held.map_err(|reply| partly_if(moved.is_some(), reply))?;
-            let Some(entry) = held.entry(from_key).cloned() else {
+            let Some(item) = held.item(from_key).cloned() else {
                 let none = Reply::error("ERR", "no such key");
                 return Err(partly_if(moved.is_some(), none));
             };
@@ -141,13 +141,13 @@ impl Database {
                     (true, Some(moved)) => room.value(to_key) == Some(&moved.value),
                 };
                 if goes {
-                    room.put_entry(to_key, entry.clone());
+                    room.put_item(to_key, item.clone());
                 }
                 let reply = Reply::Number(i64::from(goes));
                 std::future::ready(Outcome { room, reply, commits: true, depends: true })
             };
             match (self.update_in(at_to, &to, put).await, moved.is_some()) {
-                (Ok(Reply::Number(1)), _) => *moved = Some(entry.clone()),
+                (Ok(Reply::Number(1)), _) => *moved = Some(item.clone()),
                 (Ok(Reply::Number(_)), false) => return Ok(Reply::Number(0)),
                 (Ok(Reply::Number(_)), true) => break,
                 (Ok(refused), false) => return Ok(refused),
@@ -157,8 +157,8 @@ impl Database {
             }
             let take = |mut room: Room| {
                 let is_it = room
-                    .entry(from_key)
-                    .is_some_and(|it| it.value == entry.value && it.end == entry.end);
+                    .item(from_key)
+                    .is_some_and(|it| it.value == item.value && it.end == item.end);
                 if is_it {
                     room.remove(from_key);
                     room.note(to_key, Deed::Wrote);

@@ -30,7 +30,7 @@ pub(super) const LINGERS: Duration = Duration::from_secs(60);
 
 /// A key's value and its end.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Entry {
+pub(super) struct Item {
     pub(super) value: Value,
     /// In milliseconds since 1970; `None` for a key without a time to live.
     pub(super) end: Option<u64>,
@@ -45,7 +45,7 @@ pub(super) struct Room {
     name: Bytes,
     /// When the present run began, in milliseconds since 1970: its clock does not advance.
     pub(super) now: u64,
-    entries: BTreeMap<Bytes, Entry>,
+    items: BTreeMap<Bytes, Item>,
     changed: bool,
     log: Log,
     /// Its register is kept on past the ends of its keys.
@@ -162,7 +162,7 @@ impl Room {
         Self {
             name: name.clone(),
             now,
-            entries: BTreeMap::new(),
+            items: BTreeMap::new(),
             changed: false,
             log: Log::default(),
             lingers: false,
@@ -191,8 +191,8 @@ impl Room {
     pub(super) fn take_out_ended(&mut self) {
         let now = self.now;
         let mut ended = Vec::new();
-        self.entries.retain(|key, entry| {
-            let stays = entry.end.is_none_or(|end| end > now);
+        self.items.retain(|key, item| {
+            let stays = item.end.is_none_or(|end| end > now);
             if !stays {
                 ended.push(key.clone());
             }
@@ -209,7 +209,7 @@ impl Room {
 
     /// When the first of its keys ends.
     pub(super) fn first_end(&self) -> Option<u64> {
-        self.entries.values().filter_map(|entry| entry.end).min()
+        self.items.values().filter_map(|item| item.end).min()
     }
 
     /// Records the events of a command that has run on it without being refused.
@@ -255,7 +255,7 @@ impl Room {
                 }
                 let (value, endless) = Value::decode(kept)?;
                 let end = (!endless).then_some(end);
-                room.entries.insert(key, Entry { value, end, moved: false });
+                room.items.insert(key, Item { value, end, moved: false });
             }
             None => {
                 if kept.try_get_u8().ok()? != ROOM {
@@ -269,7 +269,7 @@ impl Room {
                     let value = (len <= kept.len()).then(|| kept.split_to(len))?;
                     let (value, endless) = Value::decode(value)?;
                     let end = (!endless).then_some(end);
-                    room.entries.insert(key, Entry { value, end, moved: false });
+                    room.items.insert(key, Item { value, end, moved: false });
                 }
             }
         }
@@ -299,14 +299,14 @@ impl Room {
     /// # Errors
     /// If it is larger than a register may be.
     pub(super) fn close(&self, idle: Duration) -> Result<Kept, TooLarge> {
-        if self.entries.is_empty() {
+        if self.items.is_empty() {
             return Ok(Kept::Nothing);
         }
-        if let (Some(key), 1) = (only_key(&self.name), self.entries.len())
-            && let Some(entry) = self.entries.get(&key)
+        if let (Some(key), 1) = (only_key(&self.name), self.items.len())
+            && let Some(item) = self.items.get(&key)
         {
-            let mut kept = entry.value.encode(entry.end.is_none())?;
-            if let (true, Some(end)) = (self.lingers, entry.end) {
+            let mut kept = item.value.encode(item.end.is_none())?;
+            if let (true, Some(end)) = (self.lingers, item.end) {
                 let mut whole = BytesMut::with_capacity(1 + 8 + kept.len());
                 whole.put_u8(LINGERING);
                 whole.put_u64(end);
@@ -314,7 +314,7 @@ impl Room {
                 kept = whole.freeze();
                 return Ok(Kept::Put(kept, Expires::At(lingering(end))));
             }
-            let expires = match (entry.moved, entry.end) {
+            let expires = match (item.moved, item.end) {
                 (false, _) => Expires::Keep,
                 (true, None) => Expires::Default,
                 (true, Some(end)) => Expires::At(time(end)),
@@ -326,18 +326,18 @@ impl Room {
         }
         let mut kept = BytesMut::with_capacity(1 + self.len());
         kept.put_u8(ROOM);
-        for (key, entry) in &self.entries {
+        for (key, item) in &self.items {
             kept.put_u16(u16::try_from(key.len()).map_err(|_| TooLarge)?);
             kept.put_slice(key);
-            kept.put_u64(entry.end.unwrap_or_default());
-            let value = entry.value.encode(entry.end.is_none())?;
+            kept.put_u64(item.end.unwrap_or_default());
+            let value = item.value.encode(item.end.is_none())?;
             kept.put_u32(u32::try_from(value.len()).map_err(|_| TooLarge)?);
             kept.put_slice(&value);
         }
         // It ends with the last of its keys; a key without an end lives like any idle key.
-        let last = self.entries.values().filter_map(|entry| entry.end).max();
+        let last = self.items.values().filter_map(|item| item.end).max();
         let last = last.map(|last| if self.lingers { millis(lingering(last)) } else { last });
-        let is_endless = self.entries.values().any(|entry| entry.end.is_none());
+        let is_endless = self.items.values().any(|item| item.end.is_none());
         let idle_end = self.now.saturating_add(u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
         let expires = match last {
             Some(last) if !is_endless || last > idle_end => Expires::At(time(last)),
@@ -348,25 +348,25 @@ impl Room {
 
     /// How many bytes it takes when encoded, approximately.
     pub(super) fn len(&self) -> usize {
-        let len = |(key, entry): (&Bytes, &Entry)| KEY_BYTES + 1 + key.len() + entry.value.len();
-        match self.entries.len() {
+        let len = |(key, item): (&Bytes, &Item)| KEY_BYTES + 1 + key.len() + item.value.len();
+        match self.items.len() {
             1 if only_key(&self.name).is_some() => {
-                self.entries.values().map(|entry| entry.value.len()).sum()
+                self.items.values().map(|item| item.value.len()).sum()
             }
-            _ => self.entries.iter().map(len).sum(),
+            _ => self.items.iter().map(len).sum(),
         }
     }
 
     pub(super) fn keys(&self) -> impl Iterator<Item = (&Bytes, &Value)> {
-        self.entries.iter().map(|(key, entry)| (key, &entry.value))
+        self.items.iter().map(|(key, item)| (key, &item.value))
     }
 
-    pub(super) fn entry(&self, key: &[u8]) -> Option<&Entry> {
-        self.entries.get(key)
+    pub(super) fn item(&self, key: &[u8]) -> Option<&Item> {
+        self.items.get(key)
     }
 
     pub(super) fn value(&self, key: &[u8]) -> Option<&Value> {
-        self.entries.get(key).map(|entry| &entry.value)
+        self.items.get(key).map(|item| &item.value)
     }
 
     /// A key's value, which has to be a string.
@@ -390,7 +390,7 @@ impl Room {
         key: &Bytes,
         change: impl FnOnce(&mut T) -> Result<(bool, R), Reply>,
     ) -> Result<R, Reply> {
-        let Some(entry) = self.entries.get_mut(key) else {
+        let Some(item) = self.items.get_mut(key) else {
             let mut fresh = T::default();
             let (changed, answer) = change(&mut fresh)?;
             if changed && !fresh.nothing_left() {
@@ -398,7 +398,7 @@ impl Room {
             }
             return Ok(answer);
         };
-        let held = T::of_mut(&mut entry.value).ok_or_else(wrong_type)?;
+        let held = T::of_mut(&mut item.value).ok_or_else(wrong_type)?;
         let (changed, answer) = change(held)?;
         let is_empty = held.nothing_left();
         self.changed |= changed;
@@ -406,7 +406,7 @@ impl Room {
             self.log.note(key, Deed::Wrote);
         }
         if changed && is_empty {
-            self.entries.remove(key);
+            self.items.remove(key);
             self.log.note(key, Deed::Gone);
         }
         Ok(answer)
@@ -417,16 +417,16 @@ impl Room {
         self.changed = true;
         self.log.note(key, Deed::Wrote);
         if end.is_some_and(|end| end <= self.now) {
-            self.entries.remove(key);
+            self.items.remove(key);
             self.log.note(key, Deed::Ended);
             return;
         }
         // A slice of a request would keep all of it in memory.
-        let key = match self.entries.remove_entry(key) {
+        let key = match self.items.remove_entry(key) {
             Some((held, _)) => held,
             None => Bytes::copy_from_slice(key),
         };
-        self.entries.insert(key, Entry { value, end, moved: true });
+        self.items.insert(key, Item { value, end, moved: true });
     }
 
     /// Sets a key to a value and leaves its end as it is.
@@ -438,40 +438,40 @@ impl Room {
     /// As [`Room::replace`], for a change that no event tells of.
     pub(super) fn replace_silently(&mut self, key: &Bytes, value: Value) {
         self.changed = true;
-        match self.entries.get_mut(key) {
-            Some(entry) => entry.value = value,
+        match self.items.get_mut(key) {
+            Some(item) => item.value = value,
             None => {
                 // A slice of a request would keep all of it in memory.
                 let key = Bytes::copy_from_slice(key);
-                self.entries.insert(key, Entry { value, end: None, moved: true });
+                self.items.insert(key, Item { value, end: None, moved: true });
             }
         }
     }
 
     /// Moves a key's end; an end in the past removes the key. False if there is no such key.
     pub(super) fn end(&mut self, key: &Bytes, end: Option<u64>) -> bool {
-        let Some(entry) = self.entries.get_mut(key) else { return false };
+        let Some(item) = self.items.get_mut(key) else { return false };
         self.changed = true;
         if end.is_some_and(|end| end <= self.now) {
-            self.entries.remove(key);
+            self.items.remove(key);
             self.log.note(key, Deed::Gone);
         } else {
-            (entry.end, entry.moved) = (end, true);
+            (item.end, item.moved) = (end, true);
             self.log.note(key, if end.is_some() { Deed::Moved } else { Deed::Stays });
         }
         true
     }
 
-    pub(super) fn remove(&mut self, key: &[u8]) -> Option<Entry> {
-        let (key, gone) = self.entries.remove_entry(key)?;
+    pub(super) fn remove(&mut self, key: &[u8]) -> Option<Item> {
+        let (key, gone) = self.items.remove_entry(key)?;
         self.changed = true;
         self.log.note(&key, Deed::Gone);
         Some(gone)
     }
 
     /// Sets a key to another key's value and end.
-    pub(super) fn put_entry(&mut self, key: &Bytes, entry: Entry) {
-        self.set(key, entry.value, entry.end);
+    pub(super) fn put_item(&mut self, key: &Bytes, item: Item) {
+        self.set(key, item.value, item.end);
     }
 }
 
@@ -510,7 +510,7 @@ mod tests {
         };
         assert_eq!(millis(at), end);
         let again = Room::open(&name, Some((kept, at)), 1_000).unwrap();
-        assert_eq!(again.entry(&a).unwrap().end, None);
-        assert_eq!(again.entry(&b).unwrap().end, Some(end));
+        assert_eq!(again.item(&a).unwrap().end, None);
+        assert_eq!(again.item(&b).unwrap().end, Some(end));
     }
 }

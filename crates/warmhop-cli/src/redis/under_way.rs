@@ -77,7 +77,7 @@ enum Ran {
     Anew(Box<Job>),
 }
 
-type Running = BoxFuture<'static, Ran>;
+type Execution = BoxFuture<'static, Ran>;
 
 /// A command to be carried out.
 struct Job {
@@ -89,7 +89,7 @@ struct Job {
 /// The commands under way.
 #[derive(Default)]
 pub(super) struct UnderWay {
-    replies: FuturesOrdered<Running>,
+    replies: FuturesOrdered<Execution>,
     /// Replies that came while others were being written.
     ready: VecDeque<Reply>,
     /// What is known about each command, in their order.
@@ -341,7 +341,7 @@ impl Counted {
 }
 
 /// Carries a command out.
-fn run(mut job: Job) -> Running {
+fn run(mut job: Job) -> Execution {
     Box::pin(async move {
         // Outside of a transaction nothing is watched.
         let reply = job.database.execute(&job.request).await.unwrap_or(Reply::Null);

@@ -113,25 +113,25 @@ pub(super) fn expire(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     };
     let only = only(&args[3..])?;
     let at = time(number(&args[2])?, form, room.now, &name)?;
-    let Some(entry) = room.entry(&args[1]) else { return Ok(Reply::Number(0)) };
-    let holds = (!only.endless || entry.end.is_none())
-        && (!only.ending || entry.end.is_some())
-        && (!only.later || entry.end.is_some_and(|end| at > end))
-        && (!only.earlier || entry.end.is_none_or(|end| at < end));
+    let Some(item) = room.item(&args[1]) else { return Ok(Reply::Number(0)) };
+    let holds = (!only.endless || item.end.is_none())
+        && (!only.ending || item.end.is_some())
+        && (!only.later || item.end.is_some_and(|end| at > end))
+        && (!only.earlier || item.end.is_none_or(|end| at < end));
     Ok(flag(holds && room.end(&args[1], Some(at))))
 }
 
 /// `PERSIST`.
 pub(super) fn persist(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    let ends = room.entry(&args[1]).is_some_and(|entry| entry.end.is_some());
+    let ends = room.item(&args[1]).is_some_and(|item| item.end.is_some());
     Ok(flag(ends && room.end(&args[1], None)))
 }
 
 /// `TTL` and its like.
 pub(super) fn ends(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let name = word(&args[0]);
-    let Some(entry) = room.entry(&args[1]) else { return Ok(Reply::Number(-2)) };
-    let Some(end) = entry.end else { return Ok(Reply::Number(-1)) };
+    let Some(item) = room.item(&args[1]) else { return Ok(Reply::Number(-2)) };
+    let Some(end) = item.end else { return Ok(Reply::Number(-1)) };
     let left = if name.ends_with("TIME") { end } else { end.saturating_sub(room.now) };
     let left = i64::try_from(left).unwrap_or(i64::MAX);
     Ok(Reply::Number(match name.as_str() {
@@ -160,7 +160,7 @@ pub(super) fn del(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 /// `RENAME` and `RENAMENX`, of keys of one room.
 pub(super) fn rename(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let only_if_free = word(&args[0]) == "RENAMENX";
-    let Some(entry) = room.entry(&args[1]).cloned() else {
+    let Some(item) = room.item(&args[1]).cloned() else {
         return Err(Reply::error("ERR", "no such key"));
     };
     if only_if_free && room.value(&args[2]).is_some() {
@@ -168,7 +168,7 @@ pub(super) fn rename(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     }
     if args[1] != args[2] {
         room.remove(&args[1]);
-        room.put_entry(&args[2], entry);
+        room.put_item(&args[2], item);
     }
     Ok(if only_if_free { Reply::Number(1) } else { Reply::OK })
 }
@@ -203,11 +203,11 @@ pub(super) fn copy(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     if from == to {
         return Err(Reply::error("ERR", "source and destination objects are the same"));
     }
-    let Some(entry) = room.entry(from).cloned() else { return Ok(Reply::Number(0)) };
+    let Some(item) = room.item(from).cloned() else { return Ok(Reply::Number(0)) };
     if !replaces && room.value(to).is_some() {
         return Ok(Reply::Number(0));
     }
-    room.put_entry(to, entry);
+    room.put_item(to, item);
     Ok(Reply::Number(1))
 }
 

@@ -168,7 +168,7 @@ pub(super) fn get_ex(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     // As Redis does: if there is no such key, the time is not checked.
     let Some(held) = room.string(&args[1])?.cloned() else { return Ok(Reply::Null) };
     let end = timing.end(room.now, "getex")?;
-    let is_endless = room.entry(&args[1]).is_some_and(|entry| entry.end.is_none());
+    let is_endless = room.item(&args[1]).is_some_and(|item| item.end.is_none());
     if end.is_some() || timing.stays && !is_endless {
         room.end(&args[1], end);
     }
