@@ -1,6 +1,7 @@
 //! The body type of every request and response in the mesh: boxed and streamed.
 
 pub(crate) mod followed;
+mod lent;
 
 use std::any::Any;
 use std::pin::Pin;
@@ -14,6 +15,7 @@ use http_body_util::{BodyExt, Full};
 use tokio::sync::oneshot;
 
 use self::followed::Follow;
+pub use self::lent::Lender;
 use crate::http::fields;
 
 /// Any error, boxed: the error type of bodies and of an app's service.
@@ -295,5 +297,36 @@ impl http_body::Body for Resumed {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
         Pin::new(&mut self.rest).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_empty() && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let first = self.first.iter().map(|data| data.len() as u64).sum::<u64>();
+        let mut hint = self.rest.size_hint();
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + first);
+        }
+        hint.set_lower(hint.lower() + first);
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_is_resumed_knows_how_long_it_is_and_when_it_ends() {
+        let first = vec![Bytes::from_static(b"some"), Bytes::from_static(b"thing ")];
+        let mut body = Body::resumed(first, Body::from("to read"));
+        for left in [17, 13, 7] {
+            assert_eq!(body.size_hint().exact(), Some(left));
+            assert!(!body.is_end_stream());
+            body.frame().await.unwrap().unwrap();
+        }
+        assert!(body.is_end_stream());
     }
 }

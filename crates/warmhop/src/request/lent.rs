@@ -1,14 +1,9 @@
 //! A request's body that may come back: if an app turns out not to have received its request,
 //! another one has to get the whole body.
 
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
-
-use crate::http::body::{Body, BoxError};
+use crate::http::body::{Body, Lender};
 
 /// How much of a body under way is kept, so that it can be sent again from its start.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
@@ -21,8 +16,8 @@ impl Home {
     /// Hands out a body for the time being.
     pub(crate) fn lend(body: Body) -> (Self, Body) {
         let home = Self::default();
-        let to = Arc::clone(&home.0);
-        (home, Body::new(Lent { body: Some(body), kept: Vec::new(), bytes: 0, home: to }))
+        let back = Back(Arc::clone(&home.0));
+        (home, body.lent(KEPT_BYTES_MAX, back))
     }
 
     /// The body, if it has come back intact.
@@ -36,70 +31,22 @@ impl Home {
     }
 }
 
-struct Lent {
-    body: Option<Body>,
-    /// The parts that were read: all of them, or it cannot come back.
-    kept: Vec<Bytes>,
-    bytes: usize,
-    home: Arc<Mutex<Option<Body>>>,
-}
+struct Back(Arc<Mutex<Option<Body>>>);
 
-impl Drop for Lent {
-    fn drop(&mut self) {
-        if self.bytes > KEPT_BYTES_MAX {
-            return;
-        }
-        let Some(body) = self.body.take() else { return };
-        let kept = std::mem::take(&mut self.kept);
-        let whole = if kept.is_empty() { body } else { Body::resumed(kept, body) };
-        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = Some(whole);
-    }
-}
-
-impl http_body::Body for Lent {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        let polled = Pin::new(body).poll_frame(cx);
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => match frame.data_ref() {
-                Some(data) if self.bytes.saturating_add(data.len()) <= KEPT_BYTES_MAX => {
-                    let data = data.clone();
-                    self.bytes += data.len();
-                    self.kept.push(data);
-                }
-                // Too much, or trailers, which are not kept.
-                _ => {
-                    self.bytes = usize::MAX;
-                    self.kept = Vec::new();
-                }
-            },
-            // A body that broke off cannot start over.
-            Poll::Ready(Some(Err(_))) => self.bytes = usize::MAX,
-            Poll::Ready(None) | Poll::Pending => {}
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(http_body::Body::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint)
+impl Lender for Back {
+    fn take_back(&mut self, body: Body) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use http_body::Frame;
     use http_body_util::BodyExt;
 
     use super::*;
+    use crate::http::body::BoxError;
 
     fn stream(pieces: &[&'static [u8]]) -> Body {
         let pieces: Vec<_> = pieces
