@@ -175,23 +175,23 @@ async fn a_safe_request_that_no_copy_can_answer_reaches_two_of_them_once_each() 
 #[tokio::test]
 async fn a_change_that_is_void_without_an_answer_is_given_to_the_next_copy_as_well() {
     for (session_only, key) in [(true, None), (true, Some("\"a\"")), (false, Some("\"a\""))] {
-        let told = format!("{session_only} {key:?}");
+        let case = format!("{session_only} {key:?}");
         let frail = Frail { ends: 1, session_only, ..Frail::default() };
         let bed = mesh(&[&frail], SessionMode::Portable).await;
         let answer = ask_with(&bed, "POST", "/ends", key).await;
-        assert_eq!(answer.status, StatusCode::OK, "{told}: {}", answer.text);
-        assert_eq!(frail.asked.load(Ordering::SeqCst), 2, "{told}");
+        assert_eq!(answer.status, StatusCode::OK, "{case}: {}", answer.text);
+        assert_eq!(frail.asked.load(Ordering::SeqCst), 2, "{case}");
 
         let frail = Frail { ends: u32::MAX, session_only, ..Frail::default() };
         let bed = mesh(&[&frail], SessionMode::Portable).await;
         let answer = ask_with(&bed, "POST", "/ends", key).await;
-        assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{told}");
-        assert_eq!(frail.asked.load(Ordering::SeqCst), 2, "{told}: who ends every copy ends two");
+        assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{case}");
+        assert_eq!(frail.asked.load(Ordering::SeqCst), 2, "{case}: who ends every copy ends two");
 
         // Nothing of it is void where the session is not the mesh's.
         let frail = Frail { ends: 1, session_only, ..Frail::default() };
         let bed = mesh(&[&frail], SessionMode::None).await;
         assert_eq!(ask_with(&bed, "POST", "/ends", key).await.status, StatusCode::BAD_GATEWAY);
-        assert_eq!(frail.asked.load(Ordering::SeqCst), 1, "{told}");
+        assert_eq!(frail.asked.load(Ordering::SeqCst), 1, "{case}");
     }
 }

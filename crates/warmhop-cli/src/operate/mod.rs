@@ -1,4 +1,5 @@
-//! The commands that look at a running peer's log, and the archive for a bug report.
+//! The commands that ask a running peer through its admin listener: here those that wait for a drain or
+//! a restart, show its log, or write the archive for a bug report.
 
 pub(crate) mod clean;
 pub mod client;

@@ -256,8 +256,8 @@ mod tests {
     fn a_member_with_several_scores_is_kept_once() {
         let scored = |score, member: &'static str| (Score(score), Bytes::from(member));
         let set = SortedSet::of(vec![scored(1.0, "a"), scored(2.0, "b"), scored(3.0, "a")]);
-        let told: Vec<(&Bytes, f64)> = set.iter().collect();
-        assert_eq!(told, [(&Bytes::from("b"), 2.0), (&Bytes::from("a"), 3.0)]);
+        let listed: Vec<(&Bytes, f64)> = set.iter().collect();
+        assert_eq!(listed, [(&Bytes::from("b"), 2.0), (&Bytes::from("a"), 3.0)]);
         assert_eq!((set.len(), set.bytes()), (2, 2));
     }
 

@@ -277,16 +277,16 @@ impl Roll {
 
     /// Notes that `peer` answered, with its census unless that is the same. Returns those that were
     /// not known before.
-    pub fn answer(&mut self, peer: Incarnation, told: Option<&Census>) -> Vec<Incarnation> {
+    pub fn answer(&mut self, peer: Incarnation, sent: Option<&Census>) -> Vec<Incarnation> {
         self.everyone.insert(peer);
         self.answered.insert(peer);
-        if told.is_some_and(|census| census.is_young) {
+        if sent.is_some_and(|census| census.is_young) {
             self.young.insert(peer);
         } else {
             self.young.remove(&peer);
-            self.vouched.extend(told.map_or(&self.same, |census| &census.others));
+            self.vouched.extend(sent.map_or(&self.same, |census| &census.others));
         }
-        let Some(census) = told else { return Vec::new() };
+        let Some(census) = sent else { return Vec::new() };
         self.pair &= census.pair;
         self.reborn.extend(census.reborn.iter().copied());
         self.returned.extend(census.returned.iter().copied());

@@ -7,9 +7,9 @@
 //!
 //! So a member that does not hear everyone, or did not until a moment ago, forgets a record only once a
 //! majority of the members, itself included, holds nothing newer. Each newer record that was chosen is
-//! held by one of every majority, so that one of them would have told. Nothing is chosen on the old one any
-//! more: its owner stops before its members forget it ([`LONGER_THAN_OWNER`]). Where no majority answers,
-//! the record is kept for the time of a session that is not used, and no longer.
+//! held by one of every majority, so that one of them would have reported it. Nothing is chosen on the old one
+//! any more: its owner stops before its members forget it ([`LONGER_THAN_OWNER`]). Where no majority
+//! answers, the record is kept for the time of a session that is not used, and no longer.
 
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;

@@ -308,7 +308,7 @@ pub struct Errand {
     named: Option<Named>,
     key: Option<ByKey>,
     /// The highest claim that the last peer asked has reported.
-    told: Option<Ballot>,
+    reported: Option<Ballot>,
     disclaimed: Vec<Disclaimed>,
     /// The peer that the current attempt was sent to, and the claim that led there: none if that
     /// was the token.
@@ -359,7 +359,7 @@ impl Errand {
             asked,
             named,
             key: None,
-            told: None,
+            reported: None,
             disclaimed: Vec::new(),
             sent_to: None,
             led_on: false,
@@ -522,7 +522,7 @@ impl Errand {
             return Step::AtOwner { take_over: None };
         }
         // A session that moves fast may have moved again, even back to a peer that was asked before.
-        let claims = [self.told, look.claim].into_iter().flatten();
+        let claims = [self.reported, look.claim].into_iter().flatten();
         let asks = |peer: Incarnation| self.for_another == Some(peer);
         let leads_on = |claim: &Ballot| !self.came_to_nothing(claim) && !asks(claim.proposer);
         let claim = claims.filter(leads_on).max();
@@ -589,7 +589,7 @@ impl Errand {
             // A peer that was asked says that only once it is newborn no more itself.
             if here.newborn && self.sent_to.is_none() || heard_of_more {
                 self.led_on = true;
-                self.told = None;
+                self.reported = None;
                 return again(Because::NoWitness, BACK_OFF, sendable);
             }
             if !here.hears_most {
@@ -610,7 +610,7 @@ impl Errand {
                     self.disclaimed.push(Disclaimed { by, up_to: claim.max(other) });
                 }
                 self.led_on = true;
-                self.told = other;
+                self.reported = other;
                 // Two peers that both want the session give each other time.
                 let doublings = self.rounds.saturating_sub(1).min(BACK_OFF_DOUBLINGS_MAX);
                 again(Because::OwnedElsewhere, BACK_OFF * (1 << doublings), sendable)
@@ -714,7 +714,7 @@ impl Errand {
                 }
                 self.may_have_run = true;
                 // It is asked before this peer tries again: the two would only depose each other.
-                self.told = to.or(self.told);
+                self.reported = to.or(self.reported);
                 again(Because::Deposed, Duration::ZERO, sendable)
             }
             failure => After::Refuse(failure),
@@ -769,7 +769,7 @@ impl Errand {
 
 /// Whether a session that was empty when its token was made cannot be reached: this peer does not
 /// know that it was written since, and too few of its members can be reached to tell. A new one
-/// replaces it, and nobody is told that anything was lost. A peer that is cut off leaves that to
+/// replaces it, and no client learns that anything was lost. A peer that is cut off leaves that to
 /// the others, unless the session has so few members that each may go on alone.
 #[must_use]
 pub fn is_void(cfg: &Config, look: Look, here: &Here<'_>) -> bool {

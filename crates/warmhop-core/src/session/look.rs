@@ -93,9 +93,9 @@ impl Session {
             Role::Owner(owner) => Some(&owner.cfg),
             _ => {
                 let held = self.copy.accepted.as_ref().map(|record| &record.cfg);
-                let told = self.heard.cfg.as_ref();
+                let reported = self.heard.cfg.as_ref();
                 // The later of two equals is returned: what is held rather than what was reported.
-                told.into_iter().chain(held).max_by_key(|cfg| cfg.step())
+                reported.into_iter().chain(held).max_by_key(|cfg| cfg.step())
             }
         }
     }
@@ -297,7 +297,7 @@ impl Session {
         }
         if self.heard.0.is_some() {
             let held = self.copy.accepted.as_ref().map(|record| record.cfg.step());
-            if self.heard.cfg.as_ref().is_some_and(|told| Some(told.step()) <= held) {
+            if self.heard.cfg.as_ref().is_some_and(|reported| Some(reported.step()) <= held) {
                 self.heard.cfg = None;
             }
             let at = self.copy.accepted.as_ref().map(|record| record.p);

@@ -138,7 +138,7 @@ struct Heard {
     doubt: Option<Doubt>,
     /// The stamp of the newest configuration that the last search found lost.
     lost: u64,
-    /// The stamp up to which this peer told everyone to forget the session: what others report of
+    /// The stamp up to which this peer asked everyone to forget the session: what others report of
     /// such configurations is out of date.
     over: u64,
 }
@@ -351,7 +351,7 @@ impl Session {
         self.settle(ctx, out);
     }
 
-    /// Whether everyone was told to forget `cfg`.
+    /// Whether everyone was asked to forget `cfg`.
     fn is_over(&self, cfg: &Config) -> bool {
         cfg.now.stamp <= self.heard.over
     }

@@ -751,11 +751,7 @@ mod tests {
         assert_eq!(look(&orphan, 64_000), Mend::Nothing, "nobody knows more: until somebody comes");
         // A member that forgot the session is alive, but is no majority with this peer.
         assert_eq!(look(&held([2, 9], &[9]), 70_000), Mend::AskEveryone);
-        assert_eq!(
-            look(&held([2, 9], &[]), 70_001),
-            Mend::Succeed,
-            "it was told who else there is"
-        );
+        assert_eq!(look(&held([2, 9], &[]), 70_001), Mend::Succeed, "it knows who else there is");
         // It was added again, in a change that needs its vote among the old members as well.
         let before = vec![peer(1), peer(2), peer(9)];
         let changed = Held { before, voteless_before: vec![peer(9)], ..held([8, 9], &[]) };

@@ -201,7 +201,7 @@ struct Watch {
     parts: BodyParts,
     /// hyper is to take each client for one that accepts trailers, unless it forbids them.
     asks_for_trailers: bool,
-    /// Where in the latest read it is told so.
+    /// Where in the latest read the field that says so is inserted.
     places: Vec<usize>,
     #[cfg(any(test, feature = "fuzzing"))]
     looked: Looked,

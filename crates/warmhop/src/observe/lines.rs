@@ -12,10 +12,10 @@ const WITHIN: Duration = Duration::from_secs(1);
 
 /// The lines of one kind.
 #[derive(Debug, Default)]
-pub(crate) struct Lines(Mutex<Told>);
+pub(crate) struct Lines(Mutex<Logged>);
 
 #[derive(Debug, Default)]
-struct Told {
+struct Logged {
     since: Option<Instant>,
     lines: u32,
     /// How many were not logged since the last one that was.
@@ -29,7 +29,7 @@ impl Lines {
     }
 }
 
-impl Told {
+impl Logged {
     fn line(&mut self, now: Instant) -> Option<u64> {
         if self.since.is_none_or(|since| now.duration_since(since) >= WITHIN) {
             (self.since, self.lines) = (Some(now), 0);
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn of_many_at_once_some_are_logged_and_the_next_line_has_the_number_of_the_others() {
-        let (mut lines, now) = (Told::default(), Instant::now());
+        let (mut lines, now) = (Logged::default(), Instant::now());
         let logged = (0..50).filter(|_| lines.line(now).is_some()).count();
         assert_eq!(logged as u32, MAX);
         assert_eq!(lines.line(now + WITHIN), Some(50 - u64::from(MAX)));

@@ -176,10 +176,10 @@ async fn what_an_app_left_without_taking_it_is_sent_again_whole_however_soon_it_
                             let frames = futures_util::stream::iter((0..pieces).map(frame));
                             let body = Body::new(StreamBody::new(frames));
                             let request = Request::post("/").body(body).unwrap();
-                            let told = format!("{takes} taken, {pieces} of {bytes}");
+                            let case = format!("{takes} taken, {pieces} of {bytes}");
                             let answer = service.call(request).await;
-                            let answer = answer.unwrap_or_else(|error| panic!("{told}: {error}"));
-                            assert_eq!(answer.status(), StatusCode::OK, "{told}");
+                            let answer = answer.unwrap_or_else(|error| panic!("{case}: {error}"));
+                            assert_eq!(answer.status(), StatusCode::OK, "{case}");
                         }
                     })
                 })

@@ -7,7 +7,7 @@ use super::super::room::Room;
 use super::super::value::{List, SortedSet};
 use super::{first_of, lists, numbers, sorted, word};
 
-/// So many milliseconds are no longer told from a time below 0.
+/// From this many milliseconds on, Redis reports a time as if it were below 0.
 const MS_BOUND: f64 = 9_223_372_036_854_775_808.0;
 
 /// How long a blocking command waits, in seconds: its last argument, or its first if the command

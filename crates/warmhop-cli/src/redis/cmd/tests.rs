@@ -29,15 +29,15 @@ fn answer(room: &mut Room, command: &str) -> String {
         panic!("{command} is not run on a room")
     };
     let reply = handler(room, &args).unwrap_or_else(|refused| refused);
-    let mut told = bytes::BytesMut::new();
-    reply.put(2, &mut told);
-    String::from_utf8(told.to_vec()).unwrap().replace("\r\n", " ").trim_end().to_owned()
+    let mut written = bytes::BytesMut::new();
+    reply.put(2, &mut written);
+    String::from_utf8(written.to_vec()).unwrap().replace("\r\n", " ").trim_end().to_owned()
 }
 
 /// Each command is answered so, on a fresh room after these commands.
 fn answers(before: &[&str], expected: &[(&str, &str)]) {
-    for (command, told) in expected {
-        assert_eq!(answer(&mut room_after(before), command), *told, "{command}");
+    for (command, answered) in expected {
+        assert_eq!(answer(&mut room_after(before), command), *answered, "{command}");
     }
 }
 
@@ -55,7 +55,7 @@ fn an_option_that_comes_again_counts_once_and_a_time_that_does_counts_last() {
             ("SET {t}k v EX 10 PX 10", "-ERR syntax error"),
             ("SET {t}k v EX 10 KEEPTTL", "-ERR syntax error"),
             ("SET {t}k v KEEPTTL EX 10", "-ERR syntax error"),
-            // What is no option is told before what is no time.
+            // An unknown option is reported before a wrong time.
             ("SET {t}k v EX 0 NONE", "-ERR syntax error"),
             ("SET {t}k v EX x 5", "-ERR syntax error"),
             ("SET {t}k v EX 0 EX 10", "+OK"),
@@ -80,7 +80,7 @@ fn an_option_that_comes_again_counts_once_and_a_time_that_does_counts_last() {
 #[test]
 fn how_long_a_command_waits_is_any_number_that_is_not_below_zero() {
     let list = &["RPUSH {t}l a", "ZADD {t}z 1 a"];
-    for (timeout, told) in [
+    for (timeout, expected) in [
         ("0", Ok(0.0)),
         ("0x1p-3", Ok(0.125)),
         ("1e-400", Ok(0.001)),
@@ -102,7 +102,7 @@ fn how_long_a_command_waits_is_any_number_that_is_not_below_zero() {
         ("1 ", Err(TIMEOUT)),
     ] {
         let args = ["BLPOP", "k", timeout].map(|it| Bytes::copy_from_slice(it.as_bytes()));
-        assert_eq!(patience(&args), told.map_err(|it| Reply::Error(it.into())), "{timeout}");
+        assert_eq!(patience(&args), expected.map_err(|it| Reply::Error(it.into())), "{timeout}");
     }
     // Errors of other arguments come first.
     answers(

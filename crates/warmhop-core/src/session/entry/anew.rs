@@ -11,7 +11,7 @@ impl Errand {
 
     /// Forgets what peers reported of the session as it was before.
     pub(super) fn led_anew(&mut self) {
-        self.told = None;
+        self.reported = None;
         self.stays = None;
         self.disclaimed.clear();
         self.led_on = false;

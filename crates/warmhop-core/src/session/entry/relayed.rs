@@ -108,8 +108,8 @@ impl Errand {
         let hops_left = self.asked.hops_left.checked_sub(1)?;
         // An owner that none of its members hears can commit nothing.
         let mut ways = here.view.ways_to(&owner);
-        let told = ways.find(|(_, belief)| cfg.contains(belief.news.incarnation));
-        let to = told
+        let heard = ways.find(|(_, belief)| cfg.contains(belief.news.incarnation));
+        let to = heard
             .map(|(way, _)| way.clone())
             .or_else(|| relay_of(sid, Some(cfg), Some(owner), here))?;
         self.by_way = true;

@@ -174,7 +174,7 @@ pub(super) fn histories(tables: &Tables, world: &World, vote: Option<u32>) -> Op
 }
 
 /// The answer to a client: I7 and I8, and its effect on what the client knows.
-pub(super) fn told(
+pub(super) fn answered(
     tables: &Tables,
     world: &World,
     clients: &mut Clients,

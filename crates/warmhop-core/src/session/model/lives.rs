@@ -89,7 +89,7 @@ fn ends(tables: &Tables, world: &World, list: &[u8]) -> Option<WallTime> {
 }
 
 /// The answer to a client, and its effect on what the client knows.
-pub(super) fn told(
+pub(super) fn answered(
     tables: &Tables,
     world: &World,
     clients: &mut Clients,

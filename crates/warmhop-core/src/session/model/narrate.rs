@@ -14,7 +14,7 @@ pub(super) fn steps(tables: &mut Tables, actions: &[Action]) -> Vec<String> {
     let mut world = tables.first();
     let mut lines = Vec::new();
     for action in actions {
-        let line = told(tables, &world, *action);
+        let line = line_of(tables, &world, *action);
         let Some((next, _)) = tables.act(&world, *action) else { break };
         let sent = next.wire.iter().filter(|id| world.wire.binary_search(id).is_err());
         let sent: Vec<String> = sent.map(|id| envelope(tables.envelope(*id))).collect();
@@ -29,7 +29,7 @@ pub(super) fn steps(tables: &mut Tables, actions: &[Action]) -> Vec<String> {
     lines
 }
 
-fn told(tables: &Tables, world: &World, action: Action) -> String {
+fn line_of(tables: &Tables, world: &World, action: Action) -> String {
     let peer = |at: u8| name(tables.peer(world.peers[usize::from(at)]).inc);
     let request = |attempt: u8| {
         let it = tables.setup.attempts[usize::from(attempt)];

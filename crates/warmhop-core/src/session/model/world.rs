@@ -506,8 +506,8 @@ impl Tables {
             let mut clients = self.clients(next).clone();
             for event in &step.events {
                 let judged = match lasts {
-                    true => lives::told(self, next, &mut clients, event),
-                    false => judge::told(self, next, &mut clients, event),
+                    true => lives::answered(self, next, &mut clients, event),
+                    false => judge::answered(self, next, &mut clients, event),
                 };
                 broken = broken.or(judged);
             }

@@ -24,7 +24,7 @@ enum Room {
 }
 
 /// How often one search leaves behind what is outdated: once for each peer that a member may have been
-/// replaced by, and no more than that if a peer keeps what it is told to forget.
+/// replaced by, and no more than that if a peer keeps what it is asked to forget.
 const OUTDATED_MAX: u8 = 3;
 
 impl Session {

@@ -321,10 +321,10 @@ mod tests {
         let ask = |nonce, at| asked(&it, &question(&[1, 2, 3], nonce), at);
         let overdue = |at| -> Vec<(u8, u64)> {
             let due = it.overdue(Now(at)).into_iter();
-            let told = |(_, (to, question)): (SessionKey, (Incarnation, Message))| {
+            let asked_of = |(_, (to, question)): (SessionKey, (Incarnation, Message))| {
                 (to.0[0], confirmed_by_one(&question, peer(ME)).unwrap())
             };
-            due.map(told).collect()
+            due.map(asked_of).collect()
         };
         ask(1, 0);
         it.answered(peer(2), SID, &answer(1), Now(1));

@@ -6,7 +6,7 @@ use http::uri::PathAndQuery;
 use super::*;
 
 /// What the app gets of a request.
-async fn told(request: Request<Incoming>) -> Response<Body> {
+async fn described(request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let fields = parts.headers.iter().map(|(name, value)| format!("{name}: {value:?}\n"));
     let fields = fields.collect::<String>();
@@ -28,7 +28,7 @@ fn fields(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
 
 #[tokio::test]
 async fn the_app_gets_a_lent_request_as_it_gets_any_other() {
-    let mut service = server(told).await;
+    let mut service = server(described).await;
     let lends = service.lends().unwrap();
     for (method, target, said, body) in [
         (Method::GET, "/a?b", &[("host", "a"), ("x", "1"), ("x", "2")] as &[_], ""),
