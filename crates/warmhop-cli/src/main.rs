@@ -102,7 +102,7 @@ enum Command {
         #[command(flatten)]
         ask: Ask,
     },
-    /// Take one peer out of traffic and hand its sessions over to the others.
+    /// Take one peer out of traffic and hand off its sessions to the others.
     Drain {
         /// Return once it is drained: its sessions have other owners, and its apps serve nothing.
         #[arg(long)]

@@ -109,7 +109,7 @@
 //! one stream from the peer a client reached, its *entry peer*, to a peer where the app is ready ·
 //! *news* what a peer says of itself, *belief* what another makes of it · *session* the bytes that
 //! an app keeps about one client · *owner* the one peer that may commit changes to a session ·
-//! *copy of a session* a peer that holds a replica of it · *hand over* have another peer take a session over ·
+//! *copy of a session* a peer that holds a replica of it · *handoff* a change of owner ·
 //! *affinity* the part of a cookie that names the peer to come back to. The glossary in
 //! `ARCHITECTURE.md` has the rest.
 #![no_std]

@@ -232,7 +232,7 @@ async fn of_two_peers_the_one_that_is_left_goes_on_with_all_that_was_acknowledge
     let mut client = Client::default();
     client.post(&one, "/add", "a").await;
     client.post(&one, "/add", "b").await;
-    // It neither drains nor says goodbye in time to hand anything over.
+    // It neither drains nor says goodbye in time to hand anything off.
     one.vanish().await;
     let answer = client.post(&two, "/add", "c").await;
     assert_eq!((answer.status, answer.text.as_str()), (StatusCode::OK, "a b c "));

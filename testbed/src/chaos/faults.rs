@@ -634,7 +634,7 @@ impl Breaker {
             if let Some(former) = former {
                 return Some(format!("{} knows a former life of {}", peer.name, former["name"]));
             }
-            // One that drains mends nothing: it gives away what it has when it ends.
+            // One that drains mends nothing: it hands off what it has when it ends.
             let short = status["sessions"]["short"].as_u64().unwrap_or_default();
             if short > 0 && status["peer"]["state"] == "serving" {
                 return Some(format!("{short} sessions or keys are short at {}", peer.name));

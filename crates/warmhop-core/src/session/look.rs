@@ -249,7 +249,7 @@ impl Session {
         }
     }
 
-    /// Handles the request of another peer, about to leave or to hand the session over, that this
+    /// Handles the request of another peer, about to leave or to hand the session off, that this
     /// one takes it over. `peers` are as in [`Session::take_over`]. If this peer owns the session
     /// by now, it answers that: a peer that is no member would not notice otherwise.
     pub fn on_invite(

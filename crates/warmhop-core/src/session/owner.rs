@@ -37,7 +37,7 @@ use crate::ids::{Ballot, Incarnation, Now, Position, WallTime};
 pub(super) const DRAWN_ROUND: u64 = 1;
 /// How long a request may wait for those before it to send their heads.
 const TURN_WITHIN: Duration = Duration::from_secs(60);
-/// How long a hand-over holds requests back before this peer resumes as owner.
+/// How long a handoff holds requests back before this peer resumes as owner.
 const YIELD_WITHIN: Duration = Duration::from_secs(2);
 /// How often one turn's execution is ordered again before it is given up.
 const ORDERS_MAX: u32 = 4;
@@ -190,7 +190,7 @@ impl FromIterator<Incarnation> for Few {
     }
 }
 
-/// A hand-over under way: no new turns, and an invitation once the last request is done.
+/// A handoff under way: no new turns, and an invitation once the last request is done.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Yielding {
     to: Incarnation,
@@ -431,7 +431,7 @@ impl Session {
 
     /// Lets `to` take the session over once nothing is under way here: it gets an invitation, and
     /// no request gets its turn meanwhile. If it does not take over, this peer resumes.
-    pub fn hand_over(&mut self, ctx: &mut Ctx<'_>, to: Incarnation, out: &mut Effects) {
+    pub fn hand_off(&mut self, ctx: &mut Ctx<'_>, to: Incarnation, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
         if owner.serving && owner.work.yielding.is_none() && to != ctx.me {
             let until = ctx.now.after(YIELD_WITHIN);

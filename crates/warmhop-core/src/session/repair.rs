@@ -119,7 +119,7 @@ pub struct Claimed {
     pub owner: Incarnation,
     /// For how long that peer has not been heard; absent if it is alive.
     pub silent: Option<Duration>,
-    /// It is about to leave: it hands over its sessions by itself.
+    /// It is about to leave: it hands off its sessions by itself.
     pub leaves: bool,
     /// Its own answer about its claim.
     pub said: Claimant,
@@ -234,7 +234,7 @@ pub struct Around<'a> {
     pub alive: &'a BTreeSet<Incarnation>,
     /// The tunables.
     pub policy: &'a SessionPolicy,
-    /// It is about to leave: it hands over what it owns, and repairs nothing of that. What has no owner it
+    /// It is about to leave: it hands off what it owns, and repairs nothing of that. What has no owner it
     /// takes over all the same, after all others had the time to, since they may lack a record.
     pub leaves: bool,
 }
@@ -348,7 +348,7 @@ impl Watch {
             return Some(Duration::MAX);
         }
         if around.leaves(peer) {
-            // It is replaced before it leaves; it hands over its own sessions by itself.
+            // It is replaced before it leaves; it hands off its own sessions by itself.
             return held.owns.then_some(SILENT_BEFORE_REPAIR);
         }
         let heard = around.view.by_incarnation(&peer).map(|belief| belief.heard);
@@ -775,7 +775,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_that_leaves_is_given_time_to_hand_over() {
+    fn an_owner_that_leaves_is_given_time_to_hand_off() {
         assert_eq!(mend_claimed(&Claimed { leaves: true, ..claimed() }), Mend::Later);
     }
 }

@@ -35,7 +35,7 @@ fn five_configurations(title: &str) -> (Stage, TokenHint) {
     s.gets("A", "change jam", "E", "tea/A milk/D jam/E");
     s.tell("It goes to and fro: D's ballot is higher than the first one of a peer that takes it over by a token.");
     for (from, to) in [("A", "D"), ("D", "A"), ("A", "D")] {
-        s.hands_over(from, to);
+        s.hands_off(from, to);
         s.settles();
     }
     s.serves("D");
@@ -48,7 +48,7 @@ fn five_configurations(title: &str) -> (Stage, TokenHint) {
     s.loses("Nack D>A");
     s.settles();
     s.gets("D", "change bread", "F", "tea/A milk/D jam/E bread/F");
-    s.hands_over("D", "E");
+    s.hands_off("D", "E");
     s.settles();
     s.serves("E");
 

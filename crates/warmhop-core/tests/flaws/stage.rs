@@ -507,10 +507,10 @@ impl Stage {
 
     /// The owner invites `heir` to take the session over.
     #[track_caller]
-    pub(crate) fn hands_over(&mut self, owner: &str, heir: &str) {
-        self.say(format!("{owner} hands the session over to {heir}"));
+    pub(crate) fn hands_off(&mut self, owner: &str, heir: &str) {
+        self.say(format!("{owner} hands the session off to {heir}"));
         let to = self.inc(heir);
-        self.on(owner, |machine, ctx, out| machine.hand_over(ctx, to, out));
+        self.on(owner, |machine, ctx, out| machine.hand_off(ctx, to, out));
     }
 
     /// The peer is made to forget the session, although its time is not over.

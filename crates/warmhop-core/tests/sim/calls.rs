@@ -144,7 +144,7 @@ pub(crate) struct Forward {
     pub(crate) keyed: bool,
     pub(crate) seen: Option<u64>,
     pub(crate) hops_left: u8,
-    pub(crate) hand_over: Option<Incarnation>,
+    pub(crate) hand_off: Option<Incarnation>,
     /// To be found or taken over there, for a peer that does not hear the owner: that peer, and whether
     /// it begins the register.
     pub(crate) relay: Option<(Incarnation, bool)>,

@@ -202,7 +202,7 @@ fn nothing_answered_is_lost_and_a_healed_mesh_serves_everyone() {
         "replayed",
         "forked",
         "reported lost",
-        "handed over",
+        "handed off",
         "below floor",
         "expired states",
     ] {

@@ -707,7 +707,7 @@ pub(crate) async fn drain(peer: Rc<Peer>) {
         for sid in owned {
             let to = heir(sid, &app_name(SHOP), &peer.view.borrow());
             if let Some(to) = to {
-                peer.with(sid, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
+                peer.with(sid, false, |machine, ctx, out| machine.hand_off(ctx, to, out));
             }
         }
         peer.sleep(INVITE_AGAIN_MS).await;

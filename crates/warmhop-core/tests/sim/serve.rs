@@ -296,7 +296,7 @@ impl Peer {
                     keyed: call.asked.keyed,
                     seen: portable.seen,
                     hops_left,
-                    hand_over: moves.map(|_| self.inc),
+                    hand_off: moves.map(|_| self.inc),
                     relay: None,
                 };
                 self.forward(call, sid, forward, &to).await
@@ -313,7 +313,7 @@ impl Peer {
                     keyed: call.asked.keyed,
                     seen: portable.seen,
                     hops_left,
-                    hand_over: None,
+                    hand_off: None,
                     relay: Some((self.inc, begins)),
                 };
                 self.forward(call, sid, forward, &to).await
@@ -714,9 +714,9 @@ impl Peer {
         let portable =
             Portable { rid: forward.rid, seen: forward.seen, hops_left: forward.hops_left };
         let end = self.at_owner(portable, call, sid, enter, None).await;
-        if let Some(to) = forward.hand_over {
-            self.world.count("handed over");
-            self.with(sid, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
+        if let Some(to) = forward.hand_off {
+            self.world.count("handed off");
+            self.with(sid, false, |machine, ctx, out| machine.hand_off(ctx, to, out));
         }
         self.tell_entry(forward, end)
     }

@@ -93,7 +93,7 @@ impl Peer {
             return Err(HopRefusal::NotOwner { claim: None });
         };
         self.world.count("sent on by way of another");
-        let on = Forward { owner, hops_left, hand_over: None, ..forward.clone() };
+        let on = Forward { owner, hops_left, hand_off: None, ..forward.clone() };
         let end = Box::pin(self.forward(call, forward.sid, on, &to)).await;
         self.tell_entry(forward, end)
     }

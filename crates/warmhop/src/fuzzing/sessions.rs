@@ -146,7 +146,7 @@ impl World<'_> {
             }),
             10 => {
                 let to = honest(arg % HONEST);
-                self.act(at, |session, ctx, out| session.hand_over(ctx, to, out));
+                self.act(at, |session, ctx, out| session.hand_off(ctx, to, out));
             }
             11 => {
                 let pick = self.byte()?;

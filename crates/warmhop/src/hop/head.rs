@@ -58,7 +58,7 @@ pub(crate) struct Forward {
     /// The newest version of the app that has served the session, according to the client's token.
     pub(crate) version: Option<AppVersion>,
     /// The entry peer wants to own the session after this request.
-    pub(crate) hand_over: Option<Incarnation>,
+    pub(crate) hand_off: Option<Incarnation>,
     /// The entry peer does not hear the session's owner, or too few of its members: find the
     /// session, or take it over.
     pub(crate) relay: Option<Relay>,

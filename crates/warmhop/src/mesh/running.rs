@@ -368,7 +368,7 @@ impl Mesh {
         running.leaving.drain(&running.node, &running.net).await;
     }
 
-    /// Takes traffic again after a [`Mesh::drain`], or during one. Sessions that were given away
+    /// Takes traffic again after a [`Mesh::drain`], or during one. Sessions that were handed off
     /// come back as their clients do.
     ///
     /// # Errors

@@ -19,14 +19,14 @@ use crate::http::tunnels::GOODBYE_WITHIN;
 use crate::links::net::Net;
 use crate::request::node::Node;
 
-/// How long the hand-over of sessions may take without any of them finding a new owner.
+/// How long the handoff of sessions may take without any of them finding a new owner.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
 /// How long the owners of other sessions may take to replace this peer's copies. The time starts over
 /// while they make progress, and when another peer falls silent or is heard again.
 const REPLACED_WITHIN: Duration = Duration::from_secs(15);
 /// How long both may take in all.
 const SESSIONS_WITHIN: Duration = Duration::from_secs(120);
-/// How long the hand-over of later sessions may take, after the last request.
+/// How long the handoff of later sessions may take, after the last request.
 const REST_WITHIN: Duration = Duration::from_secs(2);
 /// How long the peer answers as draining before its front doors close, so that balancers notice.
 const LAME_DUCK: Duration = Duration::from_secs(1);
@@ -39,21 +39,21 @@ const INVITES_AT_ONCE: RangeInclusive<usize> = 64..=512;
 /// How many questions about members are asked at once.
 const QUESTIONS_AT_ONCE: usize = 2048;
 
-/// Announces that this peer leaves, and hands its sessions over.
+/// Announces that this peer leaves, and hands off its sessions.
 pub(crate) async fn drain(node: &Arc<Node>, net: &Net) {
     info!("draining");
     node.draining.store(true, Ordering::Relaxed);
     net.publish_draining(true);
     node.changed.send_modify(|count| *count += 1);
     let latest = Instant::now() + SESSIONS_WITHIN;
-    let HandedOver { count, left } = hand_over(node, latest).await;
+    let HandedOff { count, left } = hand_off(node, latest).await;
     if count > left {
-        info!(count = count - left, "sessions handed over");
+        info!(count = count - left, "sessions handed off");
     }
     if left > 0 {
         warn!(
             left,
-            "some sessions could not be handed over in time; their copies stay with the other peers that hold them"
+            "some sessions could not be handed off in time; their copies stay with the other peers that hold them"
         );
     }
     let left = replaced(node, latest).await;
@@ -66,7 +66,7 @@ pub(crate) async fn drain(node: &Arc<Node>, net: &Net) {
     tokio::time::sleep(LAME_DUCK).await;
 }
 
-/// Announces that this peer stays. The sessions that it gave away come back as their clients do.
+/// Announces that this peer stays. The sessions that it handed off come back as their clients do.
 pub(crate) fn stay(node: &Node, net: &Net) {
     node.drained.store(false, Ordering::Relaxed);
     if node.draining.swap(false, Ordering::Relaxed) {
@@ -104,8 +104,8 @@ async fn replaced(node: &Node, latest: Instant) -> usize {
     }
 }
 
-/// How many sessions were to be handed over, and how many of these still are.
-struct HandedOver {
+/// How many sessions were to be handed off, and how many of these still are.
+struct HandedOff {
     count: usize,
     left: usize,
 }
@@ -113,13 +113,13 @@ struct HandedOver {
 /// Invites an heir for each session until none of the first ones is left: clients still arrive
 /// here, and begin new ones. Ends at `latest`, or once none has been taken over for a while, or if there is
 /// nobody to take them: whether to wait for others is decided by the copies that they hold.
-async fn hand_over(node: &Node, latest: Instant) -> HandedOver {
+async fn hand_off(node: &Node, latest: Instant) -> HandedOff {
     let mut first: HashSet<SessionKey> = node.store.owned().into_iter().collect();
     let count = first.len();
     let (mut end, mut offers) = (Instant::now() + HAND_OVER_WITHIN, Offers::new());
     loop {
         let Some(owned) = give_away(node, &mut offers) else {
-            return HandedOver { count: count - first.len(), left: 0 };
+            return HandedOff { count: count - first.len(), left: 0 };
         };
         let owned: HashSet<SessionKey> = owned.into_iter().collect();
         let before = first.len();
@@ -128,7 +128,7 @@ async fn hand_over(node: &Node, latest: Instant) -> HandedOver {
             end = Instant::now() + HAND_OVER_WITHIN;
         }
         if first.is_empty() || Instant::now() >= end.min(latest) {
-            return HandedOver { count, left: first.len() };
+            return HandedOff { count, left: first.len() };
         }
         tokio::time::sleep(INVITE_AGAIN_AFTER).await;
     }
@@ -169,13 +169,13 @@ fn give_away(node: &Node, offers: &mut Offers) -> Option<Vec<SessionKey>> {
     let owned = node.store.owned();
     for key in offers.next(&owned) {
         if let Some(to) = heir(key.sid, &key.app, &view) {
-            node.store.with(key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
+            node.store.with(key, false, |machine, ctx, out| machine.hand_off(ctx, to, out));
         }
     }
     Some(owned)
 }
 
-/// Gives away the sessions that came here until the front doors closed, and waits for their new owners to
+/// Hands off the sessions that came here until the front doors closed, and waits for their new owners to
 /// go on without this peer, as [`replaced`] does.
 pub(crate) async fn give_away_the_rest(node: &Node) {
     let end = Instant::now() + REST_WITHIN;

@@ -82,7 +82,7 @@ impl NetHandler for Node {
                 self.is_over(incarnation);
             }
             Heard::CutShort => {
-                warn!(%peer, "the peer has ended without handing over what it held");
+                warn!(%peer, "the peer has ended without handing off what it held");
                 self.edit_view(|view, now| view.cut_short(peer, &incarnation, now));
                 self.is_over(incarnation);
             }

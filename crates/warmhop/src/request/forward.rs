@@ -220,7 +220,7 @@ impl Node {
         call.attempt = forward.attempt;
         let portable = Portable::forwarded(slot, forward);
         let give = |to| {
-            self.store.with(&key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
+            self.store.with(&key, false, |machine, ctx, out| machine.hand_off(ctx, to, out));
         };
         let heir = self.heir_where_cold(slot, &key, forward, sender.peer);
         if let Some(to) = heir.filter(|_| sender.keeps_body) {
@@ -229,7 +229,7 @@ impl Node {
             give(to);
         }
         let end = self.at_owner(&portable, call, &key, enter, None, tracing).await;
-        if let Some(to) = forward.hand_over.or(heir.filter(|_| !sender.keeps_body)) {
+        if let Some(to) = forward.hand_off.or(heir.filter(|_| !sender.keeps_body)) {
             give(to);
         }
         self.reply_of(&portable, call, forward, end)
@@ -245,7 +245,7 @@ impl Node {
         asks: &PeerId,
     ) -> Option<Incarnation> {
         let is_cold = !slot.keeps_registers && slot.state() != AppState::Ready;
-        if !is_cold || forward.hand_over.is_some() || !self.store.may_give(key) {
+        if !is_cold || forward.hand_off.is_some() || !self.store.may_give(key) {
             return None;
         }
         let (view, zone, now) = (self.view(), self.zone.as_deref(), self.clock.now());
@@ -318,7 +318,7 @@ impl Node {
         };
         let to = belief.news.peer.clone();
         let portable = Portable::forwarded(slot, forward);
-        let on = Forward { owner, hops_left, hand_over: None, ..forward.clone() };
+        let on = Forward { owner, hops_left, hand_off: None, ..forward.clone() };
         tracing.step("forward", Why::OwnedBy(to.clone()));
         let end = Box::pin(self.forward(&portable, call, key, on, &to, tracing)).await;
         self.reply_of(&portable, call, forward, end)

@@ -89,7 +89,7 @@ impl<'a> Portable<'a> {
             attempt,
             hops_left: self.hops_left,
             version: self.version.cloned(),
-            hand_over: None,
+            hand_off: None,
             relay: None,
         }
     }
@@ -343,7 +343,7 @@ impl Node {
                 let forward = Forward {
                     cfg: errand.token().cloned(),
                     hops_left,
-                    hand_over: moves.map(|_| self.incarnation),
+                    hand_off: moves.map(|_| self.incarnation),
                     ..portable.forward(key.sid, owner, (n, attempt))
                 };
                 tracing.step("forward", Why::OwnedBy(to.clone()));

@@ -26,7 +26,7 @@ pub(super) enum Input {
     Begin(Ticket, Incarnation),
     Abandon(Ticket, Option<Position>),
     TakeOver,
-    HandOver(Incarnation),
+    Handoff(Incarnation),
     Change(Vec<Incarnation>, Option<Incarnation>),
     Forget,
     GiveUp,
@@ -171,7 +171,7 @@ impl Tables {
                 session.seek(&mut ctx, &[], Otherwise::Begin(birth), out);
             }
             Input::TakeOver => session.take_over(&mut ctx, Some(self.birth.clone()), 0, &[], out),
-            Input::HandOver(to) => session.hand_over(&mut ctx, *to, out),
+            Input::Handoff(to) => session.hand_off(&mut ctx, *to, out),
             Input::Change(gone, None) if gone.len() > 1 => {
                 session.leave_out(&mut ctx, gone, out);
             }

@@ -120,7 +120,7 @@ setups!(
     amnesia_and_forgetting,
     repeats_and_floors,
     reads_under_takeover,
-    hand_over_and_shared_reads,
+    handoff_and_shared_reads,
     drawn_and_repeated,
     echoed_orders,
     begun_twice_under_one_key,

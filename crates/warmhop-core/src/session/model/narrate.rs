@@ -51,7 +51,7 @@ fn line_of(tables: &Tables, world: &World, action: Action) -> String {
         }
         Action::Abandon { at, attempt } => format!("{} abandons {}", peer(at), request(attempt)),
         Action::TakeOver { at } => format!("{} takes over", peer(at)),
-        Action::HandOver { at, to } => format!("{} hands over to {}", peer(at), peer(to)),
+        Action::Handoff { at, to } => format!("{} hands off to {}", peer(at), peer(to)),
         Action::Change { at, swap } => {
             let (gone, newcomer) = tables.setup.swaps[usize::from(swap)];
             let say = |slots: &[u8]| match slots {

@@ -72,7 +72,7 @@ pub(super) struct Setup {
     pub(super) swaps: &'static [(&'static [u8], Option<u8>)],
     pub(super) changes: u8,
     pub(super) heirs: &'static [u8],
-    pub(super) hand_overs: u8,
+    pub(super) handoffs: u8,
     pub(super) restarters: &'static [u8],
     pub(super) restarts: u8,
     /// Nobody hears of a restart, nor heard of the former process.
@@ -128,7 +128,7 @@ impl Setup {
         swaps: &[],
         changes: 0,
         heirs: &[],
-        hand_overs: 0,
+        handoffs: 0,
         restarters: &[],
         restarts: 0,
         unheard: false,

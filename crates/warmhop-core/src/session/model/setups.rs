@@ -423,14 +423,14 @@ pub(super) fn competing_takeovers_against_change_of_members() -> Setup {
 }
 
 /// A request that was declared safe changes the session, beside a read; the owner leaves.
-pub(super) fn hand_over_and_shared_reads() -> Setup {
+pub(super) fn handoff_and_shared_reads() -> Setup {
     Setup {
-        name: "hand-over and shared reads",
+        name: "handoff and shared reads",
         born: Born::Drawn,
         attempts: &[WRITE_1, LIAR, READ],
         takeovers: 1,
         heirs: &[1],
-        hand_overs: 1,
+        handoffs: 1,
         ..Setup::PLAIN
     }
 }

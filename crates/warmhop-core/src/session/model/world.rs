@@ -41,7 +41,7 @@ pub(super) enum Action {
     TakeOver {
         at: u8,
     },
-    HandOver {
+    Handoff {
         at: u8,
         to: u8,
     },
@@ -71,7 +71,7 @@ pub(super) enum Action {
 enum Budget {
     Takeovers,
     Changes,
-    HandOvers,
+    Handoffs,
     Restarts,
     Forgettings,
     Abandons,
@@ -243,8 +243,8 @@ impl Tables {
                 let swaps = 0..u8::try_from(setup.swaps.len()).expect("few swaps");
                 actions.extend(swaps.map(|swap| Action::Change { at, swap }));
             }
-            if owns && left(Budget::HandOvers, setup.hand_overs) {
-                actions.extend(setup.heirs.iter().map(|to| Action::HandOver { at, to: *to }));
+            if owns && left(Budget::Handoffs, setup.handoffs) {
+                actions.extend(setup.heirs.iter().map(|to| Action::Handoff { at, to: *to }));
             }
             if setup.restarters.contains(&at) && left(Budget::Restarts, setup.restarts) {
                 actions.push(Action::Restart { at });
@@ -340,8 +340,8 @@ impl Tables {
             Input::Ends(id) => remove(&mut next.runs, id),
             Input::Arrives(id) if self.travels_once(id) => remove(&mut next.wire, id),
             _ if unchanged => return None,
-            // A change of members or a hand-over that the owner declined costs nothing.
-            Input::Change(..) | Input::HandOver(_)
+            // A change of members or a handoff that the owner declined costs nothing.
+            Input::Change(..) | Input::Handoff(_)
                 if step.peer == world.peers[usize::from(slot)] =>
             {
                 return None;
@@ -367,7 +367,7 @@ impl Tables {
             Action::Deliver(id) if self.is_invitation(id) => Budget::Takeovers,
             Action::TakeOver { .. } => Budget::Takeovers,
             Action::Abandon { .. } => Budget::Abandons,
-            Action::HandOver { .. } => Budget::HandOvers,
+            Action::Handoff { .. } => Budget::Handoffs,
             Action::Change { .. } => Budget::Changes,
             Action::Restart { .. } => Budget::Restarts,
             Action::Forget { .. } => Budget::Forgettings,
@@ -404,7 +404,7 @@ impl Tables {
                 (at, Input::Abandon(ticket, p))
             }
             Action::TakeOver { at } => (at, Input::TakeOver),
-            Action::HandOver { at, to } => (at, Input::HandOver(peer(to).inc)),
+            Action::Handoff { at, to } => (at, Input::Handoff(peer(to).inc)),
             Action::Change { at, swap } => {
                 let (gone, newcomer) = self.setup.swaps[usize::from(swap)];
                 // A member that leaves may be a former life; one that joins is alive.

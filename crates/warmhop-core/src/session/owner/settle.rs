@@ -37,12 +37,12 @@ impl Session {
         self.settle_proposal(ctx, out);
         self.settle_reads(ctx, out);
         self.give_turns(ctx, out);
-        self.settle_hand_over(ctx, out);
+        self.settle_handoff(ctx, out);
         self.forget_void_birth();
         self.tidy();
     }
 
-    fn settle_hand_over(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+    fn settle_handoff(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let idle = self.line.flights.is_empty();
         let Role::Owner(owner) = &mut self.role else { return };
         let may_invite = idle && owner.serving && owner.work.proposal.is_none();
@@ -235,7 +235,7 @@ impl Session {
         self.end_if_over(ctx, out);
     }
 
-    /// Ends a hand-over that took too long, or invites the next owner again.
+    /// Ends a handoff that took too long, or invites the next owner again.
     fn invite_again(&mut self, ctx: &Ctx<'_>, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
         let Some(yielding) = &mut owner.work.yielding else { return };
