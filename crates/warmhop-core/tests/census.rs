@@ -463,3 +463,23 @@ fn one_that_met_nobody_before_a_moment_ago_vouches_for_nobody() {
     hello(&mut view, 2, 1, met.after(REBORN_FOR / 2), Source::FirstHand);
     assert!(!young(&view, met.after(REBORN_FOR)), "the first of them counts");
 }
+
+#[test]
+fn one_of_two_is_left_alone_once_the_other_was_silent_for_as_long_as_a_request_waits() {
+    let patience = Duration::from_secs(5);
+    let silent = |since| Census {
+        others: incs(&[2]),
+        silent: incs(&[2]),
+        silent_since: Some(Now(since)),
+        pair: true,
+        ..Census::default()
+    };
+    assert!(!silent(10_000).is_left_alone(Now(14_999), patience));
+    assert!(silent(10_000).is_left_alone(Now(15_000), patience));
+    let of_three = Census { pair: false, ..silent(10_000) };
+    assert!(!of_three.is_left_alone(Now(60_000), patience));
+    let heard = Census { silent: Vec::new(), silent_since: None, ..silent(0) };
+    assert!(!heard.is_left_alone(Now(60_000), patience), "it only takes its time");
+    let forgotten = Census { others: Vec::new(), ..heard };
+    assert!(forgotten.is_left_alone(Now(60_000), patience));
+}

@@ -147,6 +147,14 @@ impl Census {
         self.silent_since.map_or(Duration::ZERO, |since| now.since(since))
     }
 
+    /// Whether this is one of two peers, and the other has been silent for as long as a request waits, or is
+    /// not known any more: then a session of both may go on without the other.
+    #[must_use]
+    pub fn is_left_alone(&self, now: Now, patience: Duration) -> bool {
+        let is_silent = !self.silent.is_empty() && self.silence(now) >= patience;
+        self.pair && (self.others.is_empty() || is_silent)
+    }
+
     /// The same, for a peer with so many seeds that it never met.
     #[must_use]
     pub fn with_unmet(mut self, unmet: usize) -> Self {

@@ -353,8 +353,9 @@ impl Peer {
     /// Without a majority, goes on from this peer's own copy where that is allowed.
     pub(crate) fn fork(self: &Rc<Self>, sid: SessionId, by_key: bool) -> Option<SessionId> {
         let policy = &self.world.knobs.policy;
-        let (pair, wall) = (self.census().pair, self.wall());
-        let may = self.look(sid, |it| alone(it, self.inc, policy, pair, by_key, wall))?;
+        let is_left = self.census().is_left_alone(self.now(), policy.majority_timeout);
+        let wall = self.wall();
+        let may = self.look(sid, |it| alone(it, self.inc, policy, is_left, by_key, wall))?;
         let record = match may {
             Alone::No => return None,
             Alone::Already(into) => return Some(into),

@@ -426,7 +426,8 @@ impl Node {
     pub(crate) fn fork(&self, key: &SessionKey, by_key: bool) -> Option<SessionId> {
         let policy = self.store.policy();
         let may = self.store.with(key, false, |machine, ctx, _| {
-            alone(machine, ctx.me, &policy, ctx.process.census.pair, by_key, ctx.wall)
+            let is_left = ctx.process.census.is_left_alone(ctx.now, policy.majority_timeout);
+            alone(machine, ctx.me, &policy, is_left, by_key, ctx.wall)
         })?;
         let record = match may {
             Alone::No => return None,

@@ -127,17 +127,19 @@ pub enum Alone {
 /// Whether this peer may continue from its own copy of a session that has no majority: if the
 /// policy allows it, or if it has two members at most; then this copy holds every acknowledged
 /// change. The other of two may do the same, so it has to be gone for good, unless there are two
-/// peers at most, a `pair`, in which either serves without the other. A session that
-/// ended so long ago, by `wall`, that everyone would forget it at once does not continue.
+/// peers at most and this one `is_left` alone ([`Census::is_left_alone`]): then either serves without the
+/// other. A session that ended so long ago, by `wall`, that everyone would forget it at once does not continue.
 ///
 /// One that a key names, `by_key`, keeps its id if no majority can do without this peer. Where the policy
 /// alone allows it to continue, a majority may be there, whose id that is.
+///
+/// [`Census::is_left_alone`]: crate::session::census::Census::is_left_alone
 #[must_use]
 pub fn alone(
     machine: &Session,
     me: Incarnation,
     policy: &SessionPolicy,
-    pair: bool,
+    is_left: bool,
     by_key: bool,
     wall: WallTime,
 ) -> Alone {
@@ -145,7 +147,7 @@ pub fn alone(
         return Alone::Already(into);
     }
     let mut others = machine.who_decides().iter().filter(|peer| **peer != me);
-    let safe = pair || others.all(|peer| machine.is_gone_for_good(*peer));
+    let safe = is_left || others.all(|peer| machine.is_gone_for_good(*peer));
     let is_needed = safe && machine.holds_everything(me);
     let may = is_needed || policy.without_majority == WithoutMajority::Serve;
     let lasts = |record: &&Record| record.body.expiry.after(policy.forget_grace) > wall;
