@@ -10,7 +10,7 @@ use super::events::{Events, NoEvents};
 use super::frame::{Reply, VALUE_BYTES_MAX, integer};
 use super::refusals::no_subcommand;
 use super::script::SPEAKS_AS;
-use super::{glob, info};
+use super::{glob, info, instant};
 
 /// The longest name that a client gives itself, in bytes.
 const CLIENT_NAME_BYTES_MAX: usize = 256;
@@ -188,8 +188,8 @@ impl Introduced {
         match (spec, subcommand.as_str()) {
             ("ECHO", _) => Reply::Bytes(args[1].clone()),
             ("TIME", _) => {
-                let parts = [now.as_secs().to_string(), now.subsec_micros().to_string()];
-                Reply::Array(parts.into_iter().map(Reply::text).collect())
+                let ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+                instant::reply(instant::micros(ms))
             }
             ("LASTSAVE", _) => Reply::Number(i64::try_from(now.as_secs()).unwrap_or(i64::MAX)),
             ("ROLE", _) => Reply::Array(vec![Reply::text("master"), Reply::Number(0), empty()]),

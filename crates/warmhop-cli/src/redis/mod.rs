@@ -26,6 +26,7 @@ mod frame;
 pub(crate) mod fuzzing;
 mod glob;
 mod info;
+mod instant;
 mod interest;
 mod listeners;
 mod loud;

@@ -12,6 +12,7 @@ use super::super::arguments::{checked_channel, checked_key};
 use super::super::cmd::{NOT_IN_SCRIPTS, Run, WRITES, find};
 use super::super::engine::{elsewhere, run_on, too_large};
 use super::super::frame::{Reply, VALUE_BYTES_MAX};
+use super::super::instant;
 use super::super::loud;
 use super::super::numbers::double_text;
 use super::super::pubsub::{Hub, Published};
@@ -85,6 +86,8 @@ pub(super) struct State {
     pub(super) search_steps: u64,
     pub(super) random: u64,
     pub(super) now: u64,
+    /// The same to the microsecond, once the script has asked for it.
+    pub(super) micros: Option<u64>,
 }
 
 pub(super) type Shared = Rc<RefCell<State>>;
@@ -271,8 +274,8 @@ impl State {
             "PING" => args.get(1).map_or(Reply::status("PONG"), |text| Reply::Bytes(text.clone())),
             "ECHO" => Reply::Bytes(args[1].clone()),
             "TIME" => {
-                let parts = [self.now / 1000, self.now % 1000 * 1000];
-                Reply::Array(parts.map(|part| Reply::text(part.to_string())).into())
+                let now = self.now;
+                instant::reply(*self.micros.get_or_insert_with(|| instant::micros(now)))
             }
             "PUBLISH" | "SPUBLISH"
                 if self.published.len() < PUBLISHED_MAX
