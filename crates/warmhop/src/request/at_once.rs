@@ -5,17 +5,21 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Response;
-use warmhop_core::ids::SessionKey;
+use warmhop_core::ids::{RequestKey, SessionKey};
 use warmhop_core::session::message::{Exec, Stored};
 use warmhop_core::session::{Ctx, Outcome, Session as Machine, Submit, Ticket};
+use warmhop_core::view::Liveness;
 
 use crate::app::session::{Session, Turn};
 use crate::http::body::{Body, BoxError};
 use crate::links::wire;
-use crate::request::local_error::{LocalError, error_chain};
+use crate::request::local_error::{LocalError, app_failed, error_chain};
 use crate::request::node::Node;
+use crate::request::own_register::Unfinished;
+use crate::request::problem::Problem;
 use crate::request::registers::bounds::STATE_BYTES_MAX;
 use crate::request::registers::operation::{Answer, FRAME_BYTES_MAX, Operation, execute};
+use crate::sessions::events::Event;
 use crate::sessions::store::{AsOwner, InLine};
 
 impl Node {
@@ -32,7 +36,7 @@ impl Node {
     }
 
     /// The same for an operation that was never encoded.
-    pub(crate) fn operate_in_turn(
+    fn operate_in_turn(
         &self,
         line: &mut InLine,
         operation: &Operation<'_>,
@@ -43,10 +47,38 @@ impl Node {
         Ok(executed.transpose().map_err(failed)?.flatten())
     }
 
+    /// Begins an operation here, if this peer owns the register and hears a majority of its members.
+    /// `None` if it has to go the way of any request.
+    ///
+    /// # Errors
+    /// If the operation cannot be carried out.
+    pub(crate) fn operates_here(
+        &self,
+        key: &SessionKey,
+        rid: RequestKey,
+        operation: &Operation<'_>,
+    ) -> Option<Result<Unfinished, Problem>> {
+        let view = self.view();
+        // A peer that was started a moment ago and hears no other waits until it does.
+        let hears_anyone = view.live_peers().any(|(_, it)| it.alive == Liveness::Alive);
+        if !hears_anyone && !self.newborn_for().is_zero() {
+            return None;
+        }
+        let wall = self.clock.wall();
+        let safe = matches!(operation, Operation::Get);
+        let submit =
+            |ticket| Submit { ticket, rid, fingerprint: 0, keyed: false, seen: None, safe };
+        let begun = self.operate_as_owner(key, submit, operation)?;
+        Some(match begun {
+            Ok(begun) => Ok(Unfinished { begun, view, wall }),
+            Err(error) => Err(app_failed(self.me.as_str(), &error)),
+        })
+    }
+
     /// Puts an operation in line for a register that this peer owns, and executes it if it has its turn
     /// at once, all in one step. `None` if this peer does not own it, or cannot commit or may not keep what
     /// the operation changes.
-    pub(crate) fn operate_as_owner(
+    fn operate_as_owner(
         &self,
         key: &SessionKey,
         submit: impl FnOnce(Ticket) -> Submit,
@@ -61,6 +93,36 @@ impl Node {
             Ok(ran) => Ok(AsOwner { line, ran, seen }),
             Err(error) => Err(failed(error)),
         })
+    }
+}
+
+impl Unfinished {
+    /// The answer once it may leave.
+    ///
+    /// # Errors
+    /// With the operation, if it has to go the way of any request from here.
+    pub(crate) async fn answer(
+        mut self,
+        node: &Node,
+        operation: &Operation<'_>,
+    ) -> Result<Result<Answer, Problem>, Self> {
+        let AsOwner { line, ran, .. } = &mut self.begun;
+        loop {
+            match line.next().await {
+                Event::Turn if ran.is_none() => match node.operate_in_turn(line, operation) {
+                    Ok(answer) => *ran = Some(answer),
+                    Err(error) => return Ok(Err(app_failed(node.me.as_str(), &error))),
+                },
+                Event::Release { .. } if matches!(ran, Some(Some(_))) => {
+                    let answer = ran.take().flatten();
+                    return answer.map(Ok).ok_or(self);
+                }
+                event => {
+                    line.put_back(event);
+                    return Err(self);
+                }
+            }
+        }
     }
 }
 
