@@ -58,7 +58,7 @@ fn a_level_that_leaves_out_what_apps_print_is_named_to_those_who_ask_for_that() 
         let log = format!("[log]\nlevel = '{level}'\n");
         let table = config(&format!("{log}{}", app_table("start = 'at-boot'\n")));
         let peer = Peer::start(&write(&dir, &table));
-        peer.ever_logged("\"ready\"");
+        wait_until("it is ready", || peer.run(&["status"]).1.contains("  ready"));
         let (code, shown, error) = peer.run(&["logs", "shop"]);
         assert_eq!(code, 0, "{error}");
         assert_eq!(shown.contains("leaves out what apps print"), is_left_out, "{level}: {shown}");
