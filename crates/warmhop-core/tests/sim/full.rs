@@ -113,3 +113,40 @@ pub(crate) fn run(seed: u64, listening: bool, peers: usize, room: usize, fault: 
     }
     report(&world)
 }
+
+/// Two of three peers are full: one has no room at all, the other just for what it holds. What happens to the
+/// others in any order loses nothing that a peer with room, or one that holds it, could keep.
+pub(crate) fn two_full(seed: u64, listening: bool) -> Report {
+    let world = healthy(seed, listening, 3, 3);
+    world.room.borrow_mut().insert(FULL, Room { copies: 0, is_known: true });
+    world.run_until(world.now() + 1_000);
+    let lists = Lists::default();
+    look_at_registers(&world, BEGUN_AT, &lists);
+    world.run_until(world.now() + SETTLES_WITHIN_MS);
+    let held = REGISTERS as usize;
+    world.room.borrow_mut().insert(BEGUN_AT, Room { copies: held, is_known: true });
+    world.run_until(world.now() + 1_000);
+    for _ in 0..6 {
+        let gone = [2, 2, BEGUN_AT, FULL][world.below(4) as usize];
+        if world.chance(30) && gone != 2 {
+            crate::faults::end(&world, gone);
+            crate::faults::restart_after(&world, gone, 500);
+        } else {
+            depart(&world, gone, 200);
+        }
+        world.run_until(world.now() + SETTLES_WITHIN_MS);
+        for number in 0..REGISTERS {
+            let (of, sid) = (world.clone(), crate::registers::sid_of(number));
+            let before = lists.borrow()[&number].clone();
+            crate::run::finish(&world, async move {
+                let node = of.below(3) as usize;
+                match crate::registers::ask(&of, 91, node, sid, Does::Read).await {
+                    Ok(shown) if shown == before => {}
+                    other => of.violated(Some(sid), format!("{other:?} instead of {before:?}")),
+                }
+            });
+        }
+        world.run_until(world.now() + SETTLES_WITHIN_MS);
+    }
+    report(&world)
+}

@@ -531,6 +531,18 @@ fn a_peer_without_room_costs_the_others_nothing_that_they_hold() {
 }
 
 #[test]
+fn of_three_of_which_two_are_full_any_may_go() {
+    let (first, count) = asked_for().unwrap_or((1, 20));
+    for seed in first..first + count {
+        let report = full::two_full(seed, false);
+        if let Some(what) = report.violation {
+            panic!("seed {seed}: {what}\n{}", full::two_full(seed, true).story);
+        }
+        assert_eq!(report.counts.get("lost"), None, "seed {seed}: {:?}", report.counts);
+    }
+}
+
+#[test]
 fn what_was_deleted_while_a_peer_was_away_is_forgotten_there_as_well() {
     let (first, count) = asked_for().unwrap_or((1, 8));
     for (seed, peers) in (first..first + count).flat_map(|seed| [3, 5].map(|peers| (seed, peers))) {
