@@ -45,7 +45,7 @@ async fn nothing_names_a_peer_an_app_or_a_request_where_nothing_is_revealed() {
     let refused = ask(&second, Method::CONNECT, "shop.localhost:80", "*/*").await;
     assert_eq!(refused.status, StatusCode::NOT_IMPLEMENTED);
     let page = ask(&second, Method::CONNECT, "shop.localhost:80", "text/html").await;
-    assert!(page.text.contains("This is not available right now"), "{}", page.text);
+    assert!(page.text.contains("That cannot be done here"), "{}", page.text);
     first.shutdown().await;
     eventually("the app is ready nowhere", || !second.status().peers[0].alive).await;
     let request = Request::get("/who")
@@ -80,7 +80,7 @@ async fn browsers_get_plain_words_and_programs_problem_details() {
     let own = "<p>{status} {title} {id}</p>";
     let two = bed.add_built("two", Plan::default(), &cold, |built| built.error_page(own)).await;
     let page = ask(&two, Method::CONNECT, "shop.localhost:80", "text/html").await;
-    assert_eq!(page.text, "<p>501 This is not available right now an-id-of-it</p>");
+    assert_eq!(page.text, "<p>501 That cannot be done here an-id-of-it</p>");
 }
 
 #[tokio::test]

@@ -28,6 +28,8 @@ pub(crate) struct Memory {
     bytes: AtomicU64,
     bytes_max: AtomicU64,
     warned: AtomicBool,
+    /// It has become hardly free, and has not had room for long since.
+    hardly_free: AtomicBool,
 }
 
 impl Memory {
@@ -36,6 +38,7 @@ impl Memory {
             bytes: AtomicU64::new(0),
             bytes_max: AtomicU64::new(bytes_max),
             warned: AtomicBool::new(false),
+            hardly_free: AtomicBool::new(false),
         }
     }
 
@@ -93,9 +96,16 @@ impl Memory {
         is_full
     }
 
-    /// Whether it has become full, and little of that room is free again: this peer should get no more copies.
+    /// Whether there is hardly any room for copies, or was a moment ago: this peer should get no more of them.
+    /// Peers of equal memory stop to begin anything before.
     pub(crate) fn is_hardly_free(&self) -> bool {
-        self.is_full() || self.warned.load(Ordering::Relaxed)
+        let (bytes, bytes_max) = (self.bytes(), self.bytes_max());
+        if bytes >= bytes_max - bytes_max / KEPT_FREE / 4 * 3 {
+            self.hardly_free.store(true, Ordering::Relaxed);
+        } else if bytes < bytes_max / 4 * 3 && self.hardly_free.load(Ordering::Relaxed) {
+            self.hardly_free.store(false, Ordering::Relaxed);
+        }
+        self.hardly_free.load(Ordering::Relaxed)
     }
 }
 
@@ -184,6 +194,19 @@ mod tests {
         memory.bytes.store(11_000, Ordering::Relaxed);
         let fits = |bytes, held| memory.has_room(bytes, Some(held));
         assert!(fits(400, 400) && fits(10, 400) && !fits(401, 400));
+    }
+
+    #[test]
+    fn a_peer_gets_no_copies_from_before_it_refuses_them_until_a_quarter_is_free() {
+        let memory = Memory::new(8_000);
+        for (bytes, is_hardly_free) in
+            [(7_249, false), (7_250, true), (6_000, true), (5_999, false), (7_000, false)]
+        {
+            memory.bytes.store(bytes, Ordering::Relaxed);
+            assert_eq!(memory.is_hardly_free(), is_hardly_free, "{bytes}");
+        }
+        memory.bytes.store(7_249, Ordering::Relaxed);
+        assert!(memory.has_room(1, Some(0)), "not yet");
     }
 
     #[test]

@@ -59,8 +59,8 @@ fn a_text_tells_what_flows_what_starts_and_what_was_decided() {
         "blog   cold, failed  peer-2 ready                  takes 900 ms",
         "atlas  not here      peer-2 ready\n",
         "blog: it exited with status 3\n",
-        "to peer-2  200, 2.0 ms  GET /search  ready on peer-2 alone\u{fffd}[2J\n",
-        "hopped in  200          GET /        sent here by peer-2: serve it\n",
+        "to peer-2  200, 2.0 ms  GET /search  shop  ready on peer-2 alone\u{fffd}[2J\n",
+        "hopped in  200          GET /        blog  sent here by peer-2: serve it\n",
     ] {
         assert!(text.contains(line), "{line:?} in\n{text}");
     }
