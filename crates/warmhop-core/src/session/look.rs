@@ -331,6 +331,12 @@ impl Session {
             .min()
     }
 
+    /// When the session is over, by the record held here.
+    #[must_use]
+    pub fn ends(&self) -> Option<WallTime> {
+        self.copy.accepted.as_ref().map(|record| record.body.expiry)
+    }
+
     /// Whether nothing is left to keep: the runtime then drops the entry. An order that runs here
     /// without a vote needs no entry.
     #[must_use]

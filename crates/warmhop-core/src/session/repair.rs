@@ -19,7 +19,7 @@ use super::Session;
 use super::claim::Claimant;
 use super::message::{MEMBERS_MAX, Members};
 use crate::config::SessionPolicy;
-use crate::ids::{Ballot, Incarnation, Now, SessionId};
+use crate::ids::{Ballot, Incarnation, Now, SessionId, WallTime};
 use crate::rank;
 use crate::view::{Liveness, PeerBelief, View};
 
@@ -170,6 +170,8 @@ pub struct Held {
     said: Claimant,
     /// The ballot of the record held here.
     at: Option<Ballot>,
+    /// When the session is over, by that record.
+    ends: Option<WallTime>,
     members: Vec<Incarnation>,
     /// The members before, while a change of members is under way.
     before: Vec<Incarnation>,
@@ -207,6 +209,7 @@ impl Held {
             claim: machine.highest_claim(),
             said: machine.claimant(),
             at: machine.newest_at().map(|p| p.ballot),
+            ends: machine.ends(),
             members: machine.members().to_vec(),
             before: before.map(|set| set.who.to_vec()).unwrap_or_default(),
             complete: !machine.is_owner() || machine.is_whole(),
@@ -228,6 +231,8 @@ pub struct Around<'a> {
     pub me: Incarnation,
     /// Its monotonic clock.
     pub now: Now,
+    /// The mesh's clock.
+    pub wall: WallTime,
     /// Its beliefs about the others.
     pub view: &'a View,
     /// The processes that sessions may count on: see [`countable`].
@@ -314,7 +319,7 @@ impl Watch {
         if held.taking_over {
             // It is looked at again once that has ended.
             let is_stuck = room::is_stuck(held, around, is_dead);
-            return if is_stuck { Mend::TakeOverAgain } else { Mend::Later };
+            return if is_stuck { self.take_over_again(sid, around.now) } else { Mend::Later };
         }
         if held.is_fenced {
             return Mend::Nothing;
@@ -365,7 +370,11 @@ impl Watch {
         scope: Scope,
         is_dead: impl Fn(Incarnation) -> bool,
     ) -> Mend {
-        let Around { me, now, alive, .. } = *around;
+        let Around { me, now, wall, alive, .. } = *around;
+        if held.ends.is_some_and(|end| end <= wall) {
+            // Its copies are forgotten soon. A new owner would only have them kept for longer.
+            return Mend::Nothing;
+        }
         let members = &held.members;
         let lives = |peer: &&Incarnation| self.silence(**peer, held, around, &is_dead).is_none();
         let majority = |set: &[Incarnation], voteless: &[Incarnation]| {
@@ -410,7 +419,7 @@ impl Watch {
 
     /// Decides for a session that this peer owns.
     fn look_as_owner(
-        &self,
+        &mut self,
         sid: SessionId,
         held: &Held,
         around: &Around<'_>,
@@ -437,7 +446,7 @@ impl Watch {
         let rests = if held.without_room.is_empty() { rests } else { Mend::Remind };
         if !may_change_members(held, around, &is_dead) {
             let is_stuck = room::is_stuck(held, around, &is_dead);
-            return if is_stuck { Mend::TakeOverAgain } else { rests };
+            return if is_stuck { self.take_over_again(sid, around.now) } else { rests };
         }
         let is_refused = |peer: &Incarnation| {
             held.refused.iter().any(|(by, until)| by == peer && *until > around.now)
@@ -678,6 +687,7 @@ mod tests {
             claim: None,
             said: Claimant::Unasked,
             at: None,
+            ends: None,
             members: [1].iter().chain(others).map(|number| peer(*number)).collect(),
             before: Vec::new(),
             complete: true,
@@ -700,8 +710,15 @@ mod tests {
             ..owned(others)
         };
         let (policy, now) = (SessionPolicy::default(), Now(60_000));
-        let around =
-            Around { me: peer(1), now, view: &view, alive: &alive, policy: &policy, leaves: false };
+        let around = Around {
+            me: peer(1),
+            now,
+            wall: WallTime(1),
+            view: &view,
+            alive: &alive,
+            policy: &policy,
+            leaves: false,
+        };
         let look = |held: &Held| {
             Watch::default().look(SessionId([7; 16]), held, &around, Scope::Noted, |it| {
                 it == peer(5) || it == peer(6)
@@ -734,6 +751,7 @@ mod tests {
             let around = Around {
                 me: peer(1),
                 now,
+                wall: WallTime(1),
                 view: &view,
                 alive: &alive,
                 policy: &policy,

@@ -489,8 +489,15 @@ impl Peer {
             };
             let policy = &self.world.knobs.policy;
             let leaves = self.draining.get();
-            let around =
-                Around { me: self.inc, now: self.now(), view: &view, alive, policy, leaves };
+            let around = Around {
+                me: self.inc,
+                now: self.now(),
+                wall: self.wall(),
+                view: &view,
+                alive,
+                policy,
+                leaves,
+            };
             self.watch.borrow_mut().look(sid, &held, &around, scope, |peer| self.is_dead(peer))
         };
         match decided {
@@ -567,7 +574,9 @@ impl Peer {
         let store = self.store.borrow();
         let machines = store.entries.values().map(|entry| &entry.machine);
         let counts = |members: &[Incarnation]| counts_on(members, self.inc, &able, &silent);
-        machines.filter(|it| it.holds_copy() && counts(it.members())).count()
+        let lasts =
+            |it: &warmhop_core::session::Session| it.ends().is_some_and(|end| end > self.wall());
+        machines.filter(|it| it.holds_copy() && lasts(it) && counts(it.members())).count()
     }
 }
 

@@ -142,7 +142,7 @@ impl Repair {
         let Some(held) = held else { return false };
         let now = node.clock.now();
         let (me, policy, leaves) = (node.incarnation, &node.store.policy(), node.is_draining());
-        let around = Around { me, now, view, alive, policy, leaves };
+        let around = Around { me, now, wall: node.clock.wall(), view, alive, policy, leaves };
         let is_dead = |peer| node.store.is_dead(&peer);
         let decided = self.watch.look(key.sid, &held, &around, scope, is_dead);
         if !matches!(decided, Mend::Nothing | Mend::Later | Mend::Rest) {

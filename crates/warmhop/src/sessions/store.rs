@@ -526,9 +526,13 @@ impl Store {
         self.keys_where(|machine| machine.is_owner() && machine.version() > 0)
     }
 
-    /// The sessions of which a record is held here and whose members are as `wanted`.
+    /// The sessions of which a record is held here, which are not over, and whose members are as `wanted`.
     pub(crate) fn held(&self, wanted: impl Fn(&[Incarnation]) -> bool) -> Vec<SessionKey> {
-        self.keys_where(|machine| machine.holds_copy() && wanted(machine.members()))
+        let wall = self.clock.wall();
+        self.keys_where(|machine| {
+            let lasts = machine.ends().is_some_and(|end| end > wall);
+            machine.holds_copy() && lasts && wanted(machine.members())
+        })
     }
 
     /// The store's parts, for [`Store::kept_in`].

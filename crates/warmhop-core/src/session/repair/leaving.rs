@@ -66,7 +66,7 @@ mod tests {
     use super::super::{Around, Held, Mend, Scope, Watch, countable};
     use super::*;
     use crate::config::SessionPolicy;
-    use crate::ids::Ballot;
+    use crate::ids::{Ballot, WallTime};
 
     #[test]
     fn a_peer_that_leaves_takes_over_what_no_other_member_does_and_repairs_nothing_that_it_owns() {
@@ -78,8 +78,15 @@ mod tests {
         let orphan = Held { owns: false, claim: Some(ballot), at: Some(ballot), ..owned(&[2, 3]) };
         let look = |held: &Held, leaves: bool, now: u64| {
             let now = Now(now);
-            let around =
-                Around { me: peer(1), now, view: &view, alive: &alive, policy: &policy, leaves };
+            let around = Around {
+                me: peer(1),
+                now,
+                wall: WallTime(1),
+                view: &view,
+                alive: &alive,
+                policy: &policy,
+                leaves,
+            };
             Watch::default().look(SessionId([7; 16]), held, &around, Scope::Noted, |_| false)
         };
         let heard = view.by_incarnation(&peer(3)).unwrap().heard.0;

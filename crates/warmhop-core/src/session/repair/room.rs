@@ -59,7 +59,9 @@ pub(super) fn is_stuck(
         2 * set.iter().filter(has_room).count() <= set.len()
     };
     let mut everyone = held.members.iter().chain(&held.before);
-    !held.without_room.is_empty()
+    let is_one_gone = everyone.clone().any(|peer| is_dead(*peer));
+    is_one_gone
+        && !held.without_room.is_empty()
         && (is_stuck_in(&held.members) || !held.before.is_empty() && is_stuck_in(&held.before))
         && everyone.all(|peer| is_dead(*peer) || hears(around, *peer))
 }

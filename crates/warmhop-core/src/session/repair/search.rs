@@ -32,4 +32,15 @@ impl Watch {
         self.searches.insert(sid, (times + 1, now));
         Mend::AskEveryone
     }
+
+    /// Has the owner take the session over from itself a few times, as [`Watch::search`] asks everyone: what
+    /// it is short of may not be there.
+    pub(super) fn take_over_again(&mut self, sid: SessionId, now: Now) -> Mend {
+        match self.search(sid, false, now) {
+            Mend::AskEveryone => Mend::TakeOverAgain,
+            // From then on as often as the members are offered a record that they have no room for.
+            Mend::Nothing => Mend::Remind,
+            later => later,
+        }
+    }
 }

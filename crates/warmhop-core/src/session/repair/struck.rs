@@ -96,7 +96,7 @@ mod tests {
     use super::super::tests::{met, met_leaving, owned, peer};
     use super::*;
     use crate::config::SessionPolicy;
-    use crate::ids::{Now, SessionId};
+    use crate::ids::{Now, SessionId, WallTime};
     use crate::session::repair::{Scope, countable};
     use crate::view::View;
 
@@ -108,8 +108,15 @@ mod tests {
         watch.begin(&alive, BTreeSet::new(), 0);
         let look = |at: &u64| {
             let now = Now(at * 1000);
-            let around =
-                Around { me: peer(1), now, view, alive: &alive, policy: &policy, leaves: false };
+            let around = Around {
+                me: peer(1),
+                now,
+                wall: WallTime(1),
+                view,
+                alive: &alive,
+                policy: &policy,
+                leaves: false,
+            };
             let is_dead = |it: Incarnation| dead.iter().any(|number| it == peer(*number));
             watch.look(SessionId([7; 16]), held, &around, Scope::Noted, is_dead)
         };
