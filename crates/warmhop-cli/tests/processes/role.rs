@@ -95,9 +95,14 @@ pub(crate) fn is_alive(pid: i32) -> bool {
 }
 
 pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let until = Instant::now() + BOUND;
+    wait_within(BOUND, what, condition);
+}
+
+/// The same for what takes its time on a machine with much else to do.
+pub(crate) fn wait_within(bound: Duration, what: &str, condition: impl Fn() -> bool) {
+    let until = Instant::now() + bound;
     while !condition() {
-        assert!(Instant::now() < until, "{what}: not within {BOUND:?}");
+        assert!(Instant::now() < until, "{what}: not within {bound:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
