@@ -7,11 +7,12 @@
 //! members left out the one that leaves, and the third had died a moment ago, the last one could
 //! serve the session only once the third is known to be gone for good.
 
+use alloc::sync::Arc;
 use core::time::Duration;
 
 use super::message::{Config, Message};
 use super::{Ctx, Effect, Effects, Role, Session};
-use crate::ids::{Incarnation, Now};
+use crate::ids::{Incarnation, Now, Position};
 
 /// How long an answer to a question is waited for, which is repeated meanwhile, and how long it proves that
 /// the peer is there if requests keep the change from being made at once.
@@ -93,15 +94,21 @@ impl Session {
         true
     }
 
-    /// Notes an answer of `from`: a change of members that waits for it proceeds, unless something is
+    /// Notes an answer of `from`, which holds a `record`: a change of members that waits for it proceeds, unless something is
     /// under way; then it does when it is requested again.
     pub(super) fn asked_answered(
         &mut self,
         ctx: &mut Ctx<'_>,
         from: Incarnation,
         nonce: u64,
+        record: Option<(Position, &Arc<Config>)>,
         out: &mut Effects,
     ) {
+        if let Some((at, cfg)) = record
+            && self.meets_other_history(ctx, from, at, cfg, out)
+        {
+            return;
+        }
         let Role::Owner(owner) = &mut self.role else { return };
         let answers = |it: &&mut Joining| it.asked == from && it.nonce == nonce;
         let Some(joining) = owner.work.joining.as_mut().filter(answers) else { return };

@@ -328,13 +328,7 @@ impl Session {
                 }
                 self.on_part(from, part, ctx.now);
                 self.hear_word(from, promised.map(|b| Word::of(from, b, &births, p, part)));
-                if let (Some(at), Some(cfg)) = (p, &cfg)
-                    && self.meets_other_history(ctx, from, at, cfg, out)
-                {
-                    self.settle(ctx, out);
-                    return;
-                }
-                self.asked_answered(ctx, from, nonce, out);
+                self.asked_answered(ctx, from, nonce, p.zip(cfg.as_ref()), out);
                 self.doubt_answered(ctx, from, nonce, p.zip(cfg.as_ref()));
                 let record = p.and(cfg.clone());
                 self.on_located(ctx, from, nonce, record, births, census.as_deref(), out);

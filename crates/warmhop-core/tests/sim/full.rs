@@ -45,7 +45,7 @@ pub(crate) fn run(seed: u64, listening: bool, peers: usize, room: usize, fault: 
     };
     let fills = || fills_if(is_known(seed));
     // Others hear that it is full a moment after it has become so.
-    let lags = fault == Fault::CrashesAtOnce && seed % 4 == 0;
+    let lags = fault == Fault::CrashesAtOnce && seed.is_multiple_of(4);
     if lags {
         fills_if(false);
     }
@@ -72,7 +72,7 @@ pub(crate) fn run(seed: u64, listening: bool, peers: usize, room: usize, fault: 
                 crate::faults::restart_after(&world, gone, 500);
             }
         }
-        if seed % 3 == 0 {
+        if seed.is_multiple_of(3) {
             // At once: the new process is asked to take over before the others have mended anything.
             world.run_until(world.now() + 1_500);
             for sid in (0..REGISTERS).map(crate::registers::sid_of) {
@@ -84,7 +84,7 @@ pub(crate) fn run(seed: u64, listening: bool, peers: usize, room: usize, fault: 
         }
         world.run_until(world.now() + SETTLES_WITHIN_MS);
         // The new process asks as well, and holds nothing yet.
-        let at = if seed % 3 == 0 {
+        let at = if seed.is_multiple_of(3) {
             gone
         } else if gone == BEGUN_AT {
             peers - 1

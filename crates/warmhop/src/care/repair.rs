@@ -225,9 +225,15 @@ impl Node {
             .filter(|(_, belief)| belief.alive == Liveness::Alive)
             .map(|(_, belief)| belief.news.incarnation)
             .collect();
+        let wall = self.clock.wall();
         self.store.count_where(|machine| {
             let hears = |peer| heard.contains(&peer);
-            is_short(machine, self.incarnation, copies, &alive, hears, |peer| !full.contains(&peer))
+            // What is over is forgotten soon, and repaired no more.
+            let lasts = machine.ends().is_none_or(|end| end > wall);
+            lasts
+                && is_short(machine, self.incarnation, copies, &alive, hears, |peer| {
+                    !full.contains(&peer)
+                })
         })
     }
 

@@ -482,7 +482,7 @@ mod tests {
         let ids = ["a", "b", "c"].map(|id| trace(&traces, id, "entry"));
         traces.cut_off(&ids[1], "the answer broke off");
         let steps = |id| traces.find(id).unwrap().steps.into_iter().map(|step| step.what);
-        assert_eq!(steps(&ids[1]).last().as_deref(), Some(CUT_OFF));
+        assert_eq!(steps(&ids[1]).next_back().as_deref(), Some(CUT_OFF));
         for other in [&ids[0], &ids[2]] {
             assert!(!steps(other).any(|what| what == CUT_OFF));
         }
