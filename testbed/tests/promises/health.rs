@@ -130,12 +130,15 @@ async fn copies_that_a_rush_had_started_stop_when_it_is_over_and_one_stays() {
     assert!(rush.try_join_next().is_none(), "a client was refused");
     rush.shutdown().await;
     let stopped = warmhop_testbed::mesh::until("the others have stopped", OVER, async || {
+        // Others may serve it for as long as what the clients left behind takes the place here.
         let reply = Client::new().get(world.http(0), "/cart").await.unwrap();
-        assert_eq!((reply.status, reply.peer()), (StatusCode::OK, Some(world.name(0))));
+        assert_eq!(reply.status, StatusCode::OK);
         let (one, other) = (world.app(1, APP).await, world.app(2, APP).await);
         (one["state"] == "cold" && other["state"] == "cold").then_some(())
     });
     stopped.await.unwrap();
+    let reply = Client::new().get(world.http(0), "/cart").await.unwrap();
+    assert_eq!((reply.status, reply.peer()), (StatusCode::OK, Some(world.name(0))));
     assert_eq!(world.app(0, APP).await["state"], "ready");
 }
 
