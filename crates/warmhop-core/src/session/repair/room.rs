@@ -67,7 +67,7 @@ pub(super) fn is_stuck(
 }
 
 /// Whether a session of which this peer knows a record needs repair: for its owner, if too few
-/// members are `alive`, from [`countable`]; for a member, if it does not `hears` an owner. A
+/// members are `alive`, from [`countable`](super::countable); for a member, if it does not `hears` an owner. A
 /// session without a majority does not count: no repair brings that back. Nor does a peer that does not
 /// `has_room` for a copy.
 #[must_use]
