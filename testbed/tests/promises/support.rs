@@ -214,7 +214,9 @@ impl Drop for World {
             .iter()
             .flat_map(|peer| {
                 let log = peer.log();
-                let lines = log.lines().filter(|line| line.contains(" ERROR "));
+                // By their level: an app may print the word in its own lines.
+                let is_error = |line: &&str| line.split_whitespace().nth(1) == Some("ERROR");
+                let lines = log.lines().filter(is_error);
                 lines.map(|line| format!("{}: {line}", peer.name)).collect::<Vec<_>>()
             })
             .collect();

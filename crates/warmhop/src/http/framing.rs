@@ -8,6 +8,7 @@
 //! ambiguous so that hyper refuses it. Where it cannot follow, hyper is given nothing more to read:
 //! no byte is taken for a request that was not looked at here.
 
+#[cfg(feature = "admin")]
 mod checked;
 
 use std::io::{self, BufRead as _};
@@ -30,6 +31,7 @@ use crate::http::refusals::Refusal;
 use crate::http::willing;
 use crate::http::writes_through::writes_through;
 
+#[cfg(feature = "admin")]
 pub(crate) use self::checked::Checked;
 
 /// How much is read of a head at once.
