@@ -762,7 +762,8 @@ impl Errand {
             | Failure::KeyInUse
             | Failure::BelowFloor
             | Failure::TooManyRetries
-            | Failure::ExecutionFailed => false,
+            | Failure::ExecutionFailed
+            | Failure::NoRoom => false,
         }
     }
 }

@@ -241,6 +241,13 @@ pub struct AcceptedInfo {
     pub body: Option<Arc<Body>>,
 }
 
+impl From<Record> for AcceptedInfo {
+    fn from(record: Record) -> Self {
+        let Record { p, cfg, body } = record;
+        Self { p, cfg, body: Some(body) }
+    }
+}
+
 /// A ballot at which a session may continue in a configuration that the others cannot know
 /// otherwise: it was begun there, or another configuration was closed in its favour.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -425,6 +432,10 @@ impl Message {
     /// The answer to a question in place of a process that is gone for good.
     pub const DEAD_LETTER: Self =
         Self::Nack { reason: NackReason::Dead, promised: None, cfg: None, watermark: 0 };
+
+    /// The answer to an offer of a copy for which there is no room.
+    pub const NO_ROOM: Self =
+        Self::Nack { reason: NackReason::Full, promised: None, cfg: None, watermark: 0 };
 
     /// Whether its sender waits for an answer, and so needs [`Self::DEAD_LETTER`] if the process
     /// that it is for is gone for good.

@@ -75,7 +75,7 @@ use doubt::Doubt;
 use message::{
     Body, BodyRef, Config, Ended, Exec, ExecDone, Message, NackReason, Part, Record, Stored,
 };
-use owner::{Flight, Owner, Waiting};
+use owner::{Flight, Owner, TakenBack, Waiting};
 use takeover::{Takeover, Word};
 
 pub use takeover::Otherwise;
@@ -106,10 +106,13 @@ struct Line {
     queue: VecDeque<Waiting>,
     /// Requests whose turn has come, in the order it came.
     flights: Vec<Flight>,
+    /// The request whose change is taken back.
+    taken_back: Option<TakenBack>,
 }
 
 impl Empty for Line {
-    const EMPTY: &'static Self = &Self { queue: VecDeque::new(), flights: Vec::new() };
+    const EMPTY: &'static Self =
+        &Self { queue: VecDeque::new(), flights: Vec::new(), taken_back: None };
 }
 
 /// The stamp up to which votes are lost if the process is gone for good.

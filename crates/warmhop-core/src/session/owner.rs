@@ -10,8 +10,10 @@ mod ending;
 mod full;
 mod held;
 mod outvoted;
+mod resealed;
 mod settle;
 mod turns;
+mod withdrawn;
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -22,6 +24,7 @@ use core::time::Duration;
 use self::full::Full;
 pub(super) use self::full::Refused;
 use self::outvoted::Outvoted;
+pub(super) use self::withdrawn::{TakenBack, Withdrawn};
 use super::joining::Joining;
 use super::message::{
     AcceptedInfo, BodyRef, Config, MEMBERS_MAX, Members, Message, NackReason, Record,
@@ -208,6 +211,8 @@ struct Proposal {
     same_as: Option<Position>,
     /// The members that asked for the whole body.
     need_full: Few,
+    /// The members that had no room for it.
+    refused_by: Few,
 }
 
 impl Owner {
@@ -530,6 +535,7 @@ impl Session {
     pub fn cancel(&mut self, ctx: &mut Ctx<'_>, ticket: Ticket, out: &mut Effects) {
         self.line.queue.retain(|waiting| waiting.submit.ticket != ticket);
         self.line.flights.retain(|flight| flight.ticket() != ticket);
+        self.line.forget_taken_back(ticket);
         self.settle(ctx, out);
     }
 
@@ -559,6 +565,7 @@ impl Session {
             since: ctx.now,
             same_as,
             need_full,
+            refused_by: Few::default(),
         });
         owner.work.full.offer_anew(ctx.now);
         self.vote_myself(ctx);

@@ -9,6 +9,7 @@
 mod birth;
 mod settle;
 mod void;
+mod withdrawn;
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -19,7 +20,7 @@ pub(super) use self::void::Word;
 use super::census::{Census, Roll};
 use super::message::{AcceptedInfo, Birth, Config, Members, Message, NackReason, Part};
 use super::mutant::{self, Mutant};
-use super::owner::{DRAWN_ROUND, Owner};
+use super::owner::{DRAWN_ROUND, Owner, Withdrawn};
 use super::reach::{unheard_tries, waits_for_the_silent};
 use super::{Ctx, Effect, Effects, FENCED, Failure, Resend, Role, Session};
 use crate::ids::{Ballot, Incarnation, Now, WallTime};
@@ -69,6 +70,8 @@ pub(super) struct Takeover {
     give_up_at: Now,
     /// How often it found what is outdated, and searched again without that.
     outdated: u8,
+    /// The change of its own that the owner takes back by it.
+    pub(super) withdrawn: Option<Box<Withdrawn>>,
 }
 
 /// The search for a newer configuration, if the known ones find no majority: the peers that rank
@@ -279,6 +282,7 @@ impl Session {
             began: ctx.now,
             give_up_at: ctx.now.after(ctx.policy.majority_timeout),
             outdated: 0,
+            withdrawn: None,
         }));
         match best {
             Some(cfg) => self.ask_in(ctx, cfg, None, out),

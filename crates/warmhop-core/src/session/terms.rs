@@ -159,12 +159,15 @@ pub enum Failure {
     /// Its execution failed or its executor was lost. This owner proposes no change of it, but a
     /// lost executor may have voted for one, which a takeover may find.
     ExecutionFailed,
+    /// Too many of the session's members have no room for its change, which was taken back: it was
+    /// not applied.
+    NoRoom,
 }
 
 impl Failure {
     /// Every problem that [`Failure::problem`] returns, but [`ProblemKind::Absent`], which is no
     /// failure of the session.
-    pub const PROBLEMS: [ProblemKind; 10] = [
+    pub const PROBLEMS: [ProblemKind; 11] = [
         ProblemKind::SessionQueueFull,
         ProblemKind::SessionNoMajority,
         ProblemKind::KeyReused,
@@ -175,6 +178,7 @@ impl Failure {
         ProblemKind::SessionNoExecutor,
         ProblemKind::SessionEnded,
         ProblemKind::ExecutionFailed,
+        ProblemKind::SessionMemoryFull,
     ];
 
     /// The problem for the request's client.
@@ -194,6 +198,7 @@ impl Failure {
             Self::TooManyRetries => ProblemKind::SessionNoExecutor,
             Self::Ended => ProblemKind::SessionEnded,
             Self::ExecutionFailed => ProblemKind::ExecutionFailed,
+            Self::NoRoom => ProblemKind::SessionMemoryFull,
         }
     }
 }

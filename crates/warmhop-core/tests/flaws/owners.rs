@@ -475,3 +475,44 @@ fn a_takeover_goes_above_the_ballot_that_the_session_was_drawn_with() {
     s.does_not_serve("C");
     s.gets("A", "read list", "A", "tea/A");
 }
+
+/// The danger: B and C have no room for a larger record. A proposes it for as long as that lasts, since a
+/// proposal that left is never abandoned, and nobody can read what was there before.
+/// The rule: once B and C have promised not to vote for it any more, A goes on from the record before.
+#[test]
+fn a_change_for_which_the_others_have_no_room_is_taken_back() {
+    let mut s = Stage::with_tea("a change for which there is no room is taken back", "A B C");
+    s.is_full("B");
+    s.is_full("C");
+    s.asks("A", "change milk", "A");
+    s.asks("A", "read list", "A");
+    s.settles();
+    s.failed("milk", Failure::NoRoom);
+    s.answered("list", "tea/A");
+    s.has_room_again("B");
+    s.gets("A", "change jam", "A", "tea/A jam/A");
+}
+
+/// The danger: B has refused what A proposes, and has the room when it comes again; C refuses it, too. A
+/// counts two refusals, and B and it have chosen the change.
+/// The rule: what may have been chosen is not taken back; nobody knows then what came of it.
+#[test]
+fn a_change_that_was_chosen_after_all_is_not_taken_back() {
+    let mut s = Stage::with_tea("a change that was chosen after all", "A B C");
+    s.is_full("B");
+    s.is_full("C");
+    s.asks("A", "change milk", "A");
+    s.ends("milk at A");
+    s.holds_back("Accept A>C");
+    s.arrives("Accept A>B");
+    s.has_room_again("B");
+    s.arrives("Nack B>A");
+    s.passes(Duration::from_millis(300));
+    s.arrives("Accept A>B");
+    s.loses("Accepted B>A");
+    s.arrives("Accept A>C");
+    s.arrives("Nack C>A");
+    s.settles();
+    s.serves("A");
+    s.gets("A", "read list", "A", "tea/A milk/A");
+}

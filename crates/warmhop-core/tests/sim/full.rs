@@ -150,3 +150,50 @@ pub(crate) fn two_full(seed: u64, listening: bool) -> Report {
     }
     report(&world)
 }
+
+/// Two of three have no room for larger copies: a change is refused as what it is, soon, and changes nothing,
+/// what was there is served all along, and what could not begin is absent. Once there is room again, changes
+/// are taken again. Meanwhile peers are restarted in good order.
+pub(crate) fn refused_changes(seed: u64, listening: bool) -> Report {
+    let world = healthy(seed, listening, 3, 3);
+    let lists = Lists::default();
+    look_at_registers(&world, BEGUN_AT, &lists);
+    world.run_until(world.now() + SETTLES_WITHIN_MS);
+    for node in [FULL, BEGUN_AT] {
+        let room = Room { copies: REGISTERS as usize, is_known: is_known(seed) };
+        world.room.borrow_mut().insert(node, room);
+    }
+    world.run_until(world.now() + 1_000);
+    for _ in 0..40 {
+        let (number, node) = (world.below(2 * REGISTERS), world.below(3) as usize);
+        let does = if world.chance(40) { Does::Read } else { Does::Append };
+        let (of, sid) = (world.clone(), crate::registers::sid_of(number));
+        let before = lists.borrow().get(&number).cloned().unwrap_or_default();
+        let lists = lists.clone();
+        crate::run::finish(&world, async move {
+            let began = of.now();
+            match crate::registers::ask(&of, 91, node, sid, does).await {
+                Ok(shown) if does == Does::Read && shown == before => {}
+                Ok(shown) if does == Does::Append && shown.starts_with(&before) => {
+                    lists.borrow_mut().insert(number, shown);
+                }
+                Err(what) if does == Does::Append && what.ends_with("session-memory-full") => {
+                    of.count("changes refused");
+                }
+                other => {
+                    let after = of.now() - began;
+                    let what = format!("{does:?}: {other:?} after {after} ms, not {before:?}");
+                    of.violated(Some(sid), what);
+                }
+            }
+        });
+        if world.chance(5) {
+            depart(&world, world.below(3) as usize, 200);
+            world.run_until(world.now() + SETTLES_WITHIN_MS);
+        }
+    }
+    world.room.borrow_mut().clear();
+    world.run_until(world.now() + ASKED_AGAIN_WITHIN_MS);
+    look_at_registers(&world, BEGUN_AT, &lists);
+    report(&world)
+}

@@ -543,6 +543,21 @@ fn of_three_of_which_two_are_full_any_may_go() {
 }
 
 #[test]
+fn a_change_for_which_too_few_have_room_is_refused_and_changes_nothing() {
+    let (first, count) = asked_for().unwrap_or((1, 20));
+    let mut refused = 0;
+    for seed in first..first + count {
+        let report = full::refused_changes(seed, false);
+        if let Some(what) = report.violation {
+            panic!("seed {seed}: {what}\n{}", full::refused_changes(seed, true).story);
+        }
+        assert_eq!(report.counts.get("lost"), None, "seed {seed}: {:?}", report.counts);
+        refused += report.counts.get("changes refused").copied().unwrap_or_default();
+    }
+    assert!(refused > 0, "nothing was refused");
+}
+
+#[test]
 fn what_was_deleted_while_a_peer_was_away_is_forgotten_there_as_well() {
     let (first, count) = asked_for().unwrap_or((1, 8));
     for (seed, peers) in (first..first + count).flat_map(|seed| [3, 5].map(|peers| (seed, peers))) {

@@ -42,9 +42,9 @@ impl Node {
         operation: &Operation<'_>,
     ) -> Result<Option<Answer>, LocalError> {
         let executed = line.execute_at_once(self.incarnation, |machine, ctx, exec| {
-            ran(operation, machine, ctx, exec)
+            self.ran(operation, machine, ctx, exec)
         });
-        Ok(executed.transpose().map_err(failed)?.flatten())
+        Ok(executed.transpose()?.flatten())
     }
 
     /// Begins an operation here, if this peer owns the register and hears a majority of its members.
@@ -84,15 +84,64 @@ impl Node {
         submit: impl FnOnce(Ticket) -> Submit,
         operation: &Operation<'_>,
     ) -> Option<Result<AsOwner<Option<Answer>>, LocalError>> {
-        let may_grow = matches!(operation, Operation::Put { .. } | Operation::Expire { .. });
-        let begun = self.store.operate_as_owner(key, submit, may_grow, |machine, ctx, exec| {
-            ran(operation, machine, ctx, exec)
+        let grows_to = match operation {
+            Operation::Put { bytes, .. } => Some(bytes.len()),
+            Operation::Expire { .. } => Some(0),
+            Operation::Get | Operation::Delete { .. } | Operation::List { .. } => None,
+        };
+        let begun = self.store.operate_as_owner(key, submit, grows_to, |machine, ctx, exec| {
+            self.ran(operation, machine, ctx, exec)
         })?;
         let AsOwner { line, ran, seen } = begun;
-        Some(match ran.transpose() {
-            Ok(ran) => Ok(AsOwner { line, ran, seen }),
-            Err(error) => Err(failed(error)),
-        })
+        Some(ran.transpose().map(|ran| AsOwner { line, ran, seen }))
+    }
+
+    fn ran(
+        &self,
+        operation: &Operation<'_>,
+        machine: &mut Machine,
+        ctx: &mut Ctx<'_>,
+        exec: &Exec,
+    ) -> (Outcome, Result<Option<Answer>, LocalError>) {
+        match self.worked(operation, machine, ctx, exec) {
+            Ok((outcome, answer)) => (outcome, Ok(answer)),
+            Err(error) => (Outcome::Failed, Err(error)),
+        }
+    }
+
+    fn worked(
+        &self,
+        operation: &Operation<'_>,
+        machine: &mut Machine,
+        ctx: &mut Ctx<'_>,
+        exec: &Exec,
+    ) -> Result<(Outcome, Option<Answer>), LocalError> {
+        let base = match machine.exec_begin(ctx, exec) {
+            Ok(base) => base,
+            Err(refused) => return Ok((Outcome::from(refused), None)),
+        };
+        let (ttl, now) = (ctx.policy.ttl, ctx.wall);
+        let state = base.state.clone().filter(|_| !base.is_over(exec, now, ttl));
+        let held = state.as_ref().map_or(0, |state| state.len());
+        let turn = Turn {
+            expiry: base.expiry,
+            idle_until: exec.expiry,
+            n: exec.p.map(|p| p.n),
+            keep_until: None,
+        };
+        let session = Session::new(state.map(Bytes::from_owner), STATE_BYTES_MAX, turn);
+        let answer = execute(operation, &session, ttl, now).map_err(failed)?;
+        let changed = session.close().map(|new| new.map(|bytes| Arc::<[u8]>::from(bytes.as_ref())));
+        if let Some(Some(state)) = &changed
+            && !self.store.memory().may_grow(held, state.len())
+        {
+            return Err(LocalError::Problem(Box::new(self.refused_for_want_of_room())));
+        }
+        let done = match session.keep_until() {
+            Some(until) => machine.exec_end_until(ctx, exec, &base, changed, until),
+            None => machine.exec_end(ctx, exec, &base, changed, Stored::Applied),
+        };
+        Ok((Outcome::from(done), Some(answer)))
     }
 }
 
@@ -128,46 +177,6 @@ impl Unfinished {
 
 fn failed(error: BoxError) -> LocalError {
     LocalError::Failed(error_chain(&*error))
-}
-
-fn ran(
-    operation: &Operation<'_>,
-    machine: &mut Machine,
-    ctx: &mut Ctx<'_>,
-    exec: &Exec,
-) -> (Outcome, Result<Option<Answer>, BoxError>) {
-    match operated(operation, machine, ctx, exec) {
-        Ok((outcome, answer)) => (outcome, Ok(answer)),
-        Err(error) => (Outcome::Failed, Err(error)),
-    }
-}
-
-fn operated(
-    operation: &Operation<'_>,
-    machine: &mut Machine,
-    ctx: &mut Ctx<'_>,
-    exec: &Exec,
-) -> Result<(Outcome, Option<Answer>), BoxError> {
-    let base = match machine.exec_begin(ctx, exec) {
-        Ok(base) => base,
-        Err(refused) => return Ok((Outcome::from(refused), None)),
-    };
-    let (ttl, now) = (ctx.policy.ttl, ctx.wall);
-    let state = base.state.clone().filter(|_| !base.is_over(exec, now, ttl));
-    let turn = Turn {
-        expiry: base.expiry,
-        idle_until: exec.expiry,
-        n: exec.p.map(|p| p.n),
-        keep_until: None,
-    };
-    let session = Session::new(state.map(Bytes::from_owner), STATE_BYTES_MAX, turn);
-    let answer = execute(operation, &session, ttl, now)?;
-    let changed = session.close().map(|new| new.map(|bytes| Arc::<[u8]>::from(bytes.as_ref())));
-    let done = match session.keep_until() {
-        Some(until) => machine.exec_end_until(ctx, exec, &base, changed, until),
-        None => machine.exec_end(ctx, exec, &base, changed, Stored::Applied),
-    };
-    Ok((Outcome::from(done), Some(answer)))
 }
 
 /// A response in the form for another peer: the answer to an operation becomes its body.

@@ -363,7 +363,7 @@ impl Node {
                 _ => HopRefusal::Lost { went_on: None },
             }),
             LineEnd::Failed(failure) => {
-                let problem = self.session_problem(&failure);
+                let problem = self.session_problem(portable.slot, &failure);
                 Err(as_refusal(&portable.problem_for_client(problem, call, call.may_have_run)))
             }
             LineEnd::Problem(problem) => {

@@ -27,7 +27,7 @@ use crate::http::refusals::ByReason;
 use crate::observe::metrics::MEMORY_FULL;
 use crate::observe::recall::{Tracing, Why};
 use crate::request::answer::Answer;
-use crate::request::call::Call;
+use crate::request::call::{Call, CallBody};
 use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::{
     Problem, after_an_attempt, gave_up, memory_full, of_session, outcome_unknown,
@@ -274,7 +274,7 @@ impl Node {
                     }
                 }
                 After::Refuse(failure) | After::TryAlone(failure) => {
-                    return Err(self.session_problem(&failure));
+                    return Err(self.session_problem(portable.slot, &failure));
                 }
                 After::OutcomeUnknown(Because::NotBegun) => {
                     return Err(outcome_unknown("its session could not be begun"));
@@ -525,10 +525,12 @@ impl Node {
             | Enter::Seeking { otherwise: Otherwise::Begin(config), .. } => Some(config),
             Enter::Seeking { .. } | Enter::AsOwner | Enter::TakingOver { .. } => None,
         };
-        if may_grow && self.store.lacks_room(key, begins) {
-            let reason = ByReason { reason: MEMORY_FULL };
-            self.metrics.session_refusals.get_or_create(&reason).inc();
-            return LineEnd::Problem(memory_full());
+        let grows_to = match &call.body {
+            CallBody::Whole(operation) if portable.slot.keeps_registers => operation.len(),
+            _ => self.store.policy().state_bytes_max,
+        };
+        if may_grow && self.store.lacks_room(key, begins, grows_to) {
+            return LineEnd::Problem(self.refused_for_want_of_room());
         }
         let drawn = matches!(enter, Enter::Beginning(_));
         let portable = &Portable { drawn, ..*portable };
@@ -546,6 +548,13 @@ impl Node {
         Box::pin(self.stand_in_line(portable, call, key, enter, run, tracing)).await
     }
 
+    /// Counts a change for which there is no room, and returns the problem for its client.
+    pub(crate) fn refused_for_want_of_room(&self) -> Problem {
+        let reason = ByReason { reason: MEMORY_FULL };
+        self.metrics.session_refusals.get_or_create(&reason).inc();
+        memory_full()
+    }
+
     pub(crate) fn portable_entry(&self, key: &SessionKey, hint: &Hint) -> Entry {
         Entry {
             app: key.app.clone(),
@@ -557,13 +566,17 @@ impl Node {
     }
 
     /// Counts a session that could not be used, and returns the problem for its client.
-    pub(crate) fn session_problem(&self, failure: &Failure) -> Problem {
+    pub(crate) fn session_problem(&self, slot: &Slot, failure: &Failure) -> Problem {
         if *failure == Failure::Absent {
             // That there is none is a valid answer.
             return of_session(failure);
         }
         let reason = ByReason { reason: failure.problem().name() };
         self.metrics.session_refusals.get_or_create(&reason).inc();
+        if *failure == Failure::NoRoom && !slot.keeps_registers {
+            // What else the app did stays.
+            return outcome_unknown("the request ran, but there was no room for its session");
+        }
         self.name_unheard(of_session(failure))
     }
 }

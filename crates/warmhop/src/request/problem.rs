@@ -177,6 +177,9 @@ pub(crate) fn too_many_sessions() -> Problem {
 
 /// The client's problem for a session that could not be used.
 pub(crate) fn of_session(failure: &Failure) -> Problem {
+    if *failure == Failure::NoRoom {
+        return memory_full();
+    }
     let problem = Problem::new(failure.problem(), in_words(failure));
     if problem.status() == StatusCode::SERVICE_UNAVAILABLE {
         problem.retry_after(Duration::from_secs(1))
@@ -214,6 +217,9 @@ pub(crate) fn in_words(failure: &Failure) -> &'static str {
             "the session's owner changed while the request ran; whether it was applied is unknown"
         }
         Failure::ExecutionFailed => "the request could not be executed",
+        Failure::NoRoom => {
+            "the peers that hold this session may use no more memory for sessions: nothing was done"
+        }
     }
 }
 

@@ -20,7 +20,7 @@ const KEPT_FREE: u64 = 8;
 /// The share of the room that is not for copies either, but for promises.
 const KEPT_FOR_PROMISES: u64 = 16;
 /// A peer that refused a copy counts as full for so long; then one change finds out.
-const FULL_FOR: Duration = Duration::from_secs(10);
+const FULL_FOR: Duration = Duration::from_secs(2);
 
 /// A count of bytes, and its bound.
 #[derive(Debug)]
@@ -79,6 +79,13 @@ impl Memory {
         held.is_some_and(|held| bytes <= held) || after <= bytes_max - reserved
     }
 
+    /// Whether a state of `held` bytes may become one of `bytes`: both are held until the new one is chosen.
+    pub(crate) fn may_grow(&self, held: usize, bytes: usize) -> bool {
+        let (bytes_max, at_most) = (self.bytes_max(), self.bytes() + u64::from(taken(bytes)));
+        let rest = at_most.saturating_sub(u64::from(taken(held)));
+        bytes <= held || at_most <= bytes_max && rest <= bytes_max - bytes_max / KEPT_FREE
+    }
+
     /// Whether the room is full, so that nothing may begin that would use more.
     pub(crate) fn is_full(&self) -> bool {
         let bytes = self.bytes();
@@ -115,34 +122,44 @@ impl Memory {
 /// only much later, so it is better not begun.
 #[derive(Debug, Default)]
 pub(crate) struct FullPeers {
-    since: Mutex<BTreeMap<Incarnation, Now>>,
+    refusals: Mutex<BTreeMap<Incarnation, Refusal>>,
     /// Whether there are any: read for each change.
     any: AtomicBool,
 }
 
+/// What a peer had no room for.
+#[derive(Debug, Clone, Copy)]
+struct Refusal {
+    at: Now,
+    /// The size of the smallest copy that it refused lately, in bytes.
+    bytes: usize,
+}
+
 impl FullPeers {
-    /// A peer refused a copy: it has no room.
-    pub(crate) fn note(&self, peer: Incarnation, now: Now) {
-        let mut since = self.since();
-        since.retain(|_, since| is_lately(*since, now));
-        since.insert(peer, now);
+    /// A peer refused a copy of so many bytes: it has no room for that.
+    pub(crate) fn note(&self, peer: Incarnation, bytes: usize, now: Now) {
+        let mut refusals = self.refusals();
+        refusals.retain(|_, it| is_lately(it.at, now));
+        let known = refusals.entry(peer).or_insert(Refusal { at: now, bytes });
+        *known = Refusal { at: now, bytes: bytes.min(known.bytes) };
         self.any.store(true, Ordering::Relaxed);
     }
 
-    /// Whether so many of the members that decide about a change are full that it could not be
-    /// committed.
-    pub(crate) fn outvote(&self, config: &Config, now: Now) -> bool {
+    /// Whether so many of the members that decide about a change to a state of `bytes` have no room for it
+    /// that it could not be committed.
+    pub(crate) fn outvote(&self, config: &Config, bytes: usize, now: Now) -> bool {
         if !self.any.load(Ordering::Relaxed) {
             return false;
         }
-        let mut since = self.since();
-        since.retain(|_, since| is_lately(*since, now));
-        self.any.store(!since.is_empty(), Ordering::Relaxed);
-        !config.deciders().majority(|peer| !since.contains_key(&peer))
+        let mut refusals = self.refusals();
+        refusals.retain(|_, it| is_lately(it.at, now));
+        self.any.store(!refusals.is_empty(), Ordering::Relaxed);
+        let refuses = |peer| refusals.get(&peer).is_some_and(|it| it.bytes <= bytes);
+        !config.deciders().majority(|peer| !refuses(peer))
     }
 
-    fn since(&self) -> MutexGuard<'_, BTreeMap<Incarnation, Now>> {
-        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    fn refusals(&self) -> MutexGuard<'_, BTreeMap<Incarnation, Refusal>> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -169,15 +186,19 @@ mod tests {
             prev: None,
         };
         let (three, two) = (config(&[1, 2, 3]), config(&[1, 2]));
-        assert!(!full.outvote(&three, Now(0)));
-        full.note(peer(2), Now(1_000));
-        assert!(!full.outvote(&three, Now(1_000)), "two of three have room");
-        assert!(full.outvote(&two, Now(1_000)));
-        full.note(peer(3), Now(5_000));
-        assert!(full.outvote(&three, Now(5_000)));
-        assert!(!full.outvote(&three, Now(11_000)), "the first may have room again");
-        assert!(!full.outvote(&two, Now(11_000)));
-        assert!(!full.outvote(&config(&[3]), Now(15_000)));
+        assert!(!full.outvote(&three, 900, Now(0)));
+        full.note(peer(2), 900, Now(1_000));
+        assert!(!full.outvote(&three, 900, Now(1_000)), "two of three have room");
+        assert!(full.outvote(&two, 900, Now(1_000)));
+        assert!(!full.outvote(&two, 899, Now(1_000)), "it may have room for less");
+        full.note(peer(2), 500, Now(1_000));
+        full.note(peer(2), 700, Now(1_000));
+        assert!(full.outvote(&two, 500, Now(1_000)));
+        full.note(peer(3), 500, Now(2_000));
+        assert!(full.outvote(&three, 500, Now(2_000)));
+        assert!(!full.outvote(&three, 500, Now(3_000)), "the first may have room again");
+        assert!(!full.outvote(&two, 500, Now(3_000)));
+        assert!(!full.outvote(&config(&[3]), 500, Now(4_000)));
         assert!(!full.any.load(Ordering::Relaxed));
     }
 
@@ -194,6 +215,17 @@ mod tests {
         memory.bytes.store(11_000, Ordering::Relaxed);
         let fits = |bytes, held| memory.has_room(bytes, Some(held));
         assert!(fits(400, 400) && fits(10, 400) && !fits(401, 400));
+    }
+
+    #[test]
+    fn a_state_grows_only_where_the_old_and_the_new_one_fit_beside_all_others() {
+        let memory = Memory::new(80_000);
+        memory.bytes.store(50_000, Ordering::Relaxed);
+        let grows = |held, bytes| memory.may_grow(held, bytes);
+        assert!(grows(0, 15_000) && !grows(0, 20_000), "an eighth is kept free for others' copies");
+        assert!(grows(10_000, 25_000) && !grows(20_000, 30_000), "for a moment both are held");
+        memory.bytes.store(79_000, Ordering::Relaxed);
+        assert!(grows(20_000, 20_000) && !grows(0, 1));
     }
 
     #[test]

@@ -29,7 +29,7 @@ use warmhop_core::session::{Ctx, Effect, Outcome, Process, Session, Submit, Tick
 
 use self::asked::FirstAsked;
 pub(crate) use self::line::{AsOwner, Begun, InLine, NoRoom};
-use self::room::{copy_asked_for, no_room};
+use self::room::copy_asked_for;
 use self::waking::LOOK_THROUGH_EVERY;
 use crate::links::wire::SessionFrame;
 use crate::observe::clock::Clock;
@@ -489,12 +489,13 @@ impl Store {
             let held = self.read(&key, Session::bytes_held);
             if !self.memory.has_room(bytes, held) {
                 self.metrics.copies_refused.inc();
-                (self.send)(&[], SessionFrame { key, to: from, message: no_room() });
+                (self.send)(&[], SessionFrame { key, to: from, message: Message::NO_ROOM });
                 return;
             }
         }
         if matches!(message, Message::Nack { reason: NackReason::Full, .. }) {
-            self.full.note(from, self.clock.now());
+            let bytes = self.read(&key, Session::bytes_offered).unwrap_or_default();
+            self.full.note(from, bytes, self.clock.now());
         }
         self.first_asked.answered(from, key.sid, &message, self.clock.now());
         self.with(&key, message.makes_a_copy(), |machine, ctx, out| {

@@ -314,7 +314,8 @@ impl Tables {
                 | Failure::Lost { ran: false }
                 | Failure::WentOn { .. }
                 | Failure::FingerprintDiffers
-                | Failure::TooManyRetries => Event::Refused(ticket),
+                | Failure::TooManyRetries
+                | Failure::NoRoom => Event::Refused(ticket),
                 _ => Event::Unknown(ticket),
             }),
             Effect::Turn { .. }

@@ -110,6 +110,10 @@ macro_rules! setups {
 setups!(
     delegated_writes,
     competing_takeovers,
+    changes_without_room,
+    first_change_without_room,
+    begun_without_room,
+    delegated_without_room,
     drawn_where_ballots_are_highest,
     takeover_against_change_of_members,
     members_struck_off_against_takeover,

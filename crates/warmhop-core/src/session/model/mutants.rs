@@ -10,8 +10,8 @@ use super::setups::{
     KEYED_1, KEYED_2, LOOK, READ, WRITE_1, WRITE_2, begun_alone_by_each,
     begun_at_both_ends_of_a_cut_link, begun_beside_the_one_that_holds_it_alone,
     begun_beside_the_reborn, begun_beside_the_young, begun_on_two_sides_of_a_partition,
-    begun_twice_under_one_key, drawn_where_ballots_are_highest, one_is_left_of_two,
-    two_left_out_against_the_silent_one,
+    begun_twice_under_one_key, changes_without_room, drawn_where_ballots_are_highest,
+    one_is_left_of_two, two_left_out_against_the_silent_one,
 };
 use crate::session::mutant::{self, Mutant};
 
@@ -77,6 +77,12 @@ fn a_proposal_that_left_is_never_abandoned() {
         ..Setup::PLAIN
     };
     caught(setup, Some(Mutant::AbandonProposal), Invariant::ChosenExtend);
+}
+
+#[test]
+fn a_refused_change_is_taken_back_only_once_nobody_can_choose_it() {
+    let setup = Setup { name: "withdrawing early", ..changes_without_room() };
+    caught(setup, Some(Mutant::WithdrawEarly), Invariant::ChosenExtend);
 }
 
 #[test]

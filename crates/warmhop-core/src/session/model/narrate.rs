@@ -41,6 +41,7 @@ fn line_of(tables: &Tables, world: &World, action: Action) -> String {
         Action::DeadLetter(id) => {
             format!("arrives at another life: {}", envelope(tables.envelope(id)))
         }
+        Action::Refuse(id) => format!("no room for: {}", envelope(tables.envelope(id))),
         Action::End(id) => {
             let run = tables.run(id);
             format!("{} has run: {}", peer(run.slot), envelope(tables.envelope(run.order)))

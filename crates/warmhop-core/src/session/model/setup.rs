@@ -82,6 +82,9 @@ pub(super) struct Setup {
     /// What the clock shows next, one after the other, in milliseconds. Where it moves at all, what is written
     /// lasts for half a second.
     pub(super) walls: &'static [u64],
+    /// Peers that may refuse any copy for want of room.
+    pub(super) full: &'static [u8],
+    pub(super) refusals: u8,
     /// Executions reported as failed while they run.
     pub(super) abandons: u8,
     /// Owners that lose patience: everyone who waits for a majority fails.
@@ -135,6 +138,8 @@ impl Setup {
         forgetters: &[],
         forgettings: 0,
         walls: &[],
+        full: &[],
+        refusals: 0,
         abandons: 0,
         give_ups: 0,
         keyed_max: 4,

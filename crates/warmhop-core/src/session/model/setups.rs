@@ -41,6 +41,63 @@ pub(super) fn competing_takeovers() -> Setup {
     }
 }
 
+/// Members refuse what their owner proposes, which takes it back, while another peer takes over.
+pub(super) fn changes_without_room() -> Setup {
+    Setup {
+        name: "changes without room",
+        settled: 1,
+        attempts: &[WRITE_1, WRITE_2, READ],
+        takers: &[1],
+        takeovers: 1,
+        full: &[1, 2],
+        refusals: 2,
+        ..Setup::PLAIN
+    }
+}
+
+/// The same for a session of which nothing was chosen before.
+pub(super) fn first_change_without_room() -> Setup {
+    Setup {
+        name: "first change without room",
+        attempts: &[KEYED_1, WRITE_2, KEYED_1],
+        takers: &[1, 2],
+        takeovers: 1,
+        full: &[1, 2],
+        refusals: 2,
+        ..Setup::PLAIN
+    }
+}
+
+/// The same for a session that a key names, which two peers begin.
+pub(super) fn begun_without_room() -> Setup {
+    Setup {
+        name: "begun without room",
+        born: Born::Key,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[0, 1],
+        takeovers: 2,
+        full: &[0, 1, 2],
+        refusals: 2,
+        ..Setup::PLAIN
+    }
+}
+
+/// The owner is no member, or another member runs its requests: the change is held elsewhere.
+pub(super) fn delegated_without_room() -> Setup {
+    Setup {
+        name: "delegated without room",
+        peers: 4,
+        members: &[1, 2, 3],
+        executors: &[SELF, 1],
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[2],
+        takeovers: 1,
+        full: &[2, 3],
+        refusals: 2,
+        ..Setup::PLAIN
+    }
+}
+
 /// The session is drawn where ballots are the highest of their round, and taken over by one who has
 /// heard of no ballot at all.
 pub(super) fn drawn_where_ballots_are_highest() -> Setup {

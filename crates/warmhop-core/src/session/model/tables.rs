@@ -28,7 +28,7 @@ pub(super) struct World {
     pub(super) ticks: u8,
     /// Where the session lasts for a moment: see `lives.rs`.
     pub(super) log: Vec<u32>,
-    pub(super) spent: [u8; 7],
+    pub(super) spent: [u8; 8],
 }
 
 /// One peer: a process and its machine.

@@ -14,7 +14,7 @@ use super::tables::{
 };
 use crate::ids::{Incarnation, Now, Position, RequestKey, SessionId, WallTime};
 use crate::session::census::Census;
-use crate::session::message::{ExecDone, Message, NackReason};
+use crate::session::message::{BodyRef, ExecDone, Message, NackReason};
 use crate::session::owner::Stage;
 use crate::session::{Process, Role, Session, Submit};
 
@@ -24,6 +24,8 @@ pub(super) enum Action {
     Deliver(u32),
     /// The addressee runs as another incarnation, which answers that.
     DeadLetter(u32),
+    /// The addressee has no room for the copy that it is offered.
+    Refuse(u32),
     End(u32),
     Submit {
         attempt: u8,
@@ -76,6 +78,7 @@ enum Budget {
     Forgettings,
     Abandons,
     GiveUps,
+    Refusals,
 }
 
 impl Tables {
@@ -114,7 +117,7 @@ impl Tables {
             clients,
             ticks: 0,
             log: Vec::new(),
-            spent: [0; 7],
+            spent: [0; 8],
         }
     }
 
@@ -220,6 +223,11 @@ impl Tables {
             } else if !invites || self.may_take_over(world, slot_of(envelope.to)) {
                 actions.push(Action::Deliver(*id));
             }
+            let full = setup.full.contains(&slot_of(envelope.to));
+            let spent = world.spent[Budget::Refusals as usize];
+            if full && spent < setup.refusals && offers_a_copy(&envelope.what) {
+                actions.push(Action::Refuse(*id));
+            }
         }
         actions.extend(world.runs.iter().map(|id| Action::End(*id)));
         let clients = self.clients(world);
@@ -316,6 +324,13 @@ impl Tables {
                 insert(&mut next.wire, answer);
                 return (next != *world).then_some((next, None));
             }
+            Action::Refuse(id) => {
+                let Envelope { from, to, .. } = self.envelope(id).clone();
+                let what = What::Protocol(Message::NO_ROOM);
+                let answer = self.envelopes.id(Envelope { from: to, to: from, what });
+                insert(&mut next.wire, answer);
+                return (next.wire != world.wire).then_some((next, None));
+            }
             Action::Restart { at } => {
                 self.restart(world, &mut next, at);
                 return Some((next, None));
@@ -372,6 +387,7 @@ impl Tables {
             Action::Restart { .. } => Budget::Restarts,
             Action::Forget { .. } => Budget::Forgettings,
             Action::GiveUp { .. } => Budget::GiveUps,
+            Action::Refuse(_) => Budget::Refusals,
             Action::Tick
             | Action::Wake { .. }
             | Action::Deliver(_)
@@ -418,7 +434,10 @@ impl Tables {
             Action::GiveUp { at } => (at, Input::GiveUp),
             Action::Wake { at } => (at, Input::Wake),
             Action::Tick => return None,
-            Action::DeadLetter(_) | Action::Submit { .. } | Action::Restart { .. } => return None,
+            Action::DeadLetter(_)
+            | Action::Refuse(_)
+            | Action::Submit { .. }
+            | Action::Restart { .. } => return None,
         })
     }
 
@@ -578,6 +597,10 @@ impl Tables {
             safe: matches!(kind, Kind::Read | Kind::Liar),
         }
     }
+}
+
+fn offers_a_copy(what: &What) -> bool {
+    matches!(what, What::Protocol(Message::Accept { body: BodyRef::Full(_), .. }))
 }
 
 fn insert(list: &mut Vec<u32>, id: u32) {

@@ -103,7 +103,7 @@ impl Session {
     /// `from`, a member, had no room for the copy that it was offered.
     pub(in crate::session) fn on_full(
         &mut self,
-        ctx: &Ctx<'_>,
+        ctx: &mut Ctx<'_>,
         from: Incarnation,
         out: &mut Effects,
     ) {
@@ -117,5 +117,7 @@ impl Session {
                 out.push(Effect::Lagging);
             }
         }
+        self.is_refused_by(from);
+        self.withdraw(ctx, out);
     }
 }

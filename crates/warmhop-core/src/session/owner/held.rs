@@ -41,6 +41,14 @@ impl Session {
         bodies.into_iter().map(|body| body.bytes()).sum()
     }
 
+    /// How many bytes the newest record has that this peer offers to its members, as their session's owner.
+    #[must_use]
+    pub fn bytes_offered(&self) -> usize {
+        let Role::Owner(owner) = &self.role else { return 0 };
+        let proposed = owner.work.proposal.as_ref().map(|proposal| &proposal.record);
+        proposed.or(owner.chosen.as_ref()).map_or(0, |record| record.body.bytes())
+    }
+
     /// The peers that had no room for the newest record, which this peer owns, and do not hold it.
     pub(in crate::session) fn refusals(&self) -> impl Iterator<Item = Refused> {
         let owner = match &self.role {

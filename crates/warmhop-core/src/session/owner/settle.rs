@@ -35,6 +35,7 @@ impl Session {
         }
         self.settle_preparing(ctx, out);
         self.settle_proposal(ctx, out);
+        self.settle_taken_back(out);
         self.settle_reads(ctx, out);
         self.give_turns(ctx, out);
         self.settle_handoff(ctx, out);
@@ -58,7 +59,7 @@ impl Session {
         }
     }
 
-    fn settle_proposal(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+    pub(super) fn settle_proposal(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let Role::Owner(owner) = &self.role else { return };
         let Some(proposal) = &owner.work.proposal else { return };
         let mut deciders = proposal.record.cfg.deciders();
@@ -74,6 +75,11 @@ impl Session {
             if self.is_beyond_hope(&deciders) {
                 self.give_up(out);
             }
+            return;
+        }
+        if !self.is_held_by_next(&proposal.record, &proposal.votes) {
+            // Its open form could not be chosen. The members before agree to it, and may agree to another.
+            self.seal_otherwise(ctx, out);
             return;
         }
         let Role::Owner(owner) = &mut self.role else { return };
@@ -302,6 +308,7 @@ impl Session {
         {
             self.vote_myself(ctx);
             self.send_accepts(ctx, out);
+            self.withdraw(ctx, out);
         }
     }
 
@@ -321,6 +328,9 @@ impl Session {
     fn fail_the_late(&mut self, ctx: &Ctx<'_>, waits: &Waits, out: &mut Effects) {
         let patience = ctx.policy.majority_timeout;
         let Waits { stuck, unheard, within } = *waits;
+        if stuck {
+            self.fail_taken_back(out);
+        }
         self.line.flights.retain(|flight| {
             let ticket = flight.ticket();
             let late = match flight.stage {

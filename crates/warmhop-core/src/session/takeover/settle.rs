@@ -4,6 +4,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 
+use super::withdrawn::Withdrawal;
 use super::{Otherwise, Takeover};
 use crate::ids::Incarnation;
 use crate::session::census::{Roll, Verdict};
@@ -32,7 +33,15 @@ impl Session {
     pub(in crate::session) fn settle_preparing(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         loop {
             let Role::Preparing(takeover) = &self.role else { return };
-            let found = takeover.highest().cloned();
+            let withdrawn = match self.withdrawal(takeover) {
+                Withdrawal::Waits => return,
+                Withdrawal::Possible(withdrawn) => Some(withdrawn.clone()),
+                Withdrawal::None => None,
+            };
+            let found = match &withdrawn {
+                Some(it) => it.before.clone().map(AcceptedInfo::from),
+                None => takeover.highest().cloned(),
+            };
             let found = found.as_ref();
             if let Some(cfg) = self.newer_than_asked(takeover, found) {
                 self.ask_in(ctx, cfg, None, out);
@@ -49,8 +58,13 @@ impl Session {
             }
             let closed =
                 !takeover.births_above(found).any(|birth| self.is_open(takeover, found, birth));
-            let target = found.map_or(takeover.token.as_ref(), |info| Some(&info.cfg)).cloned();
+            let without = withdrawn.as_ref().map(|it| &it.cfg).or(takeover.token.as_ref());
+            let target = found.map_or(without, |info| Some(&info.cfg)).cloned();
             if let Some(cfg) = target.filter(|cfg| closed && self.is_promised(takeover, cfg)) {
+                if let Some(withdrawn) = withdrawn {
+                    self.succeed_without(ctx, takeover.b, withdrawn, out);
+                    return;
+                }
                 let room = found.map(|info| self.room(ctx, takeover, info));
                 if room == Some(Room::Unknown) {
                     return;

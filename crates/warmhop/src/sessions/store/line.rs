@@ -49,23 +49,24 @@ pub(crate) struct AsOwner<R> {
 impl Store {
     /// Puts an operation in line for a session that this peer owns, and runs it if it has its turn at
     /// once, all in one step. `work` waits for nothing. `None`, and nothing is done, if this peer does
-    /// not own the session, does not hear a majority of its members, or has no room for it to grow.
+    /// not own the session, does not hear a majority of its members, or has no room for it to grow to
+    /// `grows_to` bytes.
     pub(crate) fn operate_as_owner<R>(
         self: &Arc<Self>,
         key: &SessionKey,
         submit: impl FnOnce(Ticket) -> Submit,
-        may_grow: bool,
+        grows_to: Option<usize>,
         work: impl FnOnce(&mut Session, &mut Ctx<'_>, &Exec) -> (Outcome, R),
     ) -> Option<AsOwner<R>> {
-        if may_grow && self.memory.is_full() {
+        if grows_to.is_some() && self.memory.is_full() {
             return None;
         }
         let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
         let (sender, events) = events::channel();
         let wanted = |machine: &Session| {
             let look = Look::among(machine, &self.census.load());
-            let lacks_room = || machine.config().is_none_or(|it| self.is_outvoted(it));
-            machine.is_owner() && !look.cut_off && !(may_grow && lacks_room())
+            let lacks_room = |bytes| machine.config().is_none_or(|it| self.is_outvoted(it, bytes));
+            machine.is_owner() && !look.cut_off && !grows_to.is_some_and(lacks_room)
         };
         let keep_empty_until = self.clock.now().after(EMPTY_KEPT_FOR);
         let joins = Lines::JoinIf(&wanted, ticket, sender, keep_empty_until);

@@ -1,7 +1,7 @@
 //! Whether there is room for what sessions would grow by, here and at the other members.
 
 use warmhop_core::ids::SessionKey;
-use warmhop_core::session::message::{Body, BodyRef, Config, Message, NackReason};
+use warmhop_core::session::message::{Body, BodyRef, Config, Message};
 
 use super::Store;
 
@@ -15,19 +15,25 @@ impl Store {
         self.memory.is_hardly_free()
     }
 
-    /// Whether there is no room for a change that may grow a session: here, or at a majority of the
+    /// Whether there is no room for a change that may grow a session to `bytes`: here, or at a majority of the
     /// members that decide about it. `begins` is the configuration for a session that would begin.
-    pub(crate) fn lacks_room(&self, key: &SessionKey, begins: Option<&Config>) -> bool {
+    pub(crate) fn lacks_room(
+        &self,
+        key: &SessionKey,
+        begins: Option<&Config>,
+        bytes: usize,
+    ) -> bool {
         if self.memory.is_full() {
             return true;
         }
-        let held = self.read(key, |it| it.config().map(|it| self.is_outvoted(it))).flatten();
-        held.unwrap_or_else(|| begins.is_some_and(|it| self.is_outvoted(it)))
+        let is_outvoted = |config: &Config| self.is_outvoted(config, bytes);
+        let held = self.read(key, |it| it.config().map(is_outvoted)).flatten();
+        held.unwrap_or_else(|| begins.is_some_and(is_outvoted))
     }
 
-    /// Whether a majority of those that decide about a session has no room for more of it.
-    pub(super) fn is_outvoted(&self, config: &Config) -> bool {
-        self.full.outvote(config, self.clock.now())
+    /// Whether a majority of those that decide about a session has no room for `bytes` of it.
+    pub(super) fn is_outvoted(&self, config: &Config, bytes: usize) -> bool {
+        self.full.outvote(config, bytes, self.clock.now())
     }
 }
 
@@ -47,8 +53,4 @@ pub(super) fn copy_asked_for(message: &Message) -> Option<usize> {
 /// room for that. One without state that keeps its answers is not.
 fn is_over(body: &Body) -> bool {
     body.state.is_none() && body.bytes() <= OVER_BYTES_MAX
-}
-
-pub(super) fn no_room() -> Message {
-    Message::Nack { reason: NackReason::Full, promised: None, cfg: None, watermark: 0 }
 }
