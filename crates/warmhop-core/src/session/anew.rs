@@ -67,8 +67,13 @@ impl Session {
         }
         let mine = held.p;
         if (mine.n, mine.ballot) > (at.n, at.ballot) {
-            // The other would refuse what this peer proposes.
-            let is_refused = self.ballot().is_some_and(|b| self.heard.owner > Some(b));
+            // The other would refuse what this peer proposes: it promised more, or went on later.
+            let is_earlier = held.cfg.now.stamp <= cfg.now.stamp;
+            let is_refused =
+                self.ballot().is_some_and(|b| is_earlier || self.heard.owner > Some(b));
+            if is_refused {
+                self.copy.note_stamps(cfg);
+            }
             return is_refused && self.begin_anew(ctx, mine, out);
         }
         if let Some(by) = self.ballot() {

@@ -49,8 +49,6 @@ pub(super) enum Mutant {
     BeginAtMembers,
     /// A peer that is no member remembers no birth.
     ForgetBirth,
-    /// A seal is followed by its open form although too few of the new members hold it.
-    OpenUnheld,
     /// A change that was refused is taken back before all have promised that may hold it.
     WithdrawEarly,
     /// A birth does not close the configurations that it was begun in before.

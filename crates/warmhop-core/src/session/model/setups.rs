@@ -98,6 +98,41 @@ pub(super) fn delegated_without_room() -> Setup {
     }
 }
 
+/// A newcomer refuses the record of a seal, which gives way to another, while others take over.
+pub(super) fn newcomer_without_room() -> Setup {
+    Setup {
+        name: "newcomer without room",
+        members: &[0],
+        settled: 1,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[1, 2],
+        takeovers: 2,
+        swaps: &[(&[], Some(1))],
+        changes: 2,
+        full: &[1],
+        refusals: 2,
+        ..Setup::PLAIN
+    }
+}
+
+/// The same for one that takes the place of another member.
+pub(super) fn replacement_without_room() -> Setup {
+    Setup {
+        name: "replacement without room",
+        peers: 4,
+        members: &[0, 1],
+        settled: 1,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[1, 2],
+        takeovers: 2,
+        swaps: &[(&[1], Some(2)), (&[1], Some(3))],
+        changes: 2,
+        full: &[2],
+        refusals: 2,
+        ..Setup::PLAIN
+    }
+}
+
 /// The session is drawn where ballots are the highest of their round, and taken over by one who has
 /// heard of no ballot at all.
 pub(super) fn drawn_where_ballots_are_highest() -> Setup {

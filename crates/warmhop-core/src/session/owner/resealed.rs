@@ -23,7 +23,6 @@ impl Session {
     pub(super) fn is_held_by_next(&self, record: &Record, votes: &Few) -> bool {
         record.cfg.is_open()
             || self.suffices(&record.cfg.now, |peer| votes.contains(&peer))
-            || mutant::on(Mutant::OpenUnheld)
             || mutant::on(Mutant::OpenEarly)
             || mutant::on(Mutant::SealByNew)
     }
