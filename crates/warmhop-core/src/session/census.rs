@@ -12,6 +12,8 @@
 //!   known has answered: it cannot answer any more.
 //! * One *silent* peer may be missed. A second may be missed only if a majority of everyone known
 //!   has met it and has not heard it for long (`absent`).
+//! * A peer that holds sessions which nobody else does, because others left or have no room, is not missed
+//!   before it is absent. It says so in its news.
 //! * A peer that was *reborn* a moment ago has forgotten what it witnessed, and counts as missed.
 //!   Once everyone known has answered, nobody is left who could know more, and nothing is missed.
 //!   Other peers give it back what it held: while one of them is silent, time proves nothing
@@ -85,6 +87,8 @@ pub struct Census {
     /// Those that are full, by their own word. This is not sent to others.
     #[serde(skip)]
     pub full: Vec<Incarnation>,
+    /// Those that hold sessions which nobody else does, by their own word.
+    pub sole: Vec<Incarnation>,
     /// There have been no more than two peers for as long as this one and the other remember.
     pub pair: bool,
     /// This peer's process began less than [`REBORN_FOR`] ago, or has not been given since what was
@@ -124,6 +128,9 @@ impl Census {
             }
             if belief.news.full {
                 census.full.push(peer);
+            }
+            if belief.news.sole {
+                census.sole.push(peer);
             }
             if belief.alive == Liveness::Alive {
                 census.is_behind |= belief.was_silent_within(now, TOLD_WITHIN);
@@ -208,7 +215,7 @@ impl Census {
     pub(super) fn news(self: &Arc<Self>, me: Incarnation, digest: u64) -> Option<Arc<Self>> {
         let same = self.digest(me) == digest;
         let all_stayed = self.reborn.is_empty() && self.returned.is_empty();
-        let plain = self.absent.is_empty() && all_stayed && !self.is_young;
+        let plain = self.absent.is_empty() && self.sole.is_empty() && all_stayed && !self.is_young;
         (!same || !plain).then(|| Arc::clone(self))
     }
 }
@@ -242,6 +249,8 @@ pub struct Roll {
     returned: BTreeSet<Incarnation>,
     /// Those that left before others had copied all that they held.
     cut_short: BTreeSet<Incarnation>,
+    /// Those that hold sessions which nobody else does.
+    sole: BTreeSet<Incarnation>,
     /// Those that are young by their own answer.
     young: BTreeSet<Incarnation>,
     /// Those that a settled peer knows.
@@ -270,6 +279,7 @@ impl Roll {
             reborn: BTreeSet::new(),
             returned: BTreeSet::new(),
             cut_short: census.cut_short.iter().copied().collect(),
+            sole: census.sole.iter().copied().collect(),
             young: census.young.iter().copied().collect(),
             vouched: BTreeSet::new(),
             same: census.others.iter().copied().chain([me]).collect(),
@@ -298,6 +308,7 @@ impl Roll {
         self.pair &= census.pair;
         self.reborn.extend(census.reborn.iter().copied());
         self.returned.extend(census.returned.iter().copied());
+        self.sole.extend(census.sole.iter().copied());
         for absent in &census.absent {
             self.absent.entry(*absent).or_default().insert(peer);
         }
@@ -347,6 +358,7 @@ impl Roll {
     pub fn hear(&mut self, census: &Census) {
         self.silent = census.silent.iter().copied().collect();
         self.cut_short.extend(census.cut_short.iter().copied());
+        self.sole.extend(census.sole.iter().copied());
         self.reborn.extend(census.reborn.iter().copied());
         self.returned.extend(census.returned.iter().copied());
     }
@@ -422,6 +434,12 @@ impl Roll {
         if self.unmet == 0 && self.everyone.iter().all(answers) {
             return true;
         }
+        let said = |peer: &Incarnation| self.absent.get(peer).into_iter().flatten();
+        let absent = |peer: &Incarnation| is_majority(said(peer).filter(|by| counts(by)).count());
+        let is_needed = |peer: &&Incarnation| self.sole.contains(*peer) && !absent(peer);
+        if !is_pair && self.everyone.iter().filter(misses).any(|peer| is_needed(&peer)) {
+            return false;
+        }
         let majority = is_majority(self.everyone.len() - missed.len());
         match (&missed[..], self.unmet) {
             ([], 0) => true,
@@ -438,10 +456,8 @@ impl Roll {
             ([], _) => majority && self.has_waited,
             ([_, _], 0) | ([_], 1) if mutant::on(Mutant::MissTwo) => true,
             ([_, _], 0) | ([_], 1) => {
-                let said = |peer| self.absent.get(peer).into_iter().flatten();
-                let absent = |peer| is_majority(said(peer).filter(|by| counts(by)).count());
                 let is_reborn = missed.iter().any(|peer| self.forgot(*peer));
-                majority && !is_reborn && missed.iter().any(absent)
+                majority && !is_reborn && missed.iter().any(|peer| absent(peer))
             }
             _ => false,
         }

@@ -158,6 +158,12 @@ impl Session {
         self.copy.accepted.is_some()
     }
 
+    /// Whether `me`, this peer, holds a record, and is the only member.
+    #[must_use]
+    pub fn is_held_alone(&self, me: Incarnation) -> bool {
+        self.copy.accepted.is_some() && *self.members() == [me]
+    }
+
     /// Whether this copy must hold every acknowledged change: it has two members at most, so that
     /// nothing was chosen without its vote, not even a change of members.
     ///

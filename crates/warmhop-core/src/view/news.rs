@@ -75,6 +75,9 @@ pub struct PeerNews {
     pub young: bool,
     /// It has hardly any room for sessions left: it should get no more copies.
     pub full: bool,
+    /// It holds sessions that no other peer holds a copy of: without its answer nobody can tell that a key is
+    /// free.
+    pub sole: bool,
 }
 
 impl PeerNews {
@@ -93,6 +96,7 @@ impl PeerNews {
             knows_more: false,
             young: false,
             full: false,
+            sole: false,
         }
     }
 }

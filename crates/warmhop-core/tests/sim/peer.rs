@@ -125,6 +125,7 @@ impl Peer {
             knows_more: world.knobs.seeds[node].len() > 1,
             young: true,
             full: false,
+            sole: false,
         };
         let slot = |at: usize| {
             let policy = world.knobs.apps[node].clone().with(|made| {
@@ -288,10 +289,11 @@ impl Peer {
 
     fn tell_how_it_stands(&self) {
         let census = self.census();
-        let stands = (census.knows_more(&self.view.borrow()), census.is_young, self.is_full());
+        let knows_more = census.knows_more(&self.view.borrow());
+        let stands = (knows_more, census.is_young, self.is_full(), self.is_sole_holder());
         let mut own = self.own.borrow_mut();
-        if (own.knows_more, own.young, own.full) != stands {
-            (own.knows_more, own.young, own.full) = stands;
+        if (own.knows_more, own.young, own.full, own.sole) != stands {
+            (own.knows_more, own.young, own.full, own.sole) = stands;
             own.seq += 1;
         }
     }

@@ -256,6 +256,12 @@ impl Peer {
         store.entries.values().filter(|entry| entry.machine.holds_copy()).count() < room.copies
     }
 
+    /// Whether it holds what nobody else does.
+    pub(crate) fn is_sole_holder(&self) -> bool {
+        let store = self.store.borrow();
+        store.entries.values().any(|entry| entry.machine.is_held_alone(self.inc))
+    }
+
     /// Whether it has no room, and says so.
     pub(crate) fn is_full(&self) -> bool {
         let says_so = self.world.room.borrow().get(&self.node).is_some_and(|room| room.is_known);

@@ -58,6 +58,7 @@ mod tests {
             knows_more: false,
             young: false,
             full: false,
+            sole: false,
         };
         let app = AppNews {
             app: AppName::new("shop").unwrap(),

@@ -420,6 +420,7 @@ mod tests {
             knows_more: true,
             young: false,
             full: false,
+            sole: false,
         };
         let value = to_value(&peer).unwrap();
         assert!(value.len() <= VALUE_CHARS_MAX);

@@ -201,6 +201,7 @@ impl Net {
             knows_more: config.seeds.len() > 1,
             young: true,
             full: false,
+            sole: false,
         };
         let (loopback, looped_back) = mpsc::channel(LOOPBACK_FRAMES_MAX);
         let (gossip, gossip_in) = Gossip::new();

@@ -72,11 +72,14 @@ pub(crate) struct Standing {
     pub(crate) young: bool,
     /// It has hardly any room for sessions left.
     pub(crate) full: bool,
+    /// It holds sessions that no other peer holds a copy of.
+    pub(crate) sole: bool,
 }
 
 impl Standing {
     fn of(record: &PeerNews) -> Self {
-        Self { knows_more: record.knows_more, young: record.young, full: record.full }
+        let PeerNews { knows_more, young, full, sole, .. } = *record;
+        Self { knows_more, young, full, sole }
     }
 }
 
@@ -149,8 +152,9 @@ impl OwnNews {
         let mut own = self.lock();
         let record = &mut own.peer.record;
         if Standing::of(record) != standing {
-            Standing { knows_more: record.knows_more, young: record.young, full: record.full } =
-                standing;
+            let Standing { knows_more, young, full, sole } = standing;
+            (record.knows_more, record.young) = (knows_more, young);
+            (record.full, record.sole) = (full, sole);
             record.seq += 1;
             own.peer.version = self.tick(true);
         }

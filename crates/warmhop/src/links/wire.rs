@@ -31,7 +31,7 @@ use warmhop_core::session::message::Message;
 use warmhop_core::view::{News, PeerNews};
 
 /// A peer of another version gets an error that says so, and no link.
-pub(crate) const PROTOCOL_VERSION: u16 = 9;
+pub(crate) const PROTOCOL_VERSION: u16 = 10;
 
 /// The first byte of a unidirectional stream: the hello, then news for as long as the link lives.
 pub(crate) const KIND_CONTROL: u8 = 1;
@@ -436,6 +436,7 @@ mod tests {
             knows_more: true,
             young: false,
             full: false,
+            sole: false,
         }
     }
 

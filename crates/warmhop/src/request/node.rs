@@ -255,8 +255,8 @@ impl Node {
         let census =
             Census::of(view, now).with_unmet(unmet).with_age(age).with_silences(view, now, age);
         let knows_more = census.knows_more(view);
-        let full = self.store.has_hardly_any_room();
-        self.net.publish_standing(Standing { knows_more, young: census.is_young, full });
+        let (full, sole) = (self.store.has_hardly_any_room(), self.store.is_sole_holder());
+        self.net.publish_standing(Standing { knows_more, young: census.is_young, full, sole });
         self.store.count(census);
     }
 

@@ -81,6 +81,8 @@ pub(crate) struct Store {
     to_look_at: Mutex<HashSet<SessionKey>>,
     /// There were more of those than [`TO_LOOK_AT_MAX`].
     look_at_all: AtomicBool,
+    /// How many sessions no other peer holds a copy of.
+    sole: AtomicU64,
     /// How many bytes all of them take.
     memory: Memory,
     /// The peers that have no room for copies.
@@ -153,6 +155,7 @@ impl Store {
             dead: Mutex::new(Dead::new(me)),
             to_look_at: Mutex::default(),
             look_at_all: AtomicBool::new(false),
+            sole: AtomicU64::new(0),
             memory,
             full: FullPeers::default(),
             losses: Losses::default(),
@@ -436,6 +439,15 @@ impl Store {
                 self.metrics.sessions_owned.dec()
             };
         }
+        let sole = entry.machine.is_held_alone(self.me);
+        if sole != entry.was_sole {
+            entry.was_sole = sole;
+            if sole {
+                self.sole.fetch_add(1, Ordering::Relaxed);
+            } else {
+                self.sole.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
         let idle = entry.is_idle();
         let empty = idle && entry.machine.is_disposable();
         let gone =
@@ -469,6 +481,9 @@ impl Store {
             self.metrics.sessions_held.dec();
             if owns {
                 self.metrics.sessions_owned.dec();
+            }
+            if sole {
+                self.sole.fetch_sub(1, Ordering::Relaxed);
             }
         }
         gone

@@ -16,6 +16,8 @@ pub(crate) struct TableEntry {
     /// When it is filed to be woken, if soon; otherwise zero.
     wake: Now,
     pub(crate) was_owner: bool,
+    /// Whether no other peer held a copy when it was last looked at.
+    pub(crate) was_sole: bool,
     /// What it was last counted as, in bytes.
     pub(crate) counted: u32,
     busy: Option<Box<Busy>>,
@@ -176,6 +178,7 @@ impl Table {
                     machine,
                     wake: Now::default(),
                     was_owner: false,
+                    was_sole: false,
                     counted: 0,
                     busy: None,
                 };

@@ -114,7 +114,6 @@ setups!(
     first_change_without_room,
     begun_without_room,
     delegated_without_room,
-    newcomer_without_room,
     replacement_without_room,
     drawn_where_ballots_are_highest,
     takeover_against_change_of_members,

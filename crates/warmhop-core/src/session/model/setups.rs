@@ -98,24 +98,9 @@ pub(super) fn delegated_without_room() -> Setup {
     }
 }
 
-/// A newcomer refuses the record of a seal, which gives way to another, while others take over.
-pub(super) fn newcomer_without_room() -> Setup {
-    Setup {
-        name: "newcomer without room",
-        members: &[0],
-        settled: 1,
-        attempts: &[WRITE_1, WRITE_2],
-        takers: &[1, 2],
-        takeovers: 2,
-        swaps: &[(&[], Some(1))],
-        changes: 2,
-        full: &[1],
-        refusals: 2,
-        ..Setup::PLAIN
-    }
-}
-
-/// The same for one that takes the place of another member.
+/// A newcomer that takes the place of a member refuses the record of a seal, which gives way to another, while
+/// others take over. (Where one member decides alone, both seals are chosen in one step, which the judge does
+/// not see.)
 pub(super) fn replacement_without_room() -> Setup {
     Setup {
         name: "replacement without room",

@@ -1,5 +1,7 @@
 //! Whether there is room for what sessions would grow by, here and at the other members.
 
+use std::sync::atomic::Ordering;
+
 use warmhop_core::ids::SessionKey;
 use warmhop_core::session::message::{Body, BodyRef, Config, Message};
 
@@ -13,6 +15,11 @@ impl Store {
     /// Whether this peer is full, and should get no more copies.
     pub(crate) fn has_hardly_any_room(&self) -> bool {
         self.memory.is_hardly_free()
+    }
+
+    /// Whether this peer holds sessions that no other peer holds a copy of.
+    pub(crate) fn is_sole_holder(&self) -> bool {
+        self.sole.load(Ordering::Relaxed) > 0
     }
 
     /// Whether there is no room for a change that may grow a session to `bytes`: here, or at a majority of the
