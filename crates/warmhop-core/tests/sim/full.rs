@@ -197,3 +197,38 @@ pub(crate) fn refused_changes(seed: u64, listening: bool) -> Report {
     look_at_registers(&world, BEGUN_AT, &lists);
     report(&world)
 }
+
+/// Two of three are restarted and have no room from then on, so that the third holds everything alone. It is suspended for
+/// a while: nobody calls a key absent meanwhile, nor begins it anew.
+pub(crate) fn held_alone(seed: u64, listening: bool) -> Report {
+    let world = healthy(seed, listening, 3, 3);
+    let lists = Lists::default();
+    look_at_registers(&world, 2, &lists);
+    for node in [FULL, BEGUN_AT] {
+        depart(&world, node, 200);
+        world.room.borrow_mut().insert(node, Room { copies: 0, is_known: is_known(seed) });
+        world.run_until(world.now() + SETTLES_WITHIN_MS);
+    }
+    world.pause(2, world.between(500, 24_000), false);
+    for _ in 0..20 {
+        let (number, node) = (world.below(REGISTERS), world.below(2) as usize);
+        let (of, sid) = (world.clone(), crate::registers::sid_of(number));
+        let before = lists.borrow().get(&number).cloned().unwrap_or_default();
+        let lists = lists.clone();
+        let does = if world.chance(50) { Does::Read } else { Does::Append };
+        crate::run::finish(&world, async move {
+            match crate::registers::ask(&of, 91, node, sid, does).await {
+                Ok(shown) if shown.starts_with(&before) => {
+                    lists.borrow_mut().insert(number, shown);
+                }
+                Ok(shown) => of.violated(Some(sid), format!("{shown:?}, not {before:?}")),
+                Err(_) => of.count("not answered"),
+            }
+        });
+    }
+    world.run_until(world.now() + SETTLES_WITHIN_MS);
+    world.room.borrow_mut().clear();
+    world.run_until(world.now() + ASKED_AGAIN_WITHIN_MS);
+    look_at_registers(&world, BEGUN_AT, &lists);
+    report(&world)
+}

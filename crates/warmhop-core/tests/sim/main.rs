@@ -558,6 +558,18 @@ fn a_change_for_which_too_few_have_room_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn what_one_peer_holds_alone_is_not_begun_anew_while_that_one_is_suspended() {
+    let (first, count) = asked_for().unwrap_or((1, 20));
+    for seed in first..first + count {
+        let report = full::held_alone(seed, false);
+        if let Some(what) = report.violation {
+            panic!("seed {seed}: {what}\n{}", full::held_alone(seed, true).story);
+        }
+        assert_eq!(report.counts.get("lost"), None, "seed {seed}: {:?}", report.counts);
+    }
+}
+
+#[test]
 fn what_was_deleted_while_a_peer_was_away_is_forgotten_there_as_well() {
     let (first, count) = asked_for().unwrap_or((1, 8));
     for (seed, peers) in (first..first + count).flat_map(|seed| [3, 5].map(|peers| (seed, peers))) {
