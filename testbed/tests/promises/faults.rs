@@ -1,5 +1,9 @@
 //! What is promised when a peer, an app or a link is lost.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use http::{Method, StatusCode};
 use nix::sys::signal::Signal;
 use warmhop_testbed::client::Client;
@@ -390,4 +394,35 @@ fn cluster(mesh: &Mesh) -> String {
     let path = mesh.peer(0).folder().join("warmhop.toml");
     let config: toml::Table = std::fs::read_to_string(path).unwrap().parse().unwrap();
     config["cluster"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_peer_that_stands_still_for_a_moment_costs_nobody_an_answer() {
+    let world = two_to_run_it("").await;
+    let (addr, stop) = (world.http(1), Arc::new(AtomicBool::new(false)));
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let stop = Arc::clone(&stop);
+            tokio::spawn(async move {
+                let mut shopper = Shopper::default();
+                while !stop.load(Ordering::Relaxed) {
+                    shopper.add(addr).await;
+                }
+                shopper
+            })
+        })
+        .collect();
+    for index in [0, 2, 0, 2] {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let stalled = world.mesh.peer(index).process().unwrap();
+        stalled.signal(Signal::SIGSTOP).unwrap();
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        stalled.signal(Signal::SIGCONT).unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        let mut shopper = client.await.unwrap();
+        assert!(shopper.acknowledged > 0);
+        shopper.check(addr).await;
+    }
 }

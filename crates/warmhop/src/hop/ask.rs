@@ -1,5 +1,6 @@
 //! The entry peer's end of a hop: it sends a request to a ready peer and reads its reply.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -24,7 +25,7 @@ use crate::links::wire::{self, FrameReader, KIND_HOP, put_frame};
 /// After this, a body whose client waits for `100 Continue` is sent although the app answered without
 /// asking for it.
 const UNASKED_BODY_AFTER: Duration = Duration::from_secs(1);
-/// A peer that sends nothing at all for this long after a hop began counts as unreachable.
+/// A peer that sends nothing at all for this long after a hop began is suspect: what can go elsewhere does.
 const SILENT_AFTER: Duration = Duration::from_millis(600);
 
 /// Why a hop brought no response.
@@ -56,6 +57,16 @@ pub(crate) struct HopRequest {
     pub(crate) body: Body,
     /// The way to its client for interim responses, if that can get any.
     pub(crate) interim: Option<Interim>,
+    pub(crate) on_silence: OnSilence,
+}
+
+/// What becomes of a request while the peer that has it sends nothing at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnSilence {
+    /// It fails soon: it may be sent elsewhere.
+    GoElsewhere,
+    /// It waits for as long as the link lasts: nobody else may run it, and the peer may only be busy.
+    WaitOn,
 }
 
 /// The fields of a hop's request; `interim` is the way to its client for interim responses.
@@ -74,7 +85,7 @@ pub(crate) async fn ask(
     request: HopRequest,
     careful: bool,
 ) -> Result<HopReply, HopError> {
-    let HopRequest { mut head, mut body, interim } = request;
+    let HopRequest { mut head, mut body, interim, on_silence } = request;
     let upgrades = head.upgrade.is_some();
     let whole = if upgrades { None } else { body.take_whole(RIDE_ALONG_BYTES_MAX) };
     let mut expects = head.fields.contains(EXPECT.as_str());
@@ -98,7 +109,8 @@ pub(crate) async fn ask(
     };
     let (link, number) = (opened.lease.link(), opened.send.id().index());
     let kept = whole.clone();
-    let sent = Sent { prefix, whole, body, upgrades, expects, asks_go: head.asks_go, interim };
+    let asks_go = head.asks_go;
+    let sent = Sent { prefix, whole, body, upgrades, expects, asks_go, interim, on_silence };
     let reply = ask_over(opened, to, sent).await;
     match (reply, kept) {
         // The peer left without having accepted the hop: no app has seen the request.
@@ -122,6 +134,7 @@ struct Sent {
     expects: bool,
     asks_go: bool,
     interim: Option<Interim>,
+    on_silence: OnSilence,
 }
 
 /// Both streams of a hop under way.
@@ -129,21 +142,30 @@ struct Asking {
     writer: HopBodyWriter,
     reader: FrameReader,
     executor: Incarnation,
+    waiting: Waiting,
+}
+
+/// What a hop needs while it waits for its answer.
+struct Waiting {
     lease: HopLease,
     interim: Option<Interim>,
+    on_silence: OnSilence,
 }
 
 async fn ask_over(opened: OpenHop, to: &PeerId, sent: Sent) -> Result<HopReply, HopError> {
     let OpenHop { send, recv, incarnation: executor, lease } = opened;
-    let Sent { prefix, whole, body, upgrades, expects, asks_go, interim } = sent;
+    let Sent { prefix, whole, body, upgrades, expects, asks_go, interim, on_silence } = sent;
     let writer = HopBodyWriter::new(send, prefix);
-    let mut asking = Asking { writer, reader: FrameReader::new(recv), executor, lease, interim };
+    let reader = FrameReader::new(recv);
+    let waiting = Waiting { lease, interim, on_silence };
+    let mut asking = Asking { writer, reader, executor, waiting };
     if upgrades {
         return asking.upgrade().await;
     }
     if asks_go {
         let answer = match asking.writer.flush().await {
-            Ok(()) => asking.head().await,
+            // Nothing was sent yet that an app acts on.
+            Ok(()) => read_head(&asking.waiting, &mut asking.reader, OnSilence::GoElsewhere).await,
             Err(error) => Err(broken(error)),
         };
         match answer {
@@ -160,9 +182,9 @@ async fn ask_over(opened: OpenHop, to: &PeerId, sent: Sent) -> Result<HopReply, 
     }
     if let Some(whole) = whole {
         asking.writer.write_end(whole, None).await.map_err(broken)?;
-        let Asking { reader, lease, interim, .. } = asking;
-        let (mut reply, reader) = read_reply(&lease, reader, executor, interim.as_ref()).await?;
-        *reply.response.body_mut() = Body::new(HopBody::new(reader, None, Some(lease)));
+        let Asking { reader, waiting, .. } = asking;
+        let (mut reply, reader) = read_reply(&waiting, reader, executor).await?;
+        *reply.response.body_mut() = Body::new(HopBody::new(reader, None, Some(waiting.lease)));
         return Ok(reply);
     }
     // A client may wait for the app to speak first, so its body's first byte cannot be what
@@ -181,23 +203,24 @@ async fn ask_over(opened: OpenHop, to: &PeerId, sent: Sent) -> Result<HopReply, 
             }
         }
     }
-    let Asking { writer, reader, lease, interim, .. } = asking;
+    let Asking { writer, reader, waiting, .. } = asking;
     let pump = pump(writer, body, None);
-    let (mut reply, reader) = read_reply(&lease, reader, executor, interim.as_ref()).await?;
-    *reply.response.body_mut() = Body::new(HopBody::new(reader, Some(pump), Some(lease)));
+    let (mut reply, reader) = read_reply(&waiting, reader, executor).await?;
+    *reply.response.body_mut() = Body::new(HopBody::new(reader, Some(pump), Some(waiting.lease)));
     Ok(reply)
 }
 
 impl Asking {
     async fn head(&mut self) -> Result<ReplyHead, HopError> {
-        read_head(&self.lease, &mut self.reader, self.interim.as_ref()).await
+        read_head(&self.waiting, &mut self.reader, self.waiting.on_silence).await
     }
 
     /// Asks for an upgrade: if the app switches, both streams are the tunnel from there on.
     async fn upgrade(self) -> Result<HopReply, HopError> {
-        let Self { mut writer, reader, executor, lease, interim } = self;
+        let Self { mut writer, reader, executor, waiting } = self;
         writer.flush().await.map_err(broken)?;
-        let (mut reply, reader) = read_reply(&lease, reader, executor, interim.as_ref()).await?;
+        let (mut reply, reader) = read_reply(&waiting, reader, executor).await?;
+        let lease = waiting.lease;
         if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             reply.tunnel = Some(Tunnel { writer, reader, lease, served_there: None });
         } else {
@@ -216,7 +239,7 @@ impl Asking {
     fn answered_unasked(self, head: ReplyHead, body: Body) -> Result<HopReply, HopError> {
         let mut reply = interpret(head, self.executor)?;
         let pump = pump(self.writer, body, Some(UNASKED_BODY_AFTER));
-        let body = HopBody::new(self.reader.into_body(), Some(pump), Some(self.lease));
+        let body = HopBody::new(self.reader.into_body(), Some(pump), Some(self.waiting.lease));
         *reply.response.body_mut() = Body::new(body);
         Ok(reply)
     }
@@ -248,7 +271,8 @@ pub(crate) async fn wake(net: &Net, to: &PeerId, app: AppName) -> Result<(), Hop
         asks_go: false,
         counts_on: None,
     };
-    let request = HopRequest { head, body: Body::empty(), interim: None };
+    let on_silence = OnSilence::GoElsewhere;
+    let request = HopRequest { head, body: Body::empty(), interim: None, on_silence };
     match ask(net, to, request, false).await {
         Ok(_) | Err(HopError::Refused(HopRefusal::NotReady, ..)) => Ok(()),
         Err(error) => Err(error),
@@ -260,12 +284,11 @@ fn broken(error: impl std::fmt::Display) -> HopError {
 }
 
 async fn read_reply(
-    lease: &HopLease,
+    waiting: &Waiting,
     mut reader: FrameReader,
     executor: Incarnation,
-    interim: Option<&Interim>,
 ) -> Result<(HopReply, HopBodyReader), HopError> {
-    let head = read_head(lease, &mut reader, interim).await?;
+    let head = read_head(waiting, &mut reader, waiting.on_silence).await?;
     let mut reader = reader.into_body();
     match interpret(head, executor) {
         Ok(reply) => Ok((reply, reader)),
@@ -280,16 +303,22 @@ async fn read_reply(
 
 /// The next head that is not that of an interim response; those are passed on to the client.
 async fn read_head(
-    lease: &HopLease,
+    waiting: &Waiting,
     reader: &mut FrameReader,
-    interim: Option<&Interim>,
+    on_silence: OnSilence,
 ) -> Result<ReplyHead, HopError> {
+    let Waiting { lease, interim, .. } = waiting;
     loop {
+        let mut frame = pin!(reader.frame(HEAD_BYTES_MAX));
         let head = tokio::select! {
             biased;
-            head = reader.frame(HEAD_BYTES_MAX) => head.map_err(broken)?,
-            () = lease.fell_silent(SILENT_AFTER) => return Err(broken("the peer fell silent")),
+            head = &mut frame => head,
+            () = lease.fell_silent(SILENT_AFTER) => match on_silence {
+                OnSilence::GoElsewhere => return Err(broken("the peer fell silent")),
+                OnSilence::WaitOn => frame.await,
+            },
         };
+        let head = head.map_err(broken)?;
         let head = head.ok_or_else(|| broken("the reply ended before its head"))?;
         let head = wire::decode::<_, HEAD_BYTES_MAX>(&head).map_err(|error| {
             HopError::Broken(format!("the reply's head does not decode: {error}"))

@@ -18,8 +18,8 @@ use warmhop_core::ids::{AppName, PeerId};
 
 use crate::hop::field_block::FieldBlock;
 use crate::hop::{
-    self, ArrivedHop, HopError, HopHead, HopIncoming, HopKind, HopRefusal, HopRequest, ReplyHead,
-    ReplySession,
+    self, ArrivedHop, HopError, HopHead, HopIncoming, HopKind, HopRefusal, HopRequest, OnSilence,
+    ReplyHead, ReplySession,
 };
 use crate::http::body::{Body, BoxError};
 use crate::links::net::Net;
@@ -170,7 +170,9 @@ pub(crate) async fn ask(
         asks_go: false,
         counts_on: None,
     };
-    match hop::ask(net, to, HopRequest { head, body, interim: None }, false).await {
+    let on_silence = OnSilence::GoElsewhere;
+    let request = HopRequest { head, body, interim: None, on_silence };
+    match hop::ask(net, to, request, false).await {
         Ok(reply) if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             let reason = "it switched protocols, which nobody asked for".into();
             Err(AskPeerError::Refused { peer: to.clone(), reason })

@@ -64,6 +64,8 @@ pub(crate) struct Link {
     pub(super) hops_out: AtomicUsize,
     pub(super) hop_ended: Notify,
     pub(super) draining: AtomicBool,
+    /// Notified when nothing came on it after a hop began.
+    pub(super) suspected: Notify,
 }
 
 /// When the certificates that a link was made with end.
@@ -117,10 +119,10 @@ impl HopLease {
         self.link.conn.open_bi().await
     }
 
-    /// Closes the link and resolves if nothing at all arrives on it within `span`. Bytes that a hop
-    /// has just sent are acknowledged within a round trip, and are retransmitted several times
-    /// within `span`. So a peer that stays this silent is dead, stopped or cut off, which is
-    /// detected long before the idle timer fires.
+    /// Resolves if nothing at all arrives on the link within `span`. Bytes that a hop has just sent are
+    /// acknowledged within a round trip, and are retransmitted several times within `span`. So a peer that
+    /// stays this silent is dead, stopped, cut off or very busy, which is noticed long before the idle timer
+    /// fires: from then on it is suspect, and if it stays silent, the link is closed.
     pub(crate) async fn fell_silent(&self, span: Duration) {
         let conn = &self.link.conn;
         let before = conn.stats().udp_rx.datagrams;
@@ -136,7 +138,7 @@ impl HopLease {
                 break;
             }
         }
-        conn.close(close_code::SILENT, b"");
+        self.link.suspected.notify_one();
     }
 }
 
@@ -177,6 +179,7 @@ impl Link {
             hops_out: AtomicUsize::new(0),
             hop_ended: Notify::new(),
             draining: AtomicBool::new(false),
+            suspected: Notify::new(),
         });
         (link, Queues { lane: lane_out, gossip: gossip_out })
     }

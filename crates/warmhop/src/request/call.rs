@@ -10,15 +10,16 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
-use warmhop_core::config::WakePolicy;
-use warmhop_core::ids::{AppName, RequestId};
+use warmhop_core::config::{SessionMode, WakePolicy};
+use warmhop_core::ids::RequestId;
+use warmhop_core::route::{Attempted, may_retry};
 use warmhop_core::version::AppVersion;
 
 use crate::app::WholeRequest;
 use crate::app::places::Waits;
 use crate::app::session::Session;
 use crate::app::slot::{Copy, InFlight, Slot};
-use crate::hop::{self, HopHead, HopKind, HopRequest};
+use crate::hop::{self, HopHead, HopKind, HopRequest, OnSilence};
 use crate::http::body::{Body, BoxError};
 use crate::http::fields::{self, SESSION_FIELD};
 use crate::http::interim::Interim;
@@ -257,14 +258,15 @@ impl Call {
     /// The request for another peer; `None` once its stream was handed out.
     pub(crate) fn make_hop(
         &mut self,
-        app: &AppName,
+        slot: &Slot,
         kind: HopKind,
         counts_on: Option<AppVersion>,
     ) -> Option<HopRequest> {
+        let on_silence = self.on_silence(slot);
         let body = self.take_body()?;
         let head = HopHead {
             kind,
-            app: app.clone(),
+            app: slot.name().clone(),
             request_id: self.id.to_string(),
             method: self.method.as_str().to_owned(),
             target: self.target.as_str().to_owned(),
@@ -273,7 +275,20 @@ impl Call {
             asks_go: false,
             counts_on,
         };
-        Some(HopRequest { head, body, interim: self.interim.clone() })
+        Some(HopRequest { head, body, interim: self.interim.clone(), on_silence })
+    }
+
+    /// Whether it may be sent to another peer at once if the one that it was sent to falls silent.
+    fn on_silence(&self, slot: &Slot) -> OnSilence {
+        let policy = &slot.spec().policy;
+        let may_go_elsewhere = may_retry(Attempted {
+            is_safe: fields::is_safe(&self.method),
+            has_key: self.fields.contains_key("idempotency-key"),
+            effects: policy.effects,
+            is_portable: policy.session == SessionMode::Portable,
+            may_have_reached_app: true,
+        });
+        if may_go_elsewhere { OnSilence::GoElsewhere } else { OnSilence::WaitOn }
     }
 
     /// A digest of everything that a repeat with the same key must have in common.

@@ -411,7 +411,7 @@ impl Node {
         call.waits.over();
         let turn = self.turn_there(slot, call).filter(|_| runs_there);
         let counts_on = if runs_there { self.counts_on(slot, to, call) } else { None };
-        let Some(mut request) = call.make_hop(slot.name(), kind, counts_on) else {
+        let Some(mut request) = call.make_hop(slot, kind, counts_on) else {
             return Err(HopError::Broken("the request's body was sent before".into()));
         };
         let mut span = self.span_of_hop(call, &mut request);

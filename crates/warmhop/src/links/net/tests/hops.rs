@@ -1,6 +1,7 @@
 //! Hops: their bodies and bounds, and the links that stay for them.
 
 use super::*;
+use crate::hop::OnSilence;
 
 #[tokio::test]
 async fn a_hop_streams_both_ways_and_ends_with_trailers() {
@@ -238,7 +239,12 @@ async fn a_link_that_is_replaced_stays_for_as_long_as_a_tunnel_goes_over_it() {
         asks_go: false,
         counts_on: None,
     };
-    let request = HopRequest { head, body: crate::Body::empty(), interim: None };
+    let request = HopRequest {
+        head,
+        body: crate::Body::empty(),
+        interim: None,
+        on_silence: OnSilence::GoElsewhere,
+    };
     let to = id("b");
     let asked = hop::ask(&peers[0].net, &to, request, false);
     let Ok(reply) = timeout(WITHIN, asked).await.unwrap() else { panic!("no answer") };
@@ -273,7 +279,7 @@ async fn a_peer_that_leaves_answers_what_it_took_and_says_what_it_did_not_take()
             asks_go: false,
             counts_on: None,
         };
-        HopRequest { head, body, interim: None }
+        HopRequest { head, body, interim: None, on_silence: OnSilence::GoElsewhere }
     };
     let switches = request(Some(b"websocket".to_vec()), crate::Body::empty());
     let taken = timeout(WITHIN, hop::ask(&a, &id("b"), switches, false)).await.unwrap();
