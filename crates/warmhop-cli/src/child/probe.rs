@@ -82,24 +82,31 @@ impl Probe {
     }
 
     /// Probes until there is a good answer, every `every` once the first moments are over. A slow
-    /// answer counts, too: the first probe waits for it to the end. `last` gets the latest outcome.
+    /// answer counts, too: the oldest probe that the app has accepted waits for it to the end. `last` gets the
+    /// latest outcome.
     pub(super) async fn until_ready(&self, service: &ChildService, every: Duration, last: &Latest) {
         let mut open = FuturesUnordered::new();
         let mut interval = INTERVAL_FIRST.min(every);
         let mut pause = Duration::ZERO;
-        let mut stays = Duration::MAX;
+        let mut one_waits = false;
         loop {
             if open.len() < OPEN_MAX {
-                let (after, stays) = (pause, std::mem::replace(&mut stays, self.later_stays()));
+                // Most of the first ones are refused, since the app does not listen yet.
+                let waits = !std::mem::replace(&mut one_waits, true);
+                let stays = if waits { Duration::MAX } else { self.later_stays() };
+                let after = pause;
                 open.push(async move {
                     sleep(after).await;
                     let answer = timeout(stays, self.outcome(service)).await;
-                    answer.unwrap_or_else(|_| self.silence())
+                    (answer.unwrap_or_else(|_| self.silence()), waits)
                 });
             }
             match timeout(pause + self.timeout, open.next()).await {
-                Ok(Some((Answer::Well, _))) => return,
-                Ok(Some(came)) => last.put(came),
+                Ok(Some(((Answer::Well, _), _))) => return,
+                Ok(Some((came, waited))) => {
+                    one_waits &= !waited;
+                    last.put(came);
+                }
                 Ok(None) => {}
                 Err(_) => last.put(self.silence()),
             }
@@ -263,6 +270,33 @@ mod tests {
             last.came().unwrap().contains("was not answered"),
             "the last answer is in the error"
         );
+    }
+
+    /// An app that listens late, and takes much longer for each answer than a probe is waited for.
+    #[tokio::test]
+    async fn a_slow_answer_counts_although_the_first_probes_were_refused() {
+        let reserved = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = reserved.local_addr().unwrap().port();
+        drop(reserved);
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(100)).await;
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut head = [0; 1024];
+                    let _ = stream.read(&mut head).await;
+                    sleep(Duration::from_secs(1)).await;
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+                    let _ = stream.read(&mut head).await;
+                });
+            }
+        });
+        let (path, short) = (Some("/".to_owned()), Duration::from_millis(50));
+        let probe = Probe { port, path, host: None, status: Vec::new(), timeout: short };
+        let service = ChildService::new(port, Protocol::Http1);
+        let last = Latest::default();
+        let asking = probe.until_ready(&service, short, &last);
+        timeout(Duration::from_secs(60), asking).await.expect("its first answer counts");
     }
 
     #[test]

@@ -51,7 +51,7 @@ impl Default for NetTuning {
             mtu: 6000,
             link_age_max: Duration::from_secs(3600),
             dial_within: Duration::from_secs(2),
-            hello_within: Duration::from_secs(2),
+            hello_within: Duration::from_secs(5),
             open_within: Duration::from_secs(2),
             hops_max: 16 * 1024,
             seeds_within: Duration::from_millis(250),
