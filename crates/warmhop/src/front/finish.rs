@@ -21,7 +21,7 @@ use crate::http::fields::{self, PEER_FIELD};
 use crate::observe::passage::Passage;
 use crate::request::node::Node;
 use crate::request::problem::{Problem, sf_name};
-use crate::request::serve::{Served, ServedBy, Upgrade};
+use crate::request::served::{Served, ServedBy, Upgrade};
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const PEER: HeaderName = HeaderName::from_static(PEER_FIELD);

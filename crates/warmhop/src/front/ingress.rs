@@ -41,7 +41,7 @@ use crate::request::matches::Matched;
 use crate::request::node::Node;
 use crate::request::portable::Subject;
 use crate::request::problem::Problem;
-use crate::request::serve::Served;
+use crate::request::served::Served;
 
 /// The path at which a front door answers whether this peer takes traffic: a load balancer seldom
 /// reaches the admin listener. A well-known path (RFC 8615), which no app has by accident.

@@ -22,7 +22,7 @@ use crate::request::call::Call;
 use crate::request::node::Node;
 use crate::request::portable::{LineEnd, Portable};
 use crate::request::problem::{as_refusal, from_refusal};
-use crate::request::serve::{Served, ServedBy, Upgrade};
+use crate::request::served::{Served, ServedBy, Upgrade};
 
 /// The peer that forwarded a request to this one.
 #[derive(Clone, Copy)]

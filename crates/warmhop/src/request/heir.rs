@@ -13,7 +13,7 @@ use warmhop_core::session::{Outcome, Session as Machine, Submit};
 use crate::request::node::Node;
 use crate::request::portable::Portable;
 use crate::request::problem::{Problem, outcome_unknown};
-use crate::request::serve::Served;
+use crate::request::served::Served;
 use crate::sessions::events::Event;
 use crate::sessions::store::InLine;
 

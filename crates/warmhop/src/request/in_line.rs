@@ -28,7 +28,7 @@ use crate::request::problem::{
     Problem, from_refusal, gave_up, in_words, outcome_unknown, too_many_sessions,
 };
 use crate::request::registers::bounds::STATE_BYTES_MAX;
-use crate::request::serve::{FAILURES_MAX, RanHere, Served, ServedBy, Upgrade};
+use crate::request::served::{FAILURES_MAX, RanHere, Served, ServedBy, Upgrade};
 use crate::sessions::events::Event;
 use crate::sessions::store::{AsOwner, Begun, InLine, NoRoom};
 

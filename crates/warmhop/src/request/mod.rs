@@ -27,6 +27,7 @@ pub(crate) mod problem;
 mod received;
 pub(crate) mod registers;
 pub(crate) mod serve;
+pub(crate) mod served;
 mod too_old;
 pub(crate) mod under_way;
 pub(crate) mod unheard;

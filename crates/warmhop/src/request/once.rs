@@ -23,7 +23,7 @@ use crate::request::call::Call;
 use crate::request::node::{Node, Place};
 use crate::request::portable::{LineEnd, Portable, Run};
 use crate::request::problem::{Audience, Problem, outcome_unknown, too_many_sessions};
-use crate::request::serve::Served;
+use crate::request::served::Served;
 use crate::sessions::events::Event;
 
 /// How long a client may wait for its refusal while a begin is removed.

@@ -43,7 +43,7 @@ use crate::request::known_ids::{CLAIMED, Holder, IdKey, Known, registers_name};
 use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::Problem;
 use crate::request::registers::{Expires, RegisterError, Registers, Value, When};
-use crate::request::serve::Served;
+use crate::request::served::Served;
 
 /// How long the register of an id may take: after that the request is served as if the id were
 /// unknown.

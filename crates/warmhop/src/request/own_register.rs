@@ -14,7 +14,7 @@ use crate::request::call::Call;
 use crate::request::node::Node;
 use crate::request::portable::Portable;
 use crate::request::problem::Problem;
-use crate::request::serve::Served;
+use crate::request::served::Served;
 use crate::sessions::store::AsOwner;
 
 /// An operation in line for its register at this peer, its owner.

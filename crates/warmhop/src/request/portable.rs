@@ -32,7 +32,7 @@ use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::{
     Problem, after_an_attempt, gave_up, memory_full, of_session, outcome_unknown,
 };
-use crate::request::serve::Served;
+use crate::request::served::Served;
 use crate::sessions::store::AsOwner;
 
 /// A portable request on its way through this peer.

@@ -42,7 +42,7 @@ use crate::request::local_error::LocalError;
 use crate::request::node::Node;
 use crate::request::problem::as_refusal;
 use crate::request::registers::operation::FRAME_BYTES_MAX;
-use crate::request::serve::{Served, Upgrade};
+use crate::request::served::{Served, Upgrade};
 use crate::request::too_old::is_too_old;
 use crate::request::whose::take_client;
 
@@ -564,7 +564,7 @@ fn hint_of(entry: &Entry) -> Option<Hint> {
 }
 
 impl Served {
-    fn ran(node: &Node, ran: crate::request::serve::RanHere) -> Self {
+    fn ran(node: &Node, ran: crate::request::served::RanHere) -> Self {
         let mut served = Self::here(node, ran.response);
         served.upgrade = ran.upgrade;
         served

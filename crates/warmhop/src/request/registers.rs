@@ -46,7 +46,7 @@ use crate::request::problem::Problem;
 use crate::request::registers::operation::{
     Answer, Ending, FRAME_BYTES_MAX, Held, Operation, parse,
 };
-use crate::request::serve::Served;
+use crate::request::served::Served;
 use crate::sessions::store::STRIPES;
 
 /// The fewest keys that one scan of a part of a peer's registers returns, if it has as many.

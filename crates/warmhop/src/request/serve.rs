@@ -15,7 +15,6 @@ use warmhop_core::ids::{Incarnation, PeerId, SessionId};
 use warmhop_core::problem::ProblemKind;
 use warmhop_core::route::{Arrived, Attempted, PinTo, may_retry};
 use warmhop_core::session::repair::may_count_on;
-use warmhop_core::version::AppVersion;
 use warmhop_core::view::{AppState, Liveness};
 
 use crate::app::loads::ServedThere;
@@ -27,112 +26,23 @@ use crate::http::about::About;
 use crate::http::body::{Body, BoxError};
 use crate::http::fields;
 use crate::http::refusals::ByReason;
-use crate::http::tunnels::{CopyTunnels, Tunnels};
+use crate::http::tunnels::Tunnels;
 use crate::http::upload::answers_within;
 use crate::observe::metrics::ByPeer;
 use crate::observe::passage::Passage;
 use crate::observe::recall::Tracing;
 use crate::observe::trace::{ActiveSpan, SpanKind};
-use crate::request::answer::Answer;
 use crate::request::call::Call;
-use crate::request::carried::{self, Carried, SentHead};
+use crate::request::carried::{self, SentHead};
 use crate::request::failed_at::FailedAt;
 use crate::request::local_error::{LocalError, app_failed, error_chain};
 use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::{Problem, gave_up, outcome_unknown, too_slow};
+use crate::request::served::{FAILURES_MAX, RanHere, Served, Upgrade};
 use crate::request::whose::{name_client, note_refusal, sharer};
 
 /// How often a request may be placed again before it is refused.
 const ROUNDS_MAX: u32 = 8;
-
-/// How many copies may take a request and fail on it: the next might too.
-pub(super) const FAILURES_MAX: u32 = 2;
-
-/// The app's side of an upgraded connection.
-pub(crate) enum Upgrade {
-    /// An app on this peer; the caller passes its bytes.
-    Io(Upgraded, CopyTunnels),
-    /// An app on another peer.
-    Hop(hop::Tunnel),
-}
-
-/// The peer that ran an app.
-pub(crate) enum ServedBy {
-    /// This one.
-    Here(PeerId),
-    /// Another one, by the name that it gave.
-    There(String),
-}
-
-impl ServedBy {
-    pub(crate) fn as_str(&self) -> &str {
-        match self {
-            Self::Here(me) => me.as_str(),
-            Self::There(said) => said,
-        }
-    }
-}
-
-/// A response and its origin.
-pub(crate) struct Served {
-    pub(crate) response: Response<Body>,
-    /// The answer to an operation on a register that was executed here.
-    pub(crate) answer: Option<Answer>,
-    /// The peer that ran the app.
-    pub(crate) served_by: ServedBy,
-    /// The peer that the request was sent to, if it was.
-    pub(crate) next_hop: Option<PeerId>,
-    /// Boxed, since it is rare: the answer is moved around.
-    pub(crate) upgrade: Option<Box<Upgrade>>,
-    /// The contents for the client's token about this app.
-    pub(crate) entry: Option<Entry>,
-    /// The client's former session was lost, and this is a new one.
-    pub(crate) session_lost: bool,
-    /// The session continues from this peer's copy, under another id, without its majority.
-    pub(crate) forked: bool,
-    /// The client's former session was ended on purpose, and this is a new one.
-    pub(crate) after_end: bool,
-    /// The request ended its session, and the client's session is to be removed.
-    pub(crate) cleared: bool,
-    /// The response is the stored one of an earlier request.
-    pub(crate) replayed: bool,
-}
-
-impl Served {
-    pub(crate) fn here(node: &Node, response: Response<Body>) -> Self {
-        Self {
-            response,
-            answer: None,
-            served_by: ServedBy::Here(node.me.clone()),
-            next_hop: None,
-            upgrade: None,
-            entry: None,
-            session_lost: false,
-            forked: false,
-            after_end: false,
-            cleared: false,
-            replayed: false,
-        }
-    }
-
-    /// The reply of another peer.
-    fn replied(node: &Node, reply: HopReply) -> Self {
-        let mut served = Self::here(node, reply.response);
-        served.served_by = ServedBy::There(reply.served_by);
-        served.upgrade = reply.tunnel.map(Upgrade::Hop).map(Box::new);
-        served
-    }
-
-    /// Makes the client's token name the newest version that has served it; `former` is its present
-    /// entry.
-    pub(crate) fn name_version(&mut self, former: Option<&Entry>) {
-        let now = self.response.extensions_mut().remove::<OfVersion>().map(|it| it.0);
-        if let Some(entry) = &mut self.entry {
-            let before = former.and_then(|former| former.version.clone());
-            entry.version = AppVersion::newest(before, now);
-        }
-    }
-}
 
 /// Runs a service, connecting the two sides of an upgrade where the service answers with its own.
 /// What passes between them is counted by `passage`, if there is one, and the answer brings that along.
@@ -221,14 +131,6 @@ async fn call_service_upgrading(
         return Ok((response.map(|_| Body::empty()), Some(upgraded)));
     }
     Ok((response.map(Body::from), None))
-}
-
-/// The answer of an app on this peer, before anything is committed.
-pub(crate) struct RanHere {
-    pub(crate) response: Response<Body>,
-    pub(crate) upgrade: Option<Box<Upgrade>>,
-    /// The carried session field of its response.
-    pub(crate) field: Option<Result<Carried, &'static str>>,
 }
 
 impl Node {
