@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::super::arguments::REPLY_BYTES_MAX;
 use super::super::room::Room;
 use super::Input;
 
@@ -26,6 +27,8 @@ pub(super) struct Bounds {
     pub(super) search_steps: u64,
     /// The longest text that a host function makes.
     pub(super) text: usize,
+    /// The largest reply.
+    pub(super) reply: usize,
 }
 
 /// The bounds of a script: exceeding them is an error.
@@ -39,6 +42,7 @@ pub(super) static WHOLE: Bounds = Bounds {
     memory_looked_at: usize::MAX,
     search_steps: 20_000_000,
     text: 16 * 1024 * 1024,
+    reply: REPLY_BYTES_MAX,
 };
 
 /// The bounds of a run on the thread that serves its client, where other clients wait meanwhile: a
@@ -54,6 +58,7 @@ pub(super) static BRIEF: Bounds = Bounds {
     memory_looked_at: 512 * 1024,
     search_steps: 20_000,
     text: 64 * 1024,
+    reply: 256 * 1024,
 };
 
 impl Default for &Bounds {

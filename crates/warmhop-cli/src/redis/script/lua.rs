@@ -17,6 +17,7 @@ use super::super::frame::Reply;
 use super::super::room::Room;
 use super::bounds::{Bounds, WHOLE};
 use super::host::host;
+use super::reply::reply_of;
 use super::state::{NO_MEMORY, Shared, State};
 use super::values::{SOURCE, bytes_of, one_line, text_for};
 use super::{Ended, Input};
@@ -25,8 +26,6 @@ use super::{Ended, Input};
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 /// How many compiled scripts it keeps.
 const COMPILED_MAX: usize = 64;
-/// How deep a script's reply may be nested.
-const NESTED_MAX: usize = 128;
 
 /// Runs a script on a room, or on none until it needs one.
 pub(super) fn run(input: &Input, room: Option<Room>, bounds: &'static Bounds) -> Ended {
@@ -196,10 +195,11 @@ impl Surroundings {
         // Nothing else runs in it; the result still has to be read.
         self.lua.set_memory_limit(0)?;
         let version = self.state.borrow().version;
-        if is_well {
-            return Ok(to_reply(&value, version, 0));
+        if !is_well {
+            return Ok(failure(&value, &input.sha, &self.state));
         }
-        Ok(failure(&value, &input.sha, &self.state))
+        let bytes_max = self.state.borrow().bounds.reply;
+        Ok(reply_of(&value, version, bytes_max).unwrap_or_else(|| too_large(&self.state)))
     }
 
     /// Has the following run checked, and ended once it has taken too much.
@@ -234,6 +234,16 @@ impl Surroundings {
     }
 }
 
+/// The client's error for a result that is too large for a reply: it may be many times as large as what the
+/// script took, since its parts may be the same.
+fn too_large(state: &Shared) -> Reply {
+    let bytes_max = WHOLE.reply;
+    let error = format!("ERR nothing was done: the script's reply would exceed {bytes_max} bytes");
+    state.borrow_mut().outgrows();
+    state.borrow_mut().stopped.get_or_insert(error.clone());
+    Reply::Error(error)
+}
+
 /// The client's error if an error ended the script.
 fn failure(value: &LuaValue, sha: &str, state: &Shared) -> Reply {
     let LuaValue::Table(error) = value else {
@@ -258,78 +268,4 @@ fn failure(value: &LuaValue, sha: &str, state: &Shared) -> Reply {
         None => error,
     };
     Reply::Error(whole.replace(['\r', '\n'], " "))
-}
-
-/// A script's result as its client's reply.
-fn to_reply(value: &LuaValue, version: u8, depth: usize) -> Reply {
-    if depth == NESTED_MAX {
-        return Reply::error("ERR", "reached lua stack limit");
-    }
-    match value {
-        LuaValue::String(text) => Reply::Bytes(Bytes::copy_from_slice(&text.as_bytes())),
-        LuaValue::Integer(number) => Reply::Number(*number),
-        LuaValue::Number(number) => Reply::Number(whole_number(*number)),
-        LuaValue::Boolean(yes) if version == 3 => Reply::Bool(*yes),
-        LuaValue::Boolean(true) => Reply::Number(1),
-        LuaValue::Table(table) => table_reply(table, version, depth),
-        _ => Reply::Null,
-    }
-}
-
-/// A number without its fraction. A number out of bounds becomes the lowest, as on Redis'
-/// platforms.
-fn whole_number(number: f64) -> i64 {
-    /// The first number above all that are in bounds.
-    const ABOVE: f64 = 9_223_372_036_854_775_808.0;
-    #[expect(clippy::cast_possible_truncation, reason = "as Redis does")]
-    let whole = number as i64;
-    if number.is_nan() || number >= ABOVE { i64::MIN } else { whole }
-}
-
-fn table_reply(table: &Table, version: u8, depth: usize) -> Reply {
-    let field = |name: &str| table.raw_get::<LuaValue>(name).ok();
-    let text = |name: &str| match field(name)? {
-        LuaValue::String(text) => Some(String::from_utf8_lossy(&text.as_bytes()).into_owned()),
-        _ => None,
-    };
-    if let Some(error) = text("err") {
-        return Reply::Error(error.replace(['\r', '\n'], " "));
-    }
-    if let Some(status) = text("ok") {
-        return Reply::status(status.replace(['\r', '\n'], " "));
-    }
-    if let Some(LuaValue::Number(number)) = field("double") {
-        return Reply::Double(number);
-    }
-    if let Some(LuaValue::Integer(number)) = field("double") {
-        #[expect(clippy::cast_precision_loss, reason = "numbers in Lua 5.1 are of this kind")]
-        return Reply::Double(number as f64);
-    }
-    if let Some(LuaValue::String(number)) = field("big_number") {
-        return Reply::Bytes(Bytes::copy_from_slice(&number.as_bytes()));
-    }
-    if let Some(LuaValue::Table(verbatim)) = field("verbatim_string")
-        && let Ok(LuaValue::String(text)) = verbatim.raw_get("string")
-    {
-        return Reply::Bytes(Bytes::copy_from_slice(&text.as_bytes()));
-    }
-    if let Some(LuaValue::Table(map)) = field("map") {
-        let pairs = map.pairs::<LuaValue, LuaValue>().filter_map(Result::ok);
-        let pair = |(key, value)| {
-            (to_reply(&key, version, depth + 1), to_reply(&value, version, depth + 1))
-        };
-        return Reply::Map(pairs.map(pair).collect());
-    }
-    if let Some(LuaValue::Table(set)) = field("set") {
-        let pairs = set.pairs::<LuaValue, LuaValue>().filter_map(Result::ok);
-        return Reply::Set(pairs.map(|(key, _)| to_reply(&key, version, depth + 1)).collect());
-    }
-    let mut parts = Vec::new();
-    for at in 1.. {
-        match table.raw_get::<LuaValue>(at) {
-            Ok(LuaValue::Nil) | Err(_) => break,
-            Ok(value) => parts.push(to_reply(&value, version, depth + 1)),
-        }
-    }
-    Reply::Array(parts)
 }

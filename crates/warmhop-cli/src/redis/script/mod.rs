@@ -20,6 +20,8 @@ mod packing;
 #[cfg(feature = "lua")]
 mod patterns;
 #[cfg(feature = "lua")]
+mod reply;
+#[cfg(feature = "lua")]
 mod state;
 #[cfg(all(test, feature = "lua"))]
 mod tests;

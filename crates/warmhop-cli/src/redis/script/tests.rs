@@ -472,3 +472,18 @@ fn a_script_that_may_only_read_does_not_write() {
         assert!(message.starts_with(begins), "{message}");
     }
 }
+
+#[test]
+fn a_reply_that_is_many_times_as_large_as_what_the_script_took_is_refused() {
+    let large = "local s, t = ('x'):rep(100000), {} for i = 1, 400 do t[i] = s end return t";
+    let shared = "local t = {} for i = 1, 40 do t = {t, t} end return t";
+    for text in [large, shared] {
+        let set = format!("redis.call('SET', KEYS[1], 'v') {text}");
+        let ended = whole(&set, &["k"], &[]);
+        let Reply::Error(error) = &ended.reply else { panic!("{text} is answered") };
+        assert!(error.starts_with("ERR nothing was done: the script's reply"), "{error}");
+        assert!(!ended.commits, "{text}");
+    }
+    let fits = "local s, t = ('x'):rep(100000), {} for i = 1, 300 do t[i] = s end return t";
+    assert!(matches!(whole(fits, &[], &[]).reply, Reply::Array(parts) if parts.len() == 300));
+}
