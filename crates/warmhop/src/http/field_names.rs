@@ -1,118 +1,242 @@
-//! Reads along in a block of fields of HTTP/2 (HPACK, RFC 7541 section 6) just far enough to notice a
-//! name that begins with a colon: the h2 crate drops pseudo fields in trailers, where RFC 9113 section
-//! 8.1 has them malformed.
+//! Reads along in the blocks of fields of an HTTP/2 connection (HPACK, RFC 7541 section 6) just far
+//! enough to know which names begin with a colon: the h2 crate drops pseudo fields in trailers, where
+//! RFC 9113 section 8.1 has them malformed.
 //!
-//! It keeps no dynamic table. So a field that repeats a whole pseudo field of an earlier head, by its
-//! number in that table, is not noticed, but dropped as ever.
+//! A field may be named by its place in the connection's dynamic table, so every block is followed. No
+//! text is kept: of each entry of that table, the length of its name, its size and whether it is a
+//! pseudo field say when it is evicted, and what a later field that names it is.
 
-/// The entries of the static table whose names begin with a colon (RFC 7541 appendix A).
-const PSEUDO: std::ops::RangeInclusive<u8> = 1..=14;
+use crate::http::field_table::{CodedText, Entry, FieldTable};
+
 /// A colon in the Huffman code (RFC 7541 appendix B): seven bits.
 const CODED_COLON: u8 = 0b101_1100;
 
+/// The names of the fields of one connection's blocks.
+#[derive(Debug, Default)]
+pub(crate) struct FieldNames {
+    at: At,
+    /// The literal field that is being read.
+    field: Literal,
+    table: FieldTable,
+}
+
 /// The position of the next byte in a block.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum FieldNames {
+#[derive(Debug, Clone, Copy, Default)]
+enum At {
     /// At the beginning of a field.
     #[default]
     Field,
-    /// In a number that takes several bytes; then comes `next`.
-    Number { next: Next, coded: bool, value: u64, shift: u32 },
-    /// At the length of a name or a value.
-    Length { is_name: bool },
-    /// At the first byte of a name.
-    Name { coded: bool, left: u64 },
-    /// In a text; then comes a value, or the next field.
-    Text { left: u64, then_value: bool },
+    /// In a number that takes several bytes.
+    Number { of: Of, value: u32, shift: u32 },
+    /// At the length of a text.
+    Length(Text),
+    /// In a text with so many bytes left, of which the next is the first or not.
+    Text { text: Text, coded: bool, left: u32, is_first: bool },
 }
 
-/// What follows a number.
+/// What a number says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Next {
+enum Of {
+    /// Which field of the tables it is.
     Field,
+    /// Which field of the tables has the name.
+    Name,
+    /// How large the dynamic table may be.
+    TableSize,
+    /// How long a text is, in the Huffman code or not.
+    Length { text: Text, coded: bool },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Text {
+    Name,
     Value,
-    TextOfName,
-    TextOfValue,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Literal {
+    /// It becomes an entry of the dynamic table.
+    is_added: bool,
+    is_pseudo: bool,
+    name_length: u32,
+    value_length: u32,
+    coded: CodedText,
+}
+
+/// A field of a block, as soon as its name is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Named {
+    /// Which of the bytes that were read said it.
+    pub(crate) at: usize,
+    /// The field of the tables that it repeats, or whose name it has. Of one whose name is spelled out,
+    /// only whether it is a pseudo field is known.
+    pub(crate) entry: Entry,
 }
 
 impl FieldNames {
-    /// Whether the byte is that by which a field turns out to have such a name. Goes on behind it.
-    pub(crate) fn is_pseudo(&mut self, byte: u8) -> bool {
-        match *self {
-            Self::Field => return self.begins_field(byte),
-            Self::Number { next, coded, value, shift } => {
-                // A number that is too long for the h2 crate ends the connection there.
-                let more = u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(u64::MAX);
-                let value = value.saturating_add(more);
-                *self = match byte & 0x80 {
-                    0 => Self::behind(next, coded, value),
-                    _ => Self::Number { next, coded, value, shift: shift.saturating_add(7) },
-                };
-            }
-            Self::Length { is_name } => {
-                let (coded, length) = (byte & 0x80 != 0, byte & 0x7f);
-                let next = if is_name { Next::TextOfName } else { Next::TextOfValue };
-                *self = match length {
-                    0x7f => Self::Number { next, coded, value: 0x7f, shift: 0 },
-                    length => Self::behind(next, coded, length.into()),
-                };
-            }
-            Self::Name { coded, left } => {
-                let is_colon = if coded { byte >> 1 == CODED_COLON } else { byte == b':' };
-                *self = Self::text(left - 1, true);
-                return is_colon;
-            }
-            Self::Text { left, then_value } => *self = Self::text(left - 1, then_value),
-        }
-        false
+    /// A block begins. One that broke off has ended its connection, or its stream without a change to
+    /// the table.
+    pub(crate) fn begin(&mut self) {
+        self.at = At::Field;
     }
 
-    fn begins_field(&mut self, byte: u8) -> bool {
-        let (most, next) = match byte {
-            0x80.. => (0x7f, Next::Field),
-            0x40.. => (0x3f, Next::Value),
-            // The size of the dynamic table changes.
-            0x20.. => (0x1f, Next::Field),
-            _ => (0x0f, Next::Value),
+    /// Reads the next bytes of the block; has `each` know of the fields that are named in them.
+    pub(crate) fn read(&mut self, bytes: &[u8], mut each: impl FnMut(Named)) {
+        let mut at = 0;
+        while let Some(&byte) = bytes.get(at) {
+            let named = match self.at {
+                At::Field => self.begins_field(byte),
+                At::Number { of, value, shift } => {
+                    // A number that is too long for the h2 crate ends the connection there.
+                    let more = u32::from(byte & 0x7f).checked_shl(shift).unwrap_or(u32::MAX);
+                    let value = value.saturating_add(more);
+                    if byte & 0x80 == 0 {
+                        self.number(of, value)
+                    } else {
+                        self.at = At::Number { of, value, shift: shift.saturating_add(7) };
+                        None
+                    }
+                }
+                At::Length(text) => {
+                    let (coded, length) = (byte & 0x80 != 0, byte & 0x7f);
+                    self.number_of(Of::Length { text, coded }, length, 0x7f)
+                }
+                At::Text { text, coded, left, is_first } => {
+                    let take = (bytes.len() - at).min(left as usize);
+                    let named = self.text(&bytes[at..at + take], text, coded, is_first);
+                    let left = left - take as u32;
+                    self.at = At::Text { text, coded, left, is_first: false };
+                    if left == 0 {
+                        self.text_ends(text, coded);
+                    }
+                    if let Some(entry) = named {
+                        each(Named { at, entry });
+                    }
+                    at += take;
+                    continue;
+                }
+            };
+            if let Some(entry) = named {
+                each(Named { at, entry });
+            }
+            at += 1;
+        }
+    }
+
+    /// The first byte of a field. Like those below, it returns the field once its name is known.
+    fn begins_field(&mut self, byte: u8) -> Option<Entry> {
+        let (most, of) = match byte {
+            0x80.. => (0x7f, Of::Field),
+            0x40.. => (0x3f, Of::Name),
+            0x20.. => (0x1f, Of::TableSize),
+            _ => (0x0f, Of::Name),
         };
-        let index = byte & most;
-        *self = match index {
-            0 if next == Next::Value => Self::Length { is_name: true },
-            index if index == most => {
-                Self::Number { next, coded: false, value: index.into(), shift: 0 }
+        self.field = Literal { is_added: most == 0x3f, ..Literal::default() };
+        self.number_of(of, byte & most, most)
+    }
+
+    /// The first byte of a number, of which `most` says that others follow.
+    fn number_of(&mut self, of: Of, value: u8, most: u8) -> Option<Entry> {
+        if value < most {
+            return self.number(of, value.into());
+        }
+        self.at = At::Number { of, value: value.into(), shift: 0 };
+        None
+    }
+
+    fn number(&mut self, of: Of, value: u32) -> Option<Entry> {
+        let (next, named) = match of {
+            Of::Field => (At::Field, Some(self.table.get(value))),
+            Of::TableSize => {
+                self.table.resize(value);
+                (At::Field, None)
             }
-            _ => Self::behind(next, false, 0),
+            Of::Name if value == 0 => (At::Length(Text::Name), None),
+            Of::Name => {
+                let entry = self.table.get(value);
+                let Entry { name_length, is_pseudo, .. } = entry;
+                self.field = Literal { name_length, is_pseudo, ..self.field };
+                (At::Length(Text::Value), Some(entry))
+            }
+            Of::Length { text, coded } => {
+                self.field.coded = CodedText::default();
+                (At::Text { text, coded, left: value, is_first: true }, None)
+            }
         };
-        let names_one = index != most && PSEUDO.contains(&index);
-        names_one && !(0x20..0x40).contains(&byte)
+        self.at = next;
+        if let At::Text { text, coded, left: 0, .. } = next {
+            self.text_ends(text, coded);
+        }
+        named
     }
 
-    fn behind(next: Next, coded: bool, value: u64) -> Self {
-        match next {
-            Next::Field => Self::Field,
-            Next::Value => Self::Length { is_name: false },
-            Next::TextOfName if value > 0 => Self::Name { coded, left: value },
-            Next::TextOfName => Self::Length { is_name: false },
-            Next::TextOfValue => Self::text(value, false),
+    /// More of a text.
+    fn text(&mut self, bytes: &[u8], text: Text, coded: bool, is_first: bool) -> Option<Entry> {
+        let field = &mut self.field;
+        if field.is_added {
+            let more = if coded { field.coded.read(bytes) } else { bytes.len() as u32 };
+            field.longer(text, more);
         }
+        if !is_first || text == Text::Value {
+            return None;
+        }
+        let first = bytes.first()?;
+        field.is_pseudo = if coded { first >> 1 == CODED_COLON } else { *first == b':' };
+        Some(Entry::new(0, 0, field.is_pseudo))
     }
 
-    fn text(left: u64, then_value: bool) -> Self {
-        match (left, then_value) {
-            (0, true) => Self::Length { is_name: false },
-            (0, false) => Self::Field,
-            (left, then_value) => Self::Text { left, then_value },
+    fn text_ends(&mut self, text: Text, coded: bool) {
+        let field = &mut self.field;
+        if field.is_added && coded {
+            let more = field.coded.end();
+            field.longer(text, more);
         }
+        self.at = match text {
+            Text::Name => At::Length(Text::Value),
+            Text::Value => At::Field,
+        };
+        if field.is_added && text == Text::Value {
+            let Literal { name_length, value_length, is_pseudo, .. } = *field;
+            self.table.add(Entry::new(name_length, value_length, is_pseudo));
+        }
+    }
+}
+
+impl Literal {
+    fn longer(&mut self, text: Text, more: u32) {
+        let length = match text {
+            Text::Name => &mut self.name_length,
+            Text::Value => &mut self.value_length,
+        };
+        *length = length.saturating_add(more);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
+    use crate::fuzzing::arbitrary::Numbers;
+
+    /// Where a pseudo field is found in the block, which comes in pieces of `step` bytes.
+    fn finds_in(names: &mut FieldNames, block: &[u8], step: usize) -> Option<usize> {
+        let mut found = None;
+        names.begin();
+        for (piece, bytes) in block.chunks(step).enumerate() {
+            names.read(bytes, |named| {
+                found = found.or(named.entry.is_pseudo.then_some(piece * step + named.at));
+            });
+        }
+        found
+    }
 
     fn finds(block: &[u8]) -> Option<usize> {
-        let mut names = FieldNames::default();
-        block.iter().position(|byte| names.is_pseudo(*byte))
+        let whole = finds_in(&mut FieldNames::default(), block, usize::MAX);
+        for step in [1, 2, 7] {
+            assert_eq!(finds_in(&mut FieldNames::default(), block, step), whole, "{block:x?}");
+        }
+        whole
     }
 
     #[test]
@@ -145,8 +269,116 @@ mod tests {
         }
         // However long a number claims to be.
         let mut names = FieldNames::default();
-        for _ in 0..1000 {
-            assert!(!names.is_pseudo(0xff));
+        names.read(&[0xff; 1000], |named| panic!("{named:?}"));
+    }
+
+    #[test]
+    fn a_pseudo_field_of_an_earlier_block_is_noticed_by_its_number_until_it_is_evicted() {
+        let path = b"\x44\x05/evil";
+        let other = b"\x40\x01x\x011";
+        for (blocks, last, at) in [
+            (&[&path[..]][..], &[0xbe][..], Some(0)),
+            (&[path], &[0x7e, 0x01, b'/'], Some(0)),
+            (&[path], &[0x0f, 0x2f, 0x01, b'/'], Some(1)),
+            (&[path, other], &[0xbe, 0xbf], Some(1)),
+            (&[other, path], &[0xbf], None),
+            // One that is not added is none.
+            (&[b"\x04\x05/evil"], &[0xbe], None),
+            // The table was emptied, or is too small for it.
+            (&[path, b"\x20\x3f\xe1\x1f"], &[0xbe], None),
+            (&[b"\x3f\x0a", path], &[0xbe], None),
+            (&[b"\x3f\x0b", path], &[0xbe], Some(0)),
+            (&[b"\x3f\x0b", path, other], &[0xbe], None),
+        ] {
+            for step in [1, 2, usize::MAX] {
+                let mut names = FieldNames::default();
+                for block in blocks {
+                    finds_in(&mut names, block, step);
+                }
+                assert_eq!(finds_in(&mut names, last, step), at, "{blocks:x?} {last:x?}");
+            }
         }
+    }
+
+    /// Adds up to ten fields to a request's head, with names and values that differ in length; some are
+    /// those of earlier requests.
+    fn decorate(head: &mut http::HeaderMap, numbers: &mut Numbers) {
+        for _ in 0..numbers.below(10) {
+            let (number, bytes) = (numbers.below(40), 1 + numbers.below(300));
+            let name = format!("x-{:0>1$}", number, 1 + number % 30);
+            let value = match numbers.below(3) {
+                0 => format!("{number}").into_bytes(),
+                1 => (0..bytes).map(|_| b' ' + numbers.below(95) as u8).collect(),
+                // Those whose codes are long.
+                _ => (0..bytes).map(|_| 128 + numbers.below(128) as u8).collect(),
+            };
+            let mut value = http::HeaderValue::from_bytes(value.trim_ascii()).unwrap();
+            value.set_sensitive(numbers.below(8) == 0);
+            head.append(http::HeaderName::try_from(name).unwrap(), value);
+        }
+    }
+
+    /// The blocks of fields that the h2 crate writes for heads of requests, and the fields in each.
+    async fn written(requests: usize) -> Vec<(Vec<u8>, Vec<(String, usize)>)> {
+        let (client, mut server) = tokio::io::duplex(1 << 24);
+        let (mut client, connection) = h2::client::handshake(client).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let (mut numbers, mut all) = (Numbers::new(7), Vec::new());
+        for at in 0..requests {
+            let request = http::Request::get(format!("http://a/{}", at % 3));
+            let mut request = request.body(()).unwrap();
+            decorate(request.headers_mut(), &mut numbers);
+            let pseudo = [(":method", 3), (":scheme", 4), (":authority", 1), (":path", 2)];
+            let mut fields: Vec<_> = pseudo.map(|(name, length)| (name.to_owned(), length)).into();
+            let own = request.headers().iter();
+            fields.extend(own.map(|(name, value)| (name.to_string(), value.len())));
+            client = client.ready().await.unwrap();
+            drop(client.send_request(request, true).unwrap());
+            tokio::task::yield_now().await;
+            all.push(fields);
+        }
+        drop(client);
+        let _ = connection.await;
+        let mut bytes = Vec::new();
+        server.read_to_end(&mut bytes).await.unwrap();
+        let mut rest = &bytes[crate::http::framing::H2_PREFACE.len()..];
+        let mut blocks: Vec<Vec<u8>> = Vec::new();
+        while let [high, middle, low, kind, ..] = *rest {
+            let (frame, behind) =
+                rest.split_at(9 + u32::from_be_bytes([0, high, middle, low]) as usize);
+            match kind {
+                1 => blocks.push(frame[9..].to_vec()),
+                9 => blocks.last_mut().unwrap().extend(&frame[9..]),
+                _ => {}
+            }
+            rest = behind;
+        }
+        assert_eq!(blocks.len(), all.len());
+        blocks.into_iter().zip(all).collect()
+    }
+
+    #[tokio::test]
+    async fn a_field_of_the_table_is_the_one_that_another_encoder_put_there() {
+        let mut names = FieldNames::default();
+        let (mut by_number, mut by_name) = (0, 0);
+        for (block, fields) in written(300).await {
+            let mut found = Vec::new();
+            names.begin();
+            for piece in block.chunks(1 + block.len() % 17) {
+                names.read(piece, |named| found.push(named));
+            }
+            assert_eq!(found.len(), fields.len(), "{fields:?}");
+            for ((name, value), named) in fields.iter().zip(found) {
+                let entry = named.entry;
+                assert_eq!(entry.is_pseudo, name.starts_with(':'), "{name}");
+                if entry.name_length == 0 {
+                    continue;
+                }
+                assert_eq!(entry.name_length as usize, name.len(), "{name}");
+                let whole = Entry::new(entry.name_length, *value as u32, entry.is_pseudo);
+                if entry == whole { by_number += 1 } else { by_name += 1 }
+            }
+        }
+        assert!(by_number > 300 && by_name > 50, "{by_number} {by_name}");
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod client;
 pub(crate) mod clients;
 pub(crate) mod departure;
 pub(crate) mod field_names;
+pub(crate) mod field_table;
 pub(crate) mod fields;
 pub(crate) mod forwarded;
 pub(crate) mod framing;
