@@ -124,13 +124,8 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Framed<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if std::mem::take(&mut self.watch.spoilt) {
-            buf.put_slice(&SPOILT_END[..SPOILT_END.len().min(buf.remaining())]);
-            return Poll::Ready(Ok(()));
-        }
-        if self.watch.at == At::Refused {
-            let what = "what follows could be read in two ways";
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
+        if let Some(instead) = self.watch.instead(buf) {
+            return Poll::Ready(instead);
         }
         if self.departure.waits() {
             return self.departure.poll_left(cx).map(Ok);
@@ -252,6 +247,17 @@ impl Watch {
     /// Whether every request so far was complete; always false for anything but HTTP/1.
     fn is_between(&self) -> bool {
         self.at == At::Head && self.head.is_empty()
+    }
+
+    /// What hyper reads in place of more bytes, once a request was refused: the end of its spoilt head,
+    /// and then an error.
+    fn instead(&mut self, buf: &mut ReadBuf<'_>) -> Option<io::Result<()>> {
+        if std::mem::take(&mut self.spoilt) {
+            buf.put_slice(&SPOILT_END[..SPOILT_END.len().min(buf.remaining())]);
+            return Some(Ok(()));
+        }
+        let what = "what follows could be read in two ways";
+        (self.at == At::Refused).then(|| Err(io::Error::new(io::ErrorKind::InvalidData, what)))
     }
 
     /// Follows `bytes`. Returns how many of them hyper may see, and the refusal, if there is one.

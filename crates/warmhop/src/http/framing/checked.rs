@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::{At, SPOILT_END, Watch};
+use super::Watch;
 use crate::http::writes_through::writes_through;
 
 /// A request that two readers could understand differently is spoilt, as by [`Framed`](super::Framed).
@@ -27,13 +27,8 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Checked<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if std::mem::take(&mut self.watch.spoilt) {
-            buf.put_slice(&SPOILT_END[..SPOILT_END.len().min(buf.remaining())]);
-            return Poll::Ready(Ok(()));
-        }
-        if self.watch.at == At::Refused {
-            let what = "what follows could be read in two ways";
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
+        if let Some(instead) = self.watch.instead(buf) {
+            return Poll::Ready(instead);
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
