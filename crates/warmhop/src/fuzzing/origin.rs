@@ -1,6 +1,9 @@
 //! Whether a proxy's report about its client is read without harm.
 
+use std::sync::OnceLock;
+
 use futures_util::FutureExt;
+use tokio::runtime::{Builder, Runtime};
 
 use crate::front::origin::proxied;
 use crate::http::client::ClientInfo;
@@ -11,9 +14,9 @@ use crate::http::client::ClientInfo;
 /// If it waits for more than there is.
 pub fn proxy_header(mut input: &[u8]) -> bool {
     // Its timeout needs a runtime, but nothing is waited for.
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else {
-        return false;
-    };
+    static RUNTIME: OnceLock<Option<Runtime>> = OnceLock::new();
+    let made = RUNTIME.get_or_init(|| Builder::new_current_thread().enable_time().build().ok());
+    let Some(runtime) = made else { return false };
     let _entered = runtime.enter();
     let read = proxied(&mut input, ClientInfo::default()).now_or_never();
     read.expect("all there is can be read at once").is_ok()
