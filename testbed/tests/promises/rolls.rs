@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use warmhop_testbed::client::{Client, Reply};
 use warmhop_testbed::resp::{Answer, Connection};
 
-use crate::support::{QUICK, World, shop, until};
+use crate::support::{QUICK, Shopper, World, shop, until};
 
 /// How much one client puts into a cart before it begins another: carts travel with requests.
 const CART_MAX: u64 = 50;
@@ -37,6 +37,17 @@ struct Run {
 const KINDS: usize = 6;
 
 impl Run {
+    fn new(world: &World) -> Self {
+        Self {
+            doors: (0..world.mesh.peers().len()).map(|index| world.http(index)).collect(),
+            redis: world.mesh.peers().iter().map(|peer| peer.ports.redis).collect(),
+            ended: AtomicBool::new(false),
+            asked: Default::default(),
+            locked: AtomicBool::new(false),
+            exchanged: AtomicU64::new(0),
+        }
+    }
+
     /// Whether a client goes on; it has just been answered.
     async fn goes_on(&self, kind: usize) -> bool {
         self.asked[kind].fetch_add(1, Ordering::Relaxed);
@@ -228,20 +239,33 @@ async fn exchanges(run: Arc<Run>, own: usize) {
     }
 }
 
+/// Ends a peer in good order and starts it again, until all is as it was.
+async fn restart(world: &mut World, index: usize) {
+    let status = world.mesh.stop(index).await.unwrap();
+    assert!(status.success(), "{status}");
+    world.mesh.start(index).unwrap();
+    if let Err(error) = world.mesh.formed().await {
+        panic!("{error:#}");
+    }
+    world.warm(index).await;
+    until("nothing is short of members", async || {
+        for other in 0..world.mesh.peers().len() {
+            if world.status(other).await["sessions"]["short"] != 0 {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_of_all_peers_one_by_one_fails_no_request_of_anybody() {
     let mut world = World::new(3, shop(QUICK, "")).await;
     for index in 0..3 {
         world.warm(index).await;
     }
-    let run = Arc::new(Run {
-        doors: (0..3).map(|index| world.http(index)).collect(),
-        redis: world.mesh.peers().iter().map(|peer| peer.ports.redis).collect(),
-        ended: AtomicBool::new(false),
-        asked: Default::default(),
-        locked: AtomicBool::new(false),
-        exchanged: AtomicU64::new(0),
-    });
+    let run = Arc::new(Run::new(&world));
     let mut clients = tokio::task::JoinSet::new();
     for habit in [Habit::Looks, Habit::Adds, Habit::AddsWithKeys] {
         clients.spawn(shops(Arc::clone(&run), habit));
@@ -252,22 +276,7 @@ async fn a_restart_of_all_peers_one_by_one_fails_no_request_of_anybody() {
         clients.spawn(exchanges(Arc::clone(&run), own));
     }
     for index in 0..3 {
-        let status = world.mesh.stop(index).await.unwrap();
-        assert!(status.success(), "{status}");
-        world.mesh.start(index).unwrap();
-        if let Err(error) = world.mesh.formed().await {
-            panic!("{error:#}");
-        }
-        world.warm(index).await;
-        until("nothing is short of members", async || {
-            for other in 0..3 {
-                if world.status(other).await["sessions"]["short"] != 0 {
-                    return None;
-                }
-            }
-            Some(())
-        })
-        .await;
+        restart(&mut world, index).await;
         // Everyone goes on with all three; one that does not has failed, and says why.
         let asked = || run.asked.each_ref().map(|asked| asked.load(Ordering::Relaxed));
         let before = asked();
@@ -285,4 +294,94 @@ async fn a_restart_of_all_peers_one_by_one_fails_no_request_of_anybody() {
     }
     let sum = Redis::new(&run, 0).ask(&["GET", "sum"]).await;
     assert_eq!(sum, Answer::Text(run.exchanged.load(Ordering::SeqCst).to_string()));
+}
+
+/// Writes the file of a peer's cookie key.
+fn write_key(world: &World, index: usize, file: &str, key: &str) {
+    let file = world.mesh.peer(index).folder().join(file);
+    let part = file.with_extension("part");
+    std::fs::write(&part, key).unwrap();
+    std::fs::rename(part, file).unwrap();
+}
+
+/// Has a peer use the keys in these files from its next start on.
+fn name_keys(world: &World, index: usize, files: [&str; 2]) {
+    let folder = world.mesh.peer(index).folder().to_owned();
+    let files = files.map(|file| toml::Value::from(folder.join(file).to_str().unwrap()));
+    let named = |config: &mut toml::Table| {
+        let mesh = config["mesh"].as_table_mut().unwrap();
+        mesh.insert("cookie_key".into(), toml::Value::Array(files.into()));
+    };
+    world.mesh.reconfigure(index, named).unwrap();
+}
+
+/// Replaces the file of a key on every peer, until each has read it.
+async fn replace_key(world: &World, file: &str, key: &str) {
+    for (index, peer) in world.mesh.peers().iter().enumerate() {
+        let read = || peer.log().matches("the identity was reloaded").count();
+        let before = read();
+        write_key(world, index, file, key);
+        until("the peer has read its new key", async || (read() > before).then_some(())).await;
+    }
+}
+
+/// As docs/trust.md says: all accept the new key, then all make cookies with it, then the old one goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cookie_key_is_replaced_in_three_steps_and_no_client_is_lost() {
+    const OLD: &str = "b2xkIGtleSBvZiAzMiBieXRlcywgMTIzNDU2Nzg5MDE=";
+    const NEW: &str = "bmV3IGtleSBvZiAzMiBieXRlcywgMTIzNDU2Nzg5MDE=";
+    const NONE: &str = "bm8ga2V5IGF0IGFsbCwgMTIzNDU2Nzg5MDEyMzQ1Njc=";
+    let mut world = World::prepare(3, vec![shop(QUICK, "")], "[session]\nttl = '20s'");
+    for index in 0..3 {
+        write_key(&world, index, "a.key", OLD);
+        write_key(&world, index, "b.key", NONE);
+        name_keys(&world, index, ["a.key", "b.key"]);
+        world.mesh.start(index).unwrap();
+    }
+    if let Err(error) = world.mesh.formed().await {
+        panic!("{error:#}");
+    }
+    for index in 0..3 {
+        world.warm(index).await;
+    }
+    let run = Arc::new(Run::new(&world));
+    let mut clients = tokio::task::JoinSet::new();
+    for habit in [Habit::Looks, Habit::Adds, Habit::AddsWithKeys] {
+        clients.spawn(shops(Arc::clone(&run), habit));
+    }
+    let mut shopper = Shopper::default();
+    shopper.add(world.http(0)).await;
+
+    replace_key(&world, "b.key", NEW).await;
+    for index in 0..3 {
+        shopper.add(world.http(index)).await;
+    }
+    for index in 0..3 {
+        name_keys(&world, index, ["b.key", "a.key"]);
+        restart(&mut world, index).await;
+        for door in 0..3 {
+            shopper.add(world.http(door)).await;
+        }
+    }
+    let under_old = shopper.client.cookie("warmhop").unwrap().to_owned();
+    until("its cookie is one under the new key", async || {
+        shopper.check(world.http(0)).await;
+        (shopper.client.cookie("warmhop") != Some(&*under_old)).then_some(())
+    })
+    .await;
+    replace_key(&world, "a.key", NONE).await;
+    for index in 0..3 {
+        shopper.add(world.http(index)).await;
+    }
+    run.ended.store(true, Ordering::Relaxed);
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+    // The old key opens nothing any more.
+    let mut stale = Shopper::default();
+    stale.client.set_cookie("warmhop", under_old);
+    stale.check(world.http(0)).await;
+    let metrics = world.admin(0, Method::GET, "/metrics").await.text();
+    let rejected = "warmhop_cookies_rejected_total{reason=\"forged\"} 1\n";
+    assert!(metrics.contains(rejected), "{metrics}");
 }
