@@ -323,6 +323,31 @@ async fn a_body_that_trickles_is_given_up_and_one_that_its_app_does_not_read_is_
 }
 
 #[tokio::test]
+async fn a_head_that_trickles_is_given_up_and_counted_and_an_idle_connection_is_only_closed() {
+    let (mesh, door) = one_peer(|builder| builder).await;
+    let mut idle = TcpStream::connect(door).await.unwrap();
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut served = [0; 15];
+    idle.read_exact(&mut served).await.unwrap();
+    assert_eq!(&served, b"HTTP/1.1 200 OK");
+    let before = held(&mesh);
+    let mut slow = TcpStream::connect(door).await.unwrap();
+    slow.write_all(&[b"GET / HTTP/1.1\r\nX: ", &[b'x'; 8000][..]].concat()).await.unwrap();
+    while held(&mesh) < before + 8000 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::pause();
+    let mut answers = [Vec::new(), Vec::new()];
+    // Time passes while nothing else can happen.
+    let _ = slow.read_to_end(&mut answers[0]).await;
+    let _ = idle.read_to_end(&mut answers[1]).await;
+    let [slow, idle] = answers.map(|answer| String::from_utf8(answer).unwrap());
+    assert!(slow.starts_with("HTTP/1.1 408 ") && slow.contains("Connection: close"), "{slow}");
+    assert!(!idle.contains("HTTP/1.1"), "{idle}");
+    assert_eq!(refused(&mesh, "slow-head"), 1);
+}
+
+#[tokio::test]
 async fn a_client_is_who_a_trusted_proxy_says_and_nobody_else() {
     let mut trusted = TrustedProxies::default();
     trusted.add("127.0.0.2").unwrap();

@@ -75,8 +75,10 @@ impl Admin {
     /// Let it end after the mesh has shut down: an operator who watches the peer leave asks here.
     pub async fn serve(self, listener: TcpListener, ends: impl Future<Output = ()> + Send) {
         let mesh = self.mesh.clone();
-        let connected = move || Some(mesh.connected("admin"));
-        places::serve(listener, self.into_router(), connected, ends).await;
+        let connecting = mesh.clone();
+        let connected = move || Some(connecting.connected("admin"));
+        let refusals = Arc::clone(mesh.admin_refusals());
+        places::serve(listener, self.into_router(), refusals, connected, ends).await;
     }
 
     /// The routes, for a server of your own. From now on the other peers of the cluster may read

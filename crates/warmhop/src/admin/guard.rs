@@ -13,6 +13,8 @@ use http::{Method, StatusCode};
 use subtle::ConstantTimeEq;
 
 use crate::admin::answers::problem;
+use crate::http::refusals::Refusals;
+use crate::http::refusals::admin::AdminRefusal;
 
 /// The token that clients have to send at present.
 #[derive(Clone, Default)]
@@ -46,6 +48,7 @@ impl Token {
 #[derive(Clone)]
 pub(crate) struct Guard {
     pub(crate) token: Token,
+    pub(crate) refusals: Arc<Refusals<AdminRefusal>>,
 }
 
 /// In the extensions of a request that passed without the token that there is.
@@ -75,6 +78,7 @@ impl Guard {
         if let Some(token) = &self.token.get() {
             let is_open = matches!(path, "/" | "/healthz" | "/readyz");
             if !is_open && !shows_token(headers, token) {
+                self.refusals.note(AdminRefusal::NoToken);
                 let mut refusal = problem(
                     StatusCode::UNAUTHORIZED,
                     "this needs Authorization: Bearer with the admin token; the commands take it \
@@ -85,6 +89,7 @@ impl Guard {
                 return Some(refusal);
             }
         } else if !is_local_host(headers) {
+            self.refusals.note(AdminRefusal::ForeignHost);
             return Some(problem(
                 StatusCode::FORBIDDEN,
                 "the Host field names another machine; ask http://127.0.0.1, or set an admin token",
@@ -92,6 +97,7 @@ impl Guard {
         }
         let acts = method != Method::GET && method != Method::HEAD;
         if acts && is_foreign_page(headers) {
+            self.refusals.note(AdminRefusal::ForeignPage);
             return Some(problem(
                 StatusCode::FORBIDDEN,
                 "a web page of another origin may not act on this peer",

@@ -1,8 +1,12 @@
 //! What the routes need of a peer, so that their tests need no mesh.
 
+use std::sync::Arc;
+
 use warmhop_core::ids::{AppName, SessionKey};
 
 use crate::error::ControlError;
+use crate::http::refusals::Refusals;
+use crate::http::refusals::admin::AdminRefusal;
 use crate::mesh::running::Mesh;
 use crate::observe::status::{History, RequestTrace, SessionStatus, Status};
 
@@ -32,6 +36,8 @@ pub(crate) trait Peer: Clone + Send + Sync + 'static {
     fn takes_traffic(&self) -> bool;
     /// [`Mesh::metrics`].
     fn metrics(&self) -> String;
+    /// What counts the refusals of its clients.
+    fn refusals(&self) -> Arc<Refusals<AdminRefusal>>;
     /// [`Mesh::drain`].
     fn drain(&self) -> impl Future<Output = ()> + Send;
     /// [`Mesh::undrain`].
@@ -76,6 +82,10 @@ impl Peer for Mesh {
 
     fn metrics(&self) -> String {
         Self::metrics(self)
+    }
+
+    fn refusals(&self) -> Arc<Refusals<AdminRefusal>> {
+        Arc::clone(self.admin_refusals())
     }
 
     async fn drain(&self) {

@@ -23,6 +23,8 @@ use crate::admin::answers::problem;
 use crate::admin::watchers::Who;
 use crate::http::accept::Acceptor;
 use crate::http::framing::{Checked, ends_connection};
+use crate::http::refusals::Refusals;
+use crate::http::refusals::admin::AdminRefusal;
 
 /// Connections at once for all clients.
 pub(crate) const CONNECTIONS_MAX: usize = 128;
@@ -38,11 +40,12 @@ const CONNECTION_AGE_MAX: Duration = Duration::from_secs(600);
 pub(crate) async fn serve<C: Send + 'static>(
     listener: TcpListener,
     router: Router,
+    refusals: Arc<Refusals<AdminRefusal>>,
     connected: impl Fn() -> C,
     ends: impl Future<Output = ()> + Send,
 ) {
     let leaves = CancellationToken::new();
-    let places = Arc::new(Places::default());
+    let places = Arc::new(Places::new(refusals));
     let mut connections = JoinSet::new();
     let acceptor = Acceptor::new(listener, "the admin listener");
     let accepting = acceptor.until(ends, |stream, _| {
@@ -60,7 +63,8 @@ pub(crate) async fn serve<C: Send + 'static>(
 }
 
 async fn connection(stream: TcpStream, place: Place, router: Router, ends: CancellationToken) {
-    let (leave, place) = (place.leave.clone(), Arc::new(place));
+    let (leave, refusals) = (place.leave.clone(), Arc::clone(&place.places.refusals));
+    let place = Arc::new(place);
     let who = stream.peer_addr().map_or(Who::Unknown, |addr| Who::client(addr.ip()));
     let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
         let (router, busy) = (router.clone(), Busy::new(Arc::clone(&place)));
@@ -69,6 +73,7 @@ async fn connection(stream: TcpStream, place: Place, router: Router, ends: Cance
         async move {
             let path = request.uri().path();
             if busy.0.for_health && path != "/healthz" && path != "/readyz" {
+                busy.0.places.refusals.note(AdminRefusal::NoPlace);
                 let what = "every place but those for health is taken; ask again";
                 let mut refusal = problem(StatusCode::SERVICE_UNAVAILABLE, what);
                 refusal.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -89,25 +94,32 @@ async fn connection(stream: TcpStream, place: Place, router: Router, ends: Cance
             })
         }
     });
+    let stream = Checked::new(stream);
+    let seen = stream.seen();
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(Checked::new(stream)), service);
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    tokio::select! {
-        // The way a client's connection ends concerns the client alone.
-        _ = timeout(CONNECTION_AGE_MAX, connection.as_mut()) => {}
-        () = leave.cancelled() => {}
+    let outcome = tokio::select! {
+        outcome = timeout(CONNECTION_AGE_MAX, connection.as_mut()) => outcome.unwrap_or(Ok(())),
+        () = leave.cancelled() => Ok(()),
         () = ends.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            let _ = connection.await;
+            connection.await
         }
+    };
+    // The other ways a client's connection ends concern the client alone.
+    if let Some(why) = seen.refusal(&outcome).and_then(AdminRefusal::of) {
+        refusals.note(why);
     }
 }
 
 /// The connections that have a place.
-#[derive(Default)]
-struct Places(Mutex<Table>);
+struct Places {
+    table: Mutex<Table>,
+    refusals: Arc<Refusals<AdminRefusal>>,
+}
 
 #[derive(Default)]
 struct Table {
@@ -131,16 +143,22 @@ struct Place {
 }
 
 impl Places {
+    fn new(refusals: Arc<Refusals<AdminRefusal>>) -> Self {
+        Self { table: Mutex::default(), refusals }
+    }
+
     /// A place for a new connection, for which another may have to close.
     fn take(self: &Arc<Self>) -> Place {
         let mut table = self.lock();
         let all = table.taken.values().filter(|taken| !taken.for_health).count();
-        let for_health = all >= CONNECTIONS_MAX && !table.idlest_leaves(false);
+        let mut gave_way = all >= CONNECTIONS_MAX && table.idlest_leaves(false);
+        let for_health = all >= CONNECTIONS_MAX && !gave_way;
         if for_health {
             let all = table.taken.values().filter(|taken| taken.for_health).count();
-            if all >= FOR_HEALTH {
-                table.idlest_leaves(true);
-            }
+            gave_way = all >= FOR_HEALTH && table.idlest_leaves(true);
+        }
+        if gave_way {
+            self.refusals.note(AdminRefusal::GaveWay);
         }
         table.next += 1;
         let (id, leave) = (table.next, CancellationToken::new());
@@ -150,7 +168,7 @@ impl Places {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -202,7 +220,7 @@ mod tests {
 
     #[test]
     fn the_idlest_leaves_first_and_health_has_places_of_its_own() {
-        let places = Arc::new(Places::default());
+        let places = Arc::new(Places::new(Arc::default()));
         let all: Vec<_> = (0..CONNECTIONS_MAX).map(|_| Arc::new(places.take())).collect();
         assert!(all.iter().all(|place| !place.for_health));
         let _first = Busy::new(Arc::clone(&all[0]));
@@ -217,6 +235,7 @@ mod tests {
         assert!(another.for_health && health[0].leave.is_cancelled());
         drop(_first);
         assert!(!places.take().for_health, "one of the others is idle again");
+        assert_eq!(places.refusals.count(AdminRefusal::GaveWay), 3);
     }
 
     #[tokio::test]
@@ -225,7 +244,9 @@ mod tests {
         let router = Router::new().fallback(|| async { "ok" });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        tokio::spawn(serve(listener, router, || (), std::future::pending()));
+        let refusals: Arc<Refusals<AdminRefusal>> = Arc::default();
+        let counted = Arc::clone(&refusals);
+        tokio::spawn(serve(listener, router, counted, || (), std::future::pending()));
         let behind = "GET /behind HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
         for (head, answers) in [
             (
@@ -237,6 +258,7 @@ mod tests {
                 &["400"],
             ),
             ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", &["400"]),
+            ("GET / HTTP/1.1\r\nHost: a\r\nx\r\n\r\n", &["400"]),
             ("GET / HTTP/1.1\r\n\r\n", &["400"]),
             ("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", &["400"]),
             ("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", &["200"]),
@@ -255,5 +277,37 @@ mod tests {
             let statuses = came.match_indices("HTTP/1.").map(|(at, _)| &came[at + 9..at + 12]);
             assert_eq!(statuses.collect::<Vec<_>>(), answers, "{head}");
         }
+        // A connection is counted once it has ended, which its client may see before.
+        let counted = || {
+            let count = |why| refusals.count(why);
+            (count(AdminRefusal::AmbiguousHead), count(AdminRefusal::UnreadableHead))
+        };
+        while counted() != (5, 1) {
+            assert!(counted() <= (5, 1), "{:?}", counted());
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_that_trickles_is_counted_and_an_idle_connection_is_not() {
+        let router = Router::new().fallback(|| async { "ok" });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let refusals: Arc<Refusals<AdminRefusal>> = Arc::default();
+        let counted = Arc::clone(&refusals);
+        tokio::spawn(serve(listener, router, counted, || (), std::future::pending()));
+        let mut idle = TcpStream::connect(addr).await.unwrap();
+        idle.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        idle.read_exact(&mut [0; 15]).await.unwrap();
+        let mut slow = TcpStream::connect(addr).await.unwrap();
+        slow.write_all(b"GET / HTTP/1.1\r\nHos").await.unwrap();
+        tokio::time::pause();
+        // Time passes while nothing else can happen.
+        let _ = slow.read_to_end(&mut Vec::new()).await;
+        let _ = idle.read_to_end(&mut Vec::new()).await;
+        while refusals.count(AdminRefusal::SlowHead) == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(refusals.count(AdminRefusal::SlowHead), 1);
     }
 }

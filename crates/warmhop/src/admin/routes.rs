@@ -24,6 +24,7 @@ use crate::admin::guard::{Guard, Stranger, Token, check};
 use crate::admin::peer::Peer;
 use crate::admin::watchers::Who;
 use crate::error::ControlError;
+use crate::http::refusals::admin::AdminRefusal;
 use crate::observe::status::{OtherPeer, RequestTrace, Status};
 
 /// How long an answer may take to begin.
@@ -52,10 +53,12 @@ pub(crate) fn readable<P: Peer>(more: More) -> Router<P> {
 
 /// The routes and `more` of them, guarded by `token`.
 pub(crate) fn guarded<P: Peer>(peer: P, token: Token, metrics: More, more: Router) -> Router {
-    let guard = Guard { token };
+    let refusals = peer.refusals();
+    let guard = Guard { token, refusals: Arc::clone(&refusals) };
     let feed = Feed::new();
     let watch = move |State(peer): State<P>, extensions: Extensions| async move {
         feed.watch(&peer, Who::sent(&extensions)).unwrap_or_else(|| {
+            refusals.note(AdminRefusal::TooManyWatch);
             problem(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too many watch this peer already; close some dashboards",

@@ -228,6 +228,7 @@ async fn connection<IO>(
         in_flight,
         begun: begun.clone(),
         has_begun: AtomicBool::new(false),
+        gives_head_up: AtomicBool::new(false),
         upgraded: Arc::clone(&upgraded),
         interims,
     };
@@ -247,6 +248,10 @@ async fn connection<IO>(
                     serving.await
                 }
                 () = &mut asides.idle_too_long => {
+                    if account.has_unread() {
+                        account.refused(Refusal::SlowHead);
+                        visit.gives_head_up.store(true, Ordering::Relaxed);
+                    }
                     ends.store(true, Ordering::Relaxed);
                     match tokio::time::timeout(GOODBYE_WITHIN, serving).await {
                         Ok(left) => left,
@@ -370,6 +375,8 @@ struct Visit {
     begun: CancellationToken,
     /// Whether `begun` was cancelled: this check costs less than another cancellation.
     has_begun: AtomicBool,
+    /// The head of the next request was not complete in time.
+    gives_head_up: AtomicBool,
     upgraded: Arc<AtomicBool>,
     interims: Arc<interim::Queue>,
 }
@@ -451,6 +458,10 @@ impl Answers for Visit {
             interims.end();
             counted.until_the_end_of(response)
         }
+    }
+
+    fn gives_head_up(&self) -> bool {
+        self.gives_head_up.load(Ordering::Relaxed)
     }
 }
 

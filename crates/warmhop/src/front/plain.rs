@@ -49,6 +49,10 @@ const ANSWER_DIGITS_MAX: usize = 19;
 /// An answer's body of at most this length is sent in one piece with its head.
 const JOINED_BYTES_MAX: usize = 8 * 1024;
 
+/// The answer to a head that is not complete in time.
+const TOO_SLOW: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
 /// Answers the requests of a connection.
 pub(crate) trait Answers {
     /// Answers one request, which had so many bytes.
@@ -57,6 +61,12 @@ pub(crate) trait Answers {
         request: Box<Request<Body>>,
         bytes: usize,
     ) -> impl Future<Output = Response<CountedBody>> + Send + use<Self>;
+
+    /// Whether the connection ends because a request's head was not complete in time. Where it ends for
+    /// another reason, its client gets no answer to such a request, and may send it elsewhere.
+    fn gives_head_up(&self) -> bool {
+        false
+    }
 }
 
 /// How serving a connection ended.
@@ -84,6 +94,9 @@ where
             Next::Request(request, taken) => (request, taken),
             Next::Other => return Left::Other { io: Reread::new(read.freeze(), io), answer: None },
             Next::Ended => {
+                if answers.gives_head_up() {
+                    let _ = io.write_all(TOO_SLOW).await;
+                }
                 // A client that has left does not mind.
                 let _ = io.shutdown().await;
                 return Left::Ended;

@@ -1,7 +1,12 @@
 //! Refusals of clients that sent no complete request: counted by reason, and logged at most once a
 //! second for each reason, because a refused client may come back as fast as it can.
 
+#[cfg(feature = "admin")]
+pub(crate) mod admin;
+
 use std::error::Error;
+use std::fmt;
+use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +18,19 @@ use tracing::info;
 /// One reason is logged at most this often.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
-/// Why a client was refused, or lost its connection.
+/// Why clients are refused at one kind of listener.
+pub(crate) trait Reason: Copy + 'static {
+    /// Each of them.
+    const ALL: &'static [Self];
+    /// Its place among all.
+    fn place(self) -> usize;
+    /// A stable name for counters.
+    fn label(self) -> &'static str;
+    /// What happened and what follows, for the log.
+    fn what(self) -> &'static str;
+}
+
+/// Why a client was refused at a front door, or lost its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// A head that two readers could understand differently.
@@ -42,6 +59,8 @@ pub(crate) enum Refusal {
     NoPlace,
     /// A request's body came too slowly.
     SlowBody,
+    /// A request's head was not complete in time.
+    SlowHead,
     /// A connection to a door for proxies did not say where its client is.
     NoProxyHeader,
     /// A connection came from an address that is no trusted proxy's.
@@ -49,24 +68,6 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [Self; 15] = [
-        Self::AmbiguousHead,
-        Self::UnreadableHead,
-        Self::HeadTooLarge,
-        Self::Http2Error,
-        Self::TlsOnPlainDoor,
-        Self::MalformedChunks,
-        Self::MalformedTrailers,
-        Self::OverBudget,
-        Self::TooManyFromAddress,
-        Self::GaveWay,
-        Self::StoodStill,
-        Self::NoPlace,
-        Self::SlowBody,
-        Self::NoProxyHeader,
-        Self::UntrustedProxy,
-    ];
-
     /// The refusal that hyper's error means; `None` if the connection ended for another reason.
     pub(crate) fn of_error(error: &(dyn Error + 'static)) -> Option<Self> {
         let error = error.downcast_ref::<hyper::Error>()?;
@@ -80,8 +81,32 @@ impl Refusal {
         let error = error.source()?.downcast_ref::<h2::Error>()?;
         error.is_library().then_some(Self::Http2Error)
     }
+}
 
-    /// A stable name for counters.
+impl Reason for Refusal {
+    const ALL: &'static [Self] = &[
+        Self::AmbiguousHead,
+        Self::UnreadableHead,
+        Self::HeadTooLarge,
+        Self::Http2Error,
+        Self::TlsOnPlainDoor,
+        Self::MalformedChunks,
+        Self::MalformedTrailers,
+        Self::OverBudget,
+        Self::TooManyFromAddress,
+        Self::GaveWay,
+        Self::StoodStill,
+        Self::NoPlace,
+        Self::SlowBody,
+        Self::SlowHead,
+        Self::NoProxyHeader,
+        Self::UntrustedProxy,
+    ];
+
+    fn place(self) -> usize {
+        self as usize
+    }
+
     fn label(self) -> &'static str {
         match self {
             Self::AmbiguousHead => "ambiguous-head",
@@ -97,12 +122,12 @@ impl Refusal {
             Self::StoodStill => "stood-still",
             Self::NoPlace => "no-place",
             Self::SlowBody => "slow-body",
+            Self::SlowHead => "slow-head",
             Self::NoProxyHeader => "no-proxy-header",
             Self::UntrustedProxy => "untrusted-proxy",
         }
     }
 
-    /// What happened and what follows, for the log.
     fn what(self) -> &'static str {
         match self {
             Self::AmbiguousHead => {
@@ -144,6 +169,10 @@ impl Refusal {
             Self::SlowBody => {
                 "a request's body arrived more slowly than the limits allow; it got 408"
             }
+            Self::SlowHead => {
+                "a request's head was not complete within a minute; it got 408, and its connection \
+                 was closed"
+            }
             Self::NoProxyHeader => {
                 "a connection did not begin with the PROXY header that the front door asks for; it \
                  was closed"
@@ -162,29 +191,42 @@ pub(crate) struct ByReason {
     pub(crate) reason: &'static str,
 }
 
-/// The refusals of one peer.
-#[derive(Debug, Default)]
-pub(crate) struct Refusals {
+/// The refusals of one peer at one kind of listener.
+pub(crate) struct Refusals<R = Refusal> {
     counts: Family<ByReason, Counter>,
     /// When each was last logged, and how often it has happened since.
-    logged: Mutex<[(Option<Instant>, u64); Refusal::ALL.len()]>,
+    logged: Mutex<Vec<(Option<Instant>, u64)>>,
+    reasons: PhantomData<R>,
 }
 
-impl Refusals {
+impl<R: Reason> Default for Refusals<R> {
+    fn default() -> Self {
+        let logged = Mutex::new(vec![(None, 0); R::ALL.len()]);
+        Self { counts: Family::default(), logged, reasons: PhantomData }
+    }
+}
+
+impl<R> fmt::Debug for Refusals<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refusals").field("counts", &self.counts).finish_non_exhaustive()
+    }
+}
+
+impl<R: Reason> Refusals<R> {
     /// The counters, for a registry. Each begins at 0: otherwise the first refusal would be no increase.
     pub(crate) fn counts(&self) -> Family<ByReason, Counter> {
-        for why in Refusal::ALL {
+        for why in R::ALL {
             let _ = self.counts.get_or_create(&ByReason { reason: why.label() });
         }
         self.counts.clone()
     }
 
     /// Counts a refusal, and logs it unless the same one was logged a moment ago.
-    pub(crate) fn note(&self, why: Refusal) {
+    pub(crate) fn note(&self, why: R) {
         self.counts.get_or_create(&ByReason { reason: why.label() }).inc();
         let times = {
             let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-            let (at, times) = &mut logged[why as usize];
+            let (at, times) = &mut logged[why.place()];
             *times += 1;
             if at.is_some_and(|at| at.elapsed() < LOG_EVERY) {
                 return;
@@ -196,7 +238,7 @@ impl Refusals {
     }
 
     #[cfg(test)]
-    pub(crate) fn count(&self, why: Refusal) -> u64 {
+    pub(crate) fn count(&self, why: R) -> u64 {
         self.counts.get_or_create(&ByReason { reason: why.label() }).get()
     }
 }
@@ -205,14 +247,19 @@ impl Refusals {
 mod tests {
     use super::*;
 
+    /// Counts each reason twice.
+    pub(super) fn each_is_counted_under_a_name_of_its_own<R: Reason + fmt::Debug>() {
+        let refusals = Refusals::<R>::default();
+        for (at, why) in R::ALL.iter().enumerate() {
+            assert_eq!(why.place(), at);
+            refusals.note(*why);
+            refusals.note(*why);
+            assert_eq!(refusals.count(*why), 2, "{why:?}");
+        }
+    }
+
     #[test]
     fn each_refusal_is_counted_under_a_name_of_its_own() {
-        let refusals = Refusals::default();
-        for (at, why) in Refusal::ALL.into_iter().enumerate() {
-            assert_eq!(why as usize, at);
-            refusals.note(why);
-            refusals.note(why);
-            assert_eq!(refusals.count(why), 2, "{why:?}");
-        }
+        each_is_counted_under_a_name_of_its_own::<Refusal>();
     }
 }

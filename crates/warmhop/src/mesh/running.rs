@@ -19,6 +19,8 @@ use crate::hop::HopRefusal;
 use crate::hop::peer_service::{self, AskPeerError};
 use crate::http::body::{Body, BoxError};
 use crate::http::client::ClientInfo;
+#[cfg(feature = "admin")]
+use crate::http::refusals::{Refusals, admin::AdminRefusal};
 use crate::identity::{FrontDoorTls, RefusedPeers};
 use crate::links::net::Net;
 use crate::mesh::background::Background;
@@ -359,6 +361,12 @@ impl Mesh {
     #[must_use]
     pub fn connected(&self, door: &'static str) -> Connected {
         Connected::at(&self.0.node.metrics.doors.connections(door))
+    }
+
+    /// What counts the refusals at the admin listener.
+    #[cfg(feature = "admin")]
+    pub(crate) fn admin_refusals(&self) -> &Arc<Refusals<AdminRefusal>> {
+        &self.0.node.metrics.admin_refusals
     }
 
     /// Announces that this peer leaves, gives the sessions that it owns to other peers, and hops

@@ -18,6 +18,8 @@ use warmhop_core::affinity::Reject;
 use warmhop_core::ids::{AppName, PeerId};
 use warmhop_core::session::Failure;
 
+#[cfg(feature = "admin")]
+use crate::http::refusals::admin::AdminRefusal;
 use crate::http::refusals::{ByReason, Refusals};
 use crate::observe::doors::Doors;
 use crate::observe::durations::{Buckets, Durations};
@@ -97,6 +99,9 @@ pub(crate) struct Metrics {
     pub(crate) traffic: Traffic,
     /// Refusals of clients that sent no complete request.
     pub(crate) refusals: Arc<Refusals>,
+    /// Refusals at the admin listener.
+    #[cfg(feature = "admin")]
+    pub(crate) admin_refusals: Arc<Refusals<AdminRefusal>>,
     /// Connections of the doors, and handshakes that failed there.
     pub(crate) doors: Doors,
     /// Bounds the lines of hops that were refused here.
@@ -170,6 +175,8 @@ impl Metrics {
             cookies_rejected: Family::default(),
             traffic,
             refusals: Arc::default(),
+            #[cfg(feature = "admin")]
+            admin_refusals: Arc::default(),
             doors,
             refused_hops: Lines::default(),
             client_bytes: Gauge::default(),
@@ -226,6 +233,12 @@ impl Metrics {
             "clients_refused",
             "Requests and connections of clients that were refused before an app was looked for",
             self.refusals.counts(),
+        );
+        #[cfg(feature = "admin")]
+        r.register(
+            "admin_refused",
+            "Requests and connections that were refused at the admin listener",
+            self.admin_refusals.counts(),
         );
         r.register_with_unit(
             "clients_held",

@@ -22,6 +22,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::admin::places::{self, serve};
+use crate::http::refusals::Refusals;
 
 /// The routes over a peer, with no others beside them.
 fn router<P: Peer>(peer: P, token: Option<&str>) -> Router {
@@ -33,6 +34,7 @@ struct Fake {
     asked: Arc<Mutex<Vec<String>>>,
     draining: Arc<AtomicBool>,
     looked: Arc<AtomicUsize>,
+    refusals: Arc<Refusals<AdminRefusal>>,
 }
 
 impl Fake {
@@ -185,6 +187,10 @@ impl Peer for Fake {
 
     fn takes_traffic(&self) -> bool {
         !self.draining.load(Ordering::SeqCst)
+    }
+
+    fn refusals(&self) -> Arc<Refusals<AdminRefusal>> {
+        Arc::clone(&self.refusals)
     }
 
     fn metrics(&self) -> String {
@@ -385,6 +391,8 @@ async fn no_web_page_of_another_origin_acts_on_the_peer() {
     let rebound = [("host", "evil.example")];
     let (found, _, _) = ask(&router, request(Method::GET, "/v1/status", &rebound)).await;
     assert_eq!(found, StatusCode::FORBIDDEN, "a rebound name gets no answer either");
+    assert_eq!(peer.refusals.count(AdminRefusal::ForeignPage), 6);
+    assert_eq!(peer.refusals.count(AdminRefusal::ForeignHost), 5);
 }
 
 async fn watch(router: &Router) -> Response {
@@ -461,7 +469,8 @@ async fn who_watches_from_everywhere_gives_a_place_up_to_another() {
 
 #[tokio::test]
 async fn a_bounded_number_may_watch_at_once() {
-    let router = router(Fake::default(), None);
+    let peer = Fake::default();
+    let router = router(peer.clone(), None);
     let mut watchers = Vec::new();
     for _ in 0..16 {
         let mut watcher = watch(&router).await;
@@ -470,6 +479,7 @@ async fn a_bounded_number_may_watch_at_once() {
         watchers.push(watcher);
     }
     assert_eq!(watch(&router).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(peer.refusals.count(AdminRefusal::TooManyWatch), 1);
     watchers.pop();
     assert_eq!(watch(&router).await.status(), StatusCode::OK);
 }
@@ -548,6 +558,8 @@ async fn with_a_token_all_but_health_and_the_page_ask_for_it() {
     let foreign = [anywhere, right, ("origin", "http://evil.example")];
     let (status, _, _) = ask(&router, request(Method::POST, "/v1/drain", &foreign)).await;
     assert_eq!(status, StatusCode::FORBIDDEN);
+    assert_eq!(peer.refusals.count(AdminRefusal::NoToken), 35, "each wrong one is counted");
+    assert_eq!(peer.refusals.count(AdminRefusal::ForeignPage), 1);
 }
 
 #[tokio::test]
@@ -564,7 +576,9 @@ async fn an_answer_that_takes_too_long_is_given_up() {
 async fn health_is_answered_however_many_connections_are_silent() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let server = tokio::spawn(serve(listener, router(Fake::default(), None), || (), pending()));
+    let (peer, refusals) = (Fake::default(), Arc::default());
+    let server = serve(listener, router(peer, None), Arc::clone(&refusals), || (), pending());
+    let server = tokio::spawn(server);
     let mut idle = Vec::new();
     for _ in 0..3 * places::CONNECTIONS_MAX {
         let mut stream = TcpStream::connect(addr).await.unwrap();
@@ -581,6 +595,9 @@ async fn health_is_answered_however_many_connections_are_silent() {
     // The first one to connect was closed first.
     let mut rest = Vec::new();
     let _ = idle[0].read_to_end(&mut rest).await;
+    let gave_way = refusals.count(AdminRefusal::GaveWay);
+    let silent = 2 * places::CONNECTIONS_MAX as u64;
+    assert!(gave_way >= silent, "{gave_way} were closed, and each counted");
     // The others are closed when their time is over; time passes only while nothing else can
     // happen.
     tokio::time::pause();
