@@ -1,9 +1,11 @@
 //! `warmhop cert`: a cluster's authority and its peers' identities.
 
 use std::fmt::Write;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use nix::unistd::{Uid, User};
 use warmhop::identity::{Authority, Holder, IdentityError, Inspection, inspect};
 use warmhop::ids::PeerId;
 
@@ -88,6 +90,14 @@ pub fn failed(error: &IdentityError) -> Failure {
 /// itself says it.
 pub(crate) fn remedy(error: &IdentityError) -> String {
     match error {
+        IdentityError::Read { dir, source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+            let user = User::from_uid(Uid::effective()).ok().flatten().map(|user| user.name);
+            let user = user.unwrap_or_else(|| format!("with the id {}", Uid::effective()));
+            format!(
+                "this runs as the user {user}, who has to be able to read it: `chgrp -R GROUP {dir} && \
+                 chmod -R g+rX {dir}` with a group of that user"
+            )
+        }
         IdentityError::Read { dir, .. } => {
             format!("make it with `warmhop cert peer NAME --ca DIR --out {dir}`")
         }
@@ -178,4 +188,25 @@ fn date(at: SystemTime) -> String {
     let days = i64::try_from(seconds / DAY.as_secs()).unwrap_or(i64::MAX);
     let date = time::OffsetDateTime::UNIX_EPOCH.date().saturating_add(time::Duration::days(days));
     format!("{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_key_that_the_peer_may_not_read_is_not_asked_to_be_made_again() {
+        let error = |kind: ErrorKind| IdentityError::Read {
+            path: "/etc/warmhop/certs/key.pem".into(),
+            dir: "/etc/warmhop/certs".into(),
+            source: io::Error::from(kind),
+        };
+        let missing = remedy(&error(ErrorKind::NotFound));
+        assert!(missing.contains("warmhop cert peer"), "{missing}");
+        let unreadable = remedy(&error(ErrorKind::PermissionDenied));
+        assert!(!unreadable.contains("warmhop cert"), "{unreadable}");
+        assert!(unreadable.contains("chmod -R g+rX /etc/warmhop/certs"), "{unreadable}");
+    }
 }

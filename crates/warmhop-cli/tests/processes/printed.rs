@@ -14,7 +14,7 @@ use crate::role::{scratch, wait_until};
 
 /// Each block: its page, how it begins, and the test that runs it, in this file or in another of the
 /// repository; or why none does.
-const BLOCKS: [(&str, &str, &str); 15] = [
+const BLOCKS: [(&str, &str, &str); 16] = [
     ("README.md", "cargo install --path crates/warmhop-cli\nwarmhop dev ", "first_minute.rs"),
     ("README.md", "testbed/demo ", "these are programs that test: they run by themselves"),
     ("README.md", "testbed/chaos ", "these are programs that test: they run by themselves"),
@@ -25,6 +25,7 @@ const BLOCKS: [(&str, &str, &str); 15] = [
     ("docs/apps.md", "for peer in peer-1 ", "printed.rs"),
     ("docs/deploy.md", "export WARMHOP_ADMIN=https://", "https.rs"),
     ("docs/deploy.md", "install -m 755 target/release/warmhop ", "printed.rs"),
+    ("docs/deploy.md", "warmhop init --peers 1 ", "printed.rs"),
     ("docs/deploy.md", "docker build ", "printed.rs"),
     ("docs/deploy.md", "kubectl create secret ", "printed.rs"),
     ("docs/deploy.md", "warmhop cert ca ", "printed.rs"),
@@ -36,7 +37,7 @@ const ENDLESS: [(&str, &str, &str); 1] =
     [("docs/observability.md", "OTEL_EXPORTER_OTLP_ENDPOINT=", "printed.rs")];
 
 /// What stands in for the programs of others.
-const STAND_INS: [(&str, &str); 8] = [
+const STAND_INS: [(&str, &str); 11] = [
     ("ssh", "shift; exec \"$@\""),
     ("scp", "test -f \"$1\" && test \"${2#peer-[123]:/etc/warmhop/}\" = ''"),
     ("systemctl", "exit 0"),
@@ -47,6 +48,9 @@ const STAND_INS: [(&str, &str); 8] = [
          test $i -gt 0 || word=$ROOT$word; set -- \"$@\" \"$word\"; done; \
          exec /usr/bin/install \"$@\"",
     ),
+    ("cp", "test \"$1\" = -r && exec /bin/cp -r \"$2\" \"$ROOT$3\""),
+    ("chgrp", "test \"$2\" = warmhop && test -f \"$ROOT$3/warmhop.toml\""),
+    ("chmod", "test \"$1\" = -R && exec /bin/chmod -R \"$2\" \"$ROOT$3\""),
     ("openssl", "test \"$1\" = rand && printf '%064d\\n' 0"),
     ("docker", "test \"$1\" = build && test -f \"$3\" && test \"$4\" = --tag"),
     (
@@ -186,6 +190,16 @@ fn a_peer_is_deployed_as_it_is_printed() {
     assert!(log.contains("access = \"/var/log/warmhop/access.log\""), "it is elsewhere");
     assert!(unit.contains("\nProtectSystem=strict\n"), "{unit}");
     assert!(unit.contains("\nLogsDirectory=warmhop\n"), "{unit}");
+
+    for folder in ["mesh", "etc/warmhop"] {
+        // Of an earlier run of this test; nothing is overwritten.
+        let _ = std::fs::remove_dir_all(dir.join(folder));
+    }
+    let folder = dir.join("etc/warmhop");
+    std::fs::create_dir_all(&folder).unwrap();
+    run(&dir, &block(page, "warmhop init --peers 1 "), None);
+    let mode = |file: &str| folder.join(file).metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("warmhop.toml"), mode("certs/key.pem"), mode("certs")), (0o640, 0o640, 0o750));
 
     run(&dir, &block(page, "docker build "), None);
 
