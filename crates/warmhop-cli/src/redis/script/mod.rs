@@ -11,6 +11,8 @@ pub(crate) mod fuzzing;
 mod host;
 #[cfg(feature = "lua")]
 mod json;
+mod json_options;
+mod json_read;
 #[cfg(feature = "lua")]
 mod lua;
 #[cfg(feature = "lua")]

@@ -170,27 +170,8 @@ end
 math.random = host.random
 math.randomseed = host.randomseed
 
-local cjson = { null = host.null, _NAME = 'cjson', _VERSION = '2.1.0' }
-cjson.encode = host.json_encode
-cjson.decode = host.json_decode
-cjson.encode_sparse_array = host.json_sparse
-cjson.encode_number_precision = host.json_precision
+local cjson = host.cjson
 cjson.decode_array_with_array_mt = function(...) return ... end
--- What changes nothing here answers what it was set to, or what Redis has.
-for name, default in pairs {
-  encode_max_depth = 1000, decode_max_depth = 1000, encode_keep_buffer = true,
-  encode_invalid_numbers = false, decode_invalid_numbers = true,
-} do
-  cjson[name] = function(...)
-    if select('#', ...) == 0 then return default end
-    return ...
-  end
-end
-cjson.new = function()
-  local it = {}
-  for name, value in pairs(cjson) do it[name] = value end
-  return it
-end
 
 local cmsgpack = { _NAME = 'cmsgpack', _VERSION = 'lua-cmsgpack 0.4.0' }
 cmsgpack.pack = host.msgpack_pack

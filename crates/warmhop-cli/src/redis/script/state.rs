@@ -18,7 +18,8 @@ use super::super::numbers::double_text;
 use super::super::pubsub::{Hub, Published};
 use super::super::room::{self, Room};
 use super::super::value::TooLarge;
-use super::bounds::{Bounds, WHOLE};
+use super::bounds::Bounds;
+use super::json_options::Options;
 use super::values::{bytes_of, in_digits, text_for};
 
 /// How many messages one run publishes at most.
@@ -30,29 +31,6 @@ pub(super) const SEED: u64 = 0x330E;
 
 /// Lua's error if it gets no more memory.
 pub(super) const NO_MEMORY: &str = "not enough memory";
-
-/// How many digits of a number are written, unless a script asks for others, and the most of them.
-const DIGITS: usize = 14;
-
-/// How the values of a script are written as JSON; the script may change it.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::redis) struct Options {
-    /// A list with many gaps is written as an object instead of being refused.
-    pub(super) converts: bool,
-    /// A list has many gaps if it has more than this many places for each element; 0 means never.
-    pub(super) ratio: usize,
-    /// A list with up to this many places may have any number of gaps.
-    pub(super) safe: usize,
-    pub(super) digits: usize,
-    /// The longest text that is written.
-    pub(super) longest: usize,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { converts: false, ratio: 2, safe: 10, digits: DIGITS, longest: WHOLE.text }
-    }
-}
 
 /// The state of a run.
 #[derive(Default)]
@@ -81,7 +59,7 @@ pub(super) struct State {
     /// Who listens at this peer.
     pub(super) hub: Option<Arc<Hub>>,
     pub(super) library: Arc<str>,
-    /// How its values are written as JSON.
+    /// How its values are written as JSON, and read.
     pub(super) json: Options,
     pub(super) search_steps: u64,
     pub(super) random: u64,

@@ -172,6 +172,23 @@ fn rare_uses_of_scripts_are_answered_as_in_redis() {
         ("return {redis.REPL_AOF, redis.REPL_SLAVE, redis.REPL_REPLICA}", numbers(&[1, 2, 2])),
         ("return {cjson.decode_max_depth(), cjson.decode_max_depth(5)}", numbers(&[1000, 5])),
         ("return tostring(cjson.encode_invalid_numbers())", text("false")),
+        (
+            "local one, own = {}, cjson.new() own.encode_max_depth(1) own.encode_invalid_numbers('null') \
+             for _, it in ipairs({own, cjson}) do \
+               one[#one + 1] = tostring(pcall(it.encode, {{1}})) \
+               one[#one + 1] = tostring(pcall(it.encode, {1 / 0})) \
+             end return table.concat(one, ' ') .. ' ' .. own.encode({1 / 0})",
+            text("false true true false [null]"),
+        ),
+        (
+            "cjson.encode_invalid_numbers(true) return cjson.encode({-1 / 0, 0 / 0})",
+            text("[-inf,nan]"),
+        ),
+        (
+            "cjson.encode_number_precision(3) return cjson.encode({[1.23456] = 1})",
+            text("{\"1.23\":1}"),
+        ),
+        ("return cjson.encode(cjson.decode('[0x10, 007, +3, 1.]'))", text("[16,7,3,1]")),
         ("return cjson.new().encode({1})", text("[1]")),
         ("return type(gcinfo())", text("number")),
         // What Redis' own functions fail with has a code, and is a table as that of commands is.
@@ -185,6 +202,80 @@ fn rare_uses_of_scripts_are_answered_as_in_redis() {
         ),
     ] {
         assert_eq!(reply_of(script), expected, "{script}");
+    }
+}
+
+#[test]
+fn json_is_nested_as_deep_as_a_script_says_and_no_deeper_than_redis_default() {
+    let nested = |depth: usize| {
+        format!("local t = {{}} for _ = 2, {depth} do t = {{t}} end return #cjson.encode(t)")
+    };
+    assert_eq!(reply_of(&nested(1000)), Reply::Number(2000));
+    let found = |depth: usize| error(&nested(depth));
+    assert!(
+        found(1001).contains("user_script:1: Cannot serialise, excessive nesting (1001) script")
+    );
+    let set = |depth: usize| error(&format!("cjson.encode_max_depth(3) {}", nested(depth)));
+    assert!(set(4).contains("Cannot serialise, excessive nesting (4) script"));
+    let objects = "local t = {a = 1} for _ = 2, 1000 do t = {a = t} end return #cjson.encode(t)";
+    assert_eq!(reply_of(objects), Reply::Number(6001));
+    let read = |depth: usize, level: &str, end: &str| {
+        format!(
+            "local t = cjson.decode(('{level}'):rep({depth}) .. '1' .. ('{end}'):rep({depth})) \
+             local depth = 0 while type(t) == 'table' do depth, t = depth + 1, t[1] or t.a end return depth"
+        )
+    };
+    for (level, end) in [("[", "]"), ("{\"a\":", "}")] {
+        assert_eq!(reply_of(&read(1000, level, end)), Reply::Number(1000));
+        let found = error(&read(1001, level, end));
+        assert!(found.contains("Found too many nested data structures (1001)"), "{found}");
+    }
+    let found = error("cjson.decode_max_depth(1) return cjson.decode('[[]]')");
+    assert!(found.contains("Found too many nested data structures (2) at character 2"), "{found}");
+}
+
+#[test]
+fn what_a_script_sets_of_json_is_checked() {
+    for (script, expected) in [
+        (
+            "cjson.decode_invalid_numbers(false) return cjson.decode('[0x10]')",
+            "Expected value but found invalid number at character 2",
+        ),
+        (
+            "cjson.decode_invalid_numbers(false) return cjson.decode('[nan]')",
+            "Expected value but found invalid token at character 2",
+        ),
+        (
+            "return cjson.encode_max_depth(0)",
+            "bad argument #1 to 'encode_max_depth' (expected integer between 1 and 2147483647)",
+        ),
+        (
+            "return cjson.encode_max_depth('x')",
+            "bad argument #1 to 'encode_max_depth' (number expected, got string)",
+        ),
+        (
+            "return cjson.encode_max_depth(1, 2)",
+            "bad argument #2 to 'encode_max_depth' (found too many arguments)",
+        ),
+        (
+            "return cjson.encode_number_precision(15)",
+            "bad argument #1 to 'encode_number_precision' (expected integer between 1 and 14)",
+        ),
+        (
+            "return cjson.encode_sparse_array(true, -1)",
+            "bad argument #1 to 'encode_sparse_array' (expected integer between 0 and 2147483647)",
+        ),
+        (
+            "return cjson.encode_invalid_numbers('x')",
+            "bad argument #1 to 'encode_invalid_numbers' (invalid option 'x')",
+        ),
+        (
+            "return cjson.decode_invalid_numbers({})",
+            "bad argument #1 to 'decode_invalid_numbers' (string expected, got table)",
+        ),
+    ] {
+        let found = error(script);
+        assert!(found.contains(expected), "{script}: {found}");
     }
 }
 
