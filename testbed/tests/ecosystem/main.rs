@@ -19,6 +19,7 @@ mod pinned;
 mod proxied;
 mod recycled;
 mod redis_commands;
+mod redis_json;
 mod release;
 mod rollout;
 mod sessions;

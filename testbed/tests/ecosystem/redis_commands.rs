@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use warmhop_testbed::ports::Reservation;
 
 use crate::installed::{Skipped, Tested, debian};
+use crate::redis_json;
 use crate::support::{QUICK, World, shop, until};
 use crate::test;
 
@@ -446,6 +447,7 @@ fn script(random: &mut StdRng) -> Vec<String> {
 fn commands(random: &mut StdRng) -> Vec<Vec<String>> {
     match random.random_range(0..12) {
         0..3 => vec![script(random)],
+        3 if random.random() => vec![redis_json::script(random)],
         3 => {
             let keys = one_place(random);
             let mut all = vec![vec!["MULTI".to_owned()]];
