@@ -198,8 +198,7 @@ pub fn in_set_cookie(field: &[u8], name: &str) -> Option<Vec<u8>> {
 }
 
 /// The text under `name` in JSON, after any prefix: engine.io puts the number of its packet before the
-/// JSON. A member of the outermost object counts before those of others, and of these the first. A text
-/// with escapes does not count.
+/// JSON. A member of the outermost object counts before those of others, and of these the first.
 #[must_use]
 pub fn in_json(text: &[u8], name: &str) -> Option<Vec<u8>> {
     let mut nested = None;
@@ -242,7 +241,7 @@ fn members<'t>(text: &'t [u8], name: &'t str) -> impl Iterator<Item = (usize, Ve
                     let Some(value) = value else { continue };
                     let (value, after) = text_at(value)?;
                     rest = after;
-                    if let Some(found) = id(value).filter(|found| !found.contains(&b'\\')) {
+                    if let Some(found) = unescaped(value).and_then(|found| id(&found)) {
                         return Some((depth, found));
                     }
                 }
@@ -262,6 +261,46 @@ fn text_at(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
         ends
     })?;
     Some((bytes.get(..end)?, bytes.get(end + 1..)?))
+}
+
+/// The text that JSON writes so between quotes (RFC 8259 section 7); `None` if it is not of that form.
+fn unescaped(written: &[u8]) -> Option<Vec<u8>> {
+    let unit = |at: usize| {
+        let digits = written.get(at..at + 4)?;
+        digits.iter().try_fold(0, |sum, digit| Some(sum * 16 + char::from(*digit).to_digit(16)?))
+    };
+    let (mut out, mut at) = (Vec::with_capacity(written.len()), 0);
+    while let Some(byte) = written.get(at) {
+        at += 1;
+        if *byte != b'\\' {
+            out.push(*byte);
+            continue;
+        }
+        at += 1;
+        match written.get(at - 1)? {
+            byte @ (b'"' | b'\\' | b'/') => out.push(*byte),
+            b'b' => out.push(0x08),
+            b'f' => out.push(0x0c),
+            b'n' => out.push(b'\n'),
+            b'r' => out.push(b'\r'),
+            b't' => out.push(b'\t'),
+            b'u' => {
+                let mut code = unit(at)?;
+                at += 4;
+                if (0xd800..0xdc00).contains(&code) {
+                    // Two units are one character.
+                    let low = unit(at + 2).filter(|low| (0xdc00..0xe000).contains(low))?;
+                    written.get(at..at + 2).filter(|mark| *mark == b"\\u")?;
+                    code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
+                    at += 6;
+                }
+                let mut room = [0; 4];
+                out.extend_from_slice(char::from_u32(code)?.encode_utf8(&mut room).as_bytes());
+            }
+            _ => return None,
+        }
+    }
+    Some(out)
 }
 
 fn in_pair(pair: &[u8], name: &str) -> Option<Vec<u8>> {
@@ -398,7 +437,13 @@ mod tests {
             (r#"{"text":"}\",\"sid\":\"no\"","sid":"x"}"#, Some("x")),
             (r#"42["open",{"sid":"x"}]"#, Some("x")),
             (r#"{"sid":7}"#, None),
-            (r#"{"sid":"a\"b"}"#, None),
+            (r#"{"sid":"a\"b\/c\\"}"#, Some("a\"b/c\\")),
+            (r#"{"sid":"\u00e9\ud83d\ude00\u0041"}"#, Some("é😀A")),
+            (r#"{"sid":"\ud83d"}"#, None),
+            (r#"{"sid":"\ud83d\u0041"}"#, None),
+            (r#"{"sid":"\ude00"}"#, None),
+            (r#"{"sid":"\u00e"}"#, None),
+            (r#"{"sid":"\x"}"#, None),
             (r#"{"sid":""}"#, None),
             (r#"{"sid":"un"#, None),
             (r#""sid""#, None),
