@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use warmhop_core::view::{AppNews, PeerNews};
 
 use crate::links::gossip::screen;
+use crate::links::session_bytes;
 use crate::links::wire::{
     self, CONTROL_FRAME_BYTES_MAX, Hello, NewsBatch, SESSION_FRAME_BYTES_MAX, SessionFrame,
 };
@@ -14,17 +15,26 @@ use crate::links::wire::{
 /// the first byte says which.
 ///
 /// # Panics
-/// If the value read differs when it is encoded and read once more.
+/// If the value read differs when it is encoded and read once more, or by how it is read.
 pub fn frames(input: &[u8]) -> bool {
     let Some((which, frame)) = input.split_first() else { return false };
     match which % 6 {
         0 => reads_back::<Hello, CONTROL_FRAME_BYTES_MAX>(frame),
         1 => reads_back::<NewsBatch, CONTROL_FRAME_BYTES_MAX>(frame),
-        2 => reads_back::<SessionFrame, SESSION_FRAME_BYTES_MAX>(frame),
+        2 => is_read_alike(frame) && reads_back::<SessionFrame, SESSION_FRAME_BYTES_MAX>(frame),
         3 => reads_back::<PeerNews, CONTROL_FRAME_BYTES_MAX>(frame),
         4 => reads_back::<AppNews, CONTROL_FRAME_BYTES_MAX>(frame),
         _ => screen::is_well_formed(frame),
     }
+}
+
+/// Whether a session's frame that is read without a serializer is the one that the serializer reads.
+fn is_read_alike(bytes: &[u8]) -> bool {
+    if let Some(frame) = session_bytes::take(bytes) {
+        let other = wire::decode::<_, SESSION_FRAME_BYTES_MAX>(bytes);
+        assert_eq!(other, Ok(frame), "a frame is read as two");
+    }
+    true
 }
 
 pub(super) fn reads_back<T: Serialize + DeserializeOwned, const MAX: usize>(bytes: &[u8]) -> bool {

@@ -21,7 +21,6 @@ use crate::links::link::{HOPS_AT_FIRST, HopLease, Link, Queues};
 use crate::links::wire::{
     self, CONTROL_FRAME_BYTES_MAX, FrameError, FrameReader, GOSSIP_BYTES_MAX, Hello,
     KIND_CLOCK_ANSWER, KIND_CLOCK_ASKED, KIND_GOSSIP, KIND_HOP, KIND_SESSION, NewsBatch,
-    SESSION_FRAME_BYTES_MAX, SessionFrame,
 };
 use crate::links::{clocks, seeds};
 
@@ -315,7 +314,7 @@ async fn accept_streams(shared: Arc<Shared>, link: Arc<Link>) {
 
 async fn receive_sessions(shared: &Shared, link: &Link, mut reader: FrameReader) {
     loop {
-        match reader.value::<SessionFrame, SESSION_FRAME_BYTES_MAX>().await {
+        match reader.session().await {
             Ok(Some(frame)) => {
                 shared.counters.session_frame_received();
                 shared.handler.on_session_frame(link.peer.incarnation, frame);

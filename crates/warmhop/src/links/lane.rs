@@ -8,7 +8,8 @@ use futures_util::FutureExt;
 use quinn::{Connection, SendStream, WriteError};
 use tokio::sync::{Notify, mpsc};
 
-use crate::links::wire::{self, KIND_SESSION, SESSION_FRAME_BYTES_MAX, SessionFrame};
+use crate::links::session_bytes;
+use crate::links::wire::{KIND_SESSION, SessionFrame};
 
 /// The most bytes of session frames that wait for one link.
 const LANE_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -57,8 +58,7 @@ impl Lane {
             return self.gather(frame);
         }
         let mut bytes = BytesMut::with_capacity(256);
-        wire::put_frame(&mut bytes, &frame, SESSION_FRAME_BYTES_MAX)
-            .map_err(|_| Dropped::TooLarge)?;
+        session_bytes::put_frame(&mut bytes, &frame).map_err(|_| Dropped::TooLarge)?;
         self.send(bytes.freeze()).map(|()| true)
     }
 
@@ -99,8 +99,7 @@ impl Lane {
         let mut gathered = self.gathered();
         let mut bytes = BytesMut::with_capacity(128 * gathered.len());
         for frame in gathered.drain(..) {
-            wire::put_frame(&mut bytes, &frame, SESSION_FRAME_BYTES_MAX)
-                .map_err(|_| Dropped::TooLarge)?;
+            session_bytes::put_frame(&mut bytes, &frame).map_err(|_| Dropped::TooLarge)?;
         }
         drop(gathered);
         if bytes.is_empty() { Ok(()) } else { self.send(bytes.freeze()) }

@@ -20,6 +20,7 @@ pub(crate) mod met;
 pub(crate) mod net;
 pub(crate) mod news;
 pub(crate) mod seeds;
+pub(crate) mod session_bytes;
 pub(crate) mod table;
 pub(crate) mod tuning;
 pub(crate) mod wire;

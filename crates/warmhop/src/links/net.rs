@@ -30,9 +30,10 @@ use crate::links::lane::Dropped;
 use crate::links::link::{HopLease, Link};
 use crate::links::news::{CopyNews, OwnNews, Standing};
 use crate::links::seeds::Seeds;
+use crate::links::session_bytes;
 use crate::links::table::Links;
 use crate::links::tuning::NetTuning;
-use crate::links::wire::{self, SESSION_FRAME_BYTES_MAX, SessionFrame};
+use crate::links::wire::{self, SessionFrame};
 use crate::links::{accept, dial, gossip_loop};
 use crate::observe::clock::{self, Clock};
 use crate::observe::status::SeedStatus;
@@ -384,12 +385,12 @@ impl Net {
             return self.send_session(frame.to, frame);
         }
         let mut first = BytesMut::new();
-        let encoded = wire::put_frame(&mut first, &frame, SESSION_FRAME_BYTES_MAX);
+        let encoded = session_bytes::put_frame(&mut first, &frame);
         let table = self.parts.links.table();
         for to in to_all() {
             let sent = encoded.as_ref().map_err(|_| Dropped::TooLarge).and_then(|()| {
                 let mut bytes = first.clone();
-                wire::readdress(&mut bytes, &frame.key, to);
+                session_bytes::readdress(&mut bytes, &frame.key, to);
                 table.send_encoded(to, bytes.freeze())
             });
             match sent {

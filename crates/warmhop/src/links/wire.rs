@@ -30,6 +30,8 @@ use warmhop_core::ids::{Incarnation, SessionKey};
 use warmhop_core::session::message::Message;
 use warmhop_core::view::{News, PeerNews};
 
+use crate::links::session_bytes;
+
 /// A peer of another version gets an error that says so, and no link.
 pub(crate) const PROTOCOL_VERSION: u16 = 10;
 
@@ -79,10 +81,10 @@ pub(crate) const HTTP_BYTES_MAX: usize = 128;
 pub(crate) const GENERATION_MAX: u64 = 1 << 53;
 
 /// The length before a frame.
-const FRAME_HEADER_BYTES: usize = 4;
+pub(super) const FRAME_HEADER_BYTES: usize = 4;
 
 /// How much memory a thread keeps for encoding its next value.
-const SCRATCH_BYTES_MAX: usize = 64 * 1024;
+pub(super) const SCRATCH_BYTES_MAX: usize = 64 * 1024;
 
 /// A length that a peer claims is trusted with this much memory before its bytes arrive.
 const UNPROVEN_BYTES_MAX: usize = 64 * 1024;
@@ -143,19 +145,15 @@ pub(crate) fn put_frame<T: Serialize>(
     value: &T,
     max: usize,
 ) -> Result<(), EncodeError> {
-    encoded(value, max, |bytes| {
-        let len = u32::try_from(bytes.len()).expect("frames are bounded far below 4 GiB");
-        buffer.reserve(FRAME_HEADER_BYTES + bytes.len());
-        buffer.put_u32(len);
-        buffer.extend_from_slice(bytes);
-    })
+    encoded(value, max, |bytes| put_encoded(buffer, bytes))
 }
 
-/// Changes the addressee of a session's encoded frame. No other byte of it depends on the addressee.
-pub(crate) fn readdress(frame: &mut [u8], key: &SessionKey, to: Incarnation) {
-    // The name's length fits one byte.
-    let at = FRAME_HEADER_BYTES + 1 + key.app.as_str().len() + key.sid.0.len();
-    frame[at..at + to.0.len()].copy_from_slice(&to.0);
+/// Appends a frame that is encoded already: its length, then its bytes.
+pub(super) fn put_encoded(buffer: &mut BytesMut, bytes: &[u8]) {
+    let len = u32::try_from(bytes.len()).expect("frames are bounded far below 4 GiB");
+    buffer.reserve(FRAME_HEADER_BYTES + bytes.len());
+    buffer.put_u32(len);
+    buffer.extend_from_slice(bytes);
 }
 
 /// Decodes a `T` that takes up all of `bytes`, without allocating more than `MAX` bytes.
@@ -355,6 +353,12 @@ impl FrameReader {
             Some(frame) => Ok(Some(decode::<T, MAX>(&frame)?)),
             None => Ok(None),
         }
+    }
+
+    /// The next frame of a session; `None` at the end of the stream.
+    pub(super) async fn session(&mut self) -> Result<Option<SessionFrame>, FrameError> {
+        let Some(frame) = self.frame(SESSION_FRAME_BYTES_MAX).await? else { return Ok(None) };
+        Ok(Some(session_bytes::decode(&frame)?))
     }
 
     /// All bytes up to the end of the stream, if they are at most `max`.
