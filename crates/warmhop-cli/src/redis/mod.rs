@@ -118,7 +118,7 @@ async fn serve_up_to(
         connections.spawn(async move {
             let _counted = database.shared.mesh.as_ref().map(|mesh| mesh.connected("redis"));
             let _permit = permit;
-            if let Err(error) = connection::serve(stream, database).await {
+            if let Err(error) = Registers::together(connection::serve(stream, database)).await {
                 debug!(%client, %error, "a Redis client's connection ended");
             }
         });

@@ -18,6 +18,7 @@ use crate::links::context::Shared;
 use crate::links::handler::Heard;
 use crate::links::lane::{LaneStream, go_ahead};
 use crate::links::link::{HOPS_AT_FIRST, HopLease, Link, Queues};
+use crate::links::together::together;
 use crate::links::wire::{
     self, CONTROL_FRAME_BYTES_MAX, FrameError, FrameReader, GOSSIP_BYTES_MAX, Hello,
     KIND_CLOCK_ANSWER, KIND_CLOCK_ASKED, KIND_GOSSIP, KIND_HOP, KIND_SESSION, NewsBatch,
@@ -297,7 +298,8 @@ async fn accept_streams(shared: Arc<Shared>, link: Arc<Link>) {
         shared.tasks.clone().spawn(async move {
             let mut reader = FrameReader::new(recv);
             match reader.byte().await {
-                Ok(Some(KIND_SESSION)) => receive_sessions(&shared, &link, reader).await,
+                // The answers to all that has come are sent together.
+                Ok(Some(KIND_SESSION)) => together(receive_sessions(&shared, &link, reader)).await,
                 Ok(Some(KIND_GOSSIP)) => match reader.rest(GOSSIP_BYTES_MAX).await {
                     Ok(message) => shared.receive_gossip(&link, &message),
                     Err(error) => refuse(&shared, &link, "gossip", &error),

@@ -216,7 +216,11 @@ impl NetCounters {
     }
 
     pub(crate) fn session_frame_sent(&self) {
-        self.session_frames_sent.inc();
+        self.session_frames_sent(1);
+    }
+
+    pub(crate) fn session_frames_sent(&self, count: u64) {
+        self.session_frames_sent.inc_by(count);
     }
 
     pub(crate) fn session_frame_received(&self) {

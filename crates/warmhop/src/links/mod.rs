@@ -22,5 +22,6 @@ pub(crate) mod news;
 pub(crate) mod seeds;
 pub(crate) mod session_bytes;
 pub(crate) mod table;
+pub(crate) mod together;
 pub(crate) mod tuning;
 pub(crate) mod wire;

@@ -34,7 +34,7 @@ use crate::links::session_bytes;
 use crate::links::table::Links;
 use crate::links::tuning::NetTuning;
 use crate::links::wire::{self, SessionFrame};
-use crate::links::{accept, dial, gossip_loop};
+use crate::links::{accept, dial, gossip_loop, together};
 use crate::observe::clock::{self, Clock};
 use crate::observe::status::SeedStatus;
 
@@ -361,7 +361,11 @@ impl Net {
     /// order, except that frames which confirm reads follow all others at hand. A frame is dropped
     /// and counted if there is no link or its queue is full.
     pub(crate) fn send_session(&self, to: Incarnation, frame: SessionFrame) {
-        let result = if to == self.parts.incarnation {
+        let is_own = to == self.parts.incarnation;
+        if !is_own && !frame.message.may_be_gathered() && self.hold(&frame, [to]) {
+            return;
+        }
+        let result = if is_own {
             self.parts.loopback.try_send(frame).map(|()| true).map_err(|_| Dropped::Full)
         } else {
             self.parts.links.table().send_session(to, frame)
@@ -371,6 +375,12 @@ impl Net {
             Ok(true) => self.parts.counters.session_frame_sent(),
             Err(dropped) => self.parts.counters.drop_counted("session", dropped.label()),
         }
+    }
+
+    /// Holds a frame until the end of the round; false outside of one.
+    fn hold(&self, frame: &SessionFrame, to: impl IntoIterator<Item = Incarnation>) -> bool {
+        let NetParts { links, counters, .. } = &*self.parts;
+        together::hold(frame, to, || links.table(), counters)
     }
 
     /// As [`Net::send_session`], to its addressee and to `others`. It is encoded once.
@@ -383,6 +393,9 @@ impl Net {
                 self.send_session(to, SessionFrame { to, ..frame.clone() });
             }
             return self.send_session(frame.to, frame);
+        }
+        if self.hold(&frame, to_all()) {
+            return;
         }
         let mut first = BytesMut::new();
         let encoded = session_bytes::put_frame(&mut first, &frame);

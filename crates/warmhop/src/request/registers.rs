@@ -36,7 +36,7 @@ use crate::app::slot::Slot;
 use crate::app::{App, AppSpec, app_fn};
 use crate::hop::{HopError, HopKind, HopRefusal};
 use crate::http::body::{Body, BoxError};
-use crate::links::wire;
+use crate::links::{self, wire};
 use crate::observe::recall::{REGISTER, Tracing};
 use crate::request::call::{Call, CallBody};
 use crate::request::node::Node;
@@ -220,6 +220,13 @@ impl std::fmt::Debug for Registers {
 impl Registers {
     pub(crate) fn new(node: Arc<Node>, slot: Arc<Slot>) -> Self {
         Self { node, slot }
+    }
+
+    /// Does `work`, whose operations on registers send to other peers together: what they send while it is
+    /// polled once leaves in one piece for each peer. Worth it for a task that begins many operations at
+    /// once, as for a pipeline of commands.
+    pub fn together<F: Future>(work: F) -> impl Future<Output = F::Output> {
+        links::together::together(work)
     }
 
     /// The time by which values begin and expire: the median of the peers' clocks, which this

@@ -1,6 +1,7 @@
 //! Frames of sessions, and garbage in their place.
 
 use super::*;
+use crate::links::together::together;
 
 #[tokio::test]
 async fn garbage_closes_its_stream_alone_and_is_counted() {
@@ -102,6 +103,54 @@ async fn a_frame_for_several_arrives_at_each_with_its_own_address() {
             (frames.len() == 2).then(|| frames.iter().all(|it| **it == wanted))
         };
         assert!(peer.seen.until("both frames", |events| arrived(events)).await);
+    }
+    close_all(peers).await;
+}
+
+#[tokio::test]
+async fn what_is_sent_in_one_round_leaves_at_its_end_and_arrives_in_order() {
+    let authority = Authority::generate("demo").unwrap();
+    let peers = mesh(&authority, &["a", "b", "c"]).await;
+    let [me, b, c] = [0, 1, 2].map(|at: usize| peers[at].net.incarnation());
+    let net = &peers[0].net;
+    // More than one piece of them.
+    let frames: Vec<_> = (0..100).map(|at| session_frame(b, &[at; 3000])).collect();
+    let sent = || net.counters().session_frames_sent.get();
+    let before = sent();
+    together(async {
+        net.send_session_to_all(&[c], frames[0].clone());
+        together(async { net.send_session(b, frames[1].clone()) }).await;
+        net.send_session(c, SessionFrame { to: c, ..frames[1].clone() });
+        assert_eq!(sent(), before, "the round is not over");
+        tokio::task::yield_now().await;
+        assert_eq!(sent(), before + 4, "a round is over when its task waits");
+        for frame in &frames[2..] {
+            net.send_session_to_all(&[c], frame.clone());
+        }
+        net.send_session(me, session_frame(me, b"mine"));
+        let nobody = Incarnation([1; 16]);
+        net.send_session(nobody, session_frame(nobody, b""));
+        net.send_session(b, session_frame(b, &vec![0; wire::SESSION_FRAME_BYTES_MAX]));
+    })
+    .await;
+    // That to this peer itself is one.
+    assert_eq!(sent(), before + 201);
+    for reason in ["no-link", "too-large"] {
+        let family = &net.counters().dropped;
+        assert_eq!(family.get_or_create(&Drop { what: "session", reason }).get(), 1, "{reason}");
+    }
+    for (peer, to) in [(&peers[1], b), (&peers[2], c)] {
+        let arrived = |events: &[Event]| {
+            let frame = |event: &Event| match event {
+                Event::Session(from, frame) => Some((*from, frame.clone())),
+                _ => None,
+            };
+            let arrived: Vec<_> = events.iter().filter_map(frame).collect();
+            (arrived.len() == frames.len()).then_some(arrived)
+        };
+        let got = peer.seen.until("all frames", arrived).await;
+        let wanted = frames.iter().map(|frame| (me, SessionFrame { to, ..frame.clone() }));
+        assert!(got.into_iter().eq(wanted));
     }
     close_all(peers).await;
 }
