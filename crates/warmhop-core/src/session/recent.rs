@@ -63,9 +63,15 @@ pub(super) fn look_up(
 /// proposed, but it was made on a base that was chosen, which held the others or had dropped them.
 pub(super) fn chosen_before(body: &Body) -> u64 {
     let dropped = [body.floor_keyed, body.floor_unkeyed].map(|floor| floor.saturating_sub(1));
-    let numbers = || body.recent.iter().map(|entry| entry.n).chain(dropped);
-    let newest = numbers().max();
-    numbers().filter(|n| Some(*n) < newest).max().unwrap_or_default()
+    let (mut newest, mut before) = (0, 0);
+    for n in body.recent.iter().map(|entry| entry.n).chain(dropped) {
+        if n > newest {
+            (newest, before) = (n, newest);
+        } else if n < newest {
+            before = before.max(n);
+        }
+    }
+    before
 }
 
 /// The body that results from `exec` on `base`. `change` is the app's change of the state, if any.

@@ -116,6 +116,8 @@ const BEGUN_ANEW_MAX: u32 = 2;
 pub struct Registers {
     node: Arc<Node>,
     slot: Arc<Slot>,
+    /// The digest of what the ids of all of them have in common.
+    digest: ring::digest::Context,
 }
 
 /// The contents of a register.
@@ -219,7 +221,10 @@ impl std::fmt::Debug for Registers {
 
 impl Registers {
     pub(crate) fn new(node: Arc<Node>, slot: Arc<Slot>) -> Self {
-        Self { node, slot }
+        let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+        let name = slot.name().as_str().as_bytes();
+        digest.update(&[&b"register"[..], &[0], name, &[0]].concat());
+        Self { node, slot, digest }
     }
 
     /// Does `work`, whose operations on registers send to other peers together: what they send while it is
@@ -447,7 +452,9 @@ impl Registers {
         }
         let sid = self.sid(key);
         let session = SessionKey { app: self.slot.name().clone(), sid };
-        let (rid, node) = (RequestKey(rand::random()), &self.node);
+        // One number of sixteen bytes is drawn with fewer steps than sixteen of one.
+        let rid = RequestKey(rand::random::<u128>().to_le_bytes());
+        let node = &self.node;
         let mut begun = None;
         if let Some(here) = node.operates_here(&session, rid, operation) {
             match here.map_err(failed)?.answer(node, operation).await {
@@ -588,12 +595,9 @@ impl Registers {
     /// The session that a key names: a digest of both names, so that keys spread evenly and nobody
     /// can choose where one is kept.
     fn sid(&self, key: &[u8]) -> SessionId {
-        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
-        let name = self.slot.name().as_str().as_bytes();
-        for part in [b"register".as_slice(), &[0], name, &[0], key] {
-            context.update(part);
-        }
-        let digest = context.finish();
+        let mut digest = self.digest.clone();
+        digest.update(key);
+        let digest = digest.finish();
         SessionId(digest.as_ref()[..16].try_into().expect("a digest has 32 bytes"))
     }
 }

@@ -26,8 +26,10 @@ pub(crate) struct TableEntry {
 /// The state that an idle non-empty session does not need.
 #[derive(Default)]
 struct Busy {
-    /// The requests in line here, few at a time.
-    tickets: Vec<(Ticket, EventSender)>,
+    /// One request in line here.
+    first: Option<(Ticket, EventSender)>,
+    /// The others, few at a time.
+    others: Vec<(Ticket, EventSender)>,
     /// When an empty session may be dropped; at once if no token names it.
     keep_empty_until: Now,
 }
@@ -58,24 +60,30 @@ impl TableEntry {
     /// A request joins the line; an empty session is kept until `keep_empty_until` at least.
     pub(crate) fn join(&mut self, ticket: Ticket, events: EventSender, keep_empty_until: Now) {
         let busy = self.busy.get_or_insert_default();
-        busy.tickets.push((ticket, events));
+        if busy.first.is_none() {
+            busy.first = Some((ticket, events));
+        } else {
+            busy.others.push((ticket, events));
+        }
         busy.keep_empty_until = busy.keep_empty_until.max(keep_empty_until);
     }
 
     pub(crate) fn leave(&mut self, ticket: Ticket) {
         if let Some(busy) = &mut self.busy {
-            busy.tickets.retain(|(known, _)| *known != ticket);
+            busy.first.take_if(|(known, _)| *known == ticket);
+            busy.others.retain(|(known, _)| *known != ticket);
         }
     }
 
     /// The request that waits in line under `ticket`.
     pub(crate) fn waiting(&self, ticket: Ticket) -> Option<&EventSender> {
-        let tickets = &self.busy.as_ref()?.tickets;
-        tickets.iter().find(|(known, _)| *known == ticket).map(|(_, events)| events)
+        let busy = self.busy.as_ref()?;
+        let mut tickets = busy.first.iter().chain(&busy.others);
+        tickets.find(|(known, _)| *known == ticket).map(|(_, events)| events)
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        self.busy.as_ref().is_none_or(|busy| busy.tickets.is_empty())
+        self.busy.as_ref().is_none_or(|busy| busy.first.is_none() && busy.others.is_empty())
     }
 
     pub(crate) fn keep_empty_until(&self) -> Now {
