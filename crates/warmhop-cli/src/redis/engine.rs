@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use warmhop::{RegisterError, Registers, When};
+use warmhop::{Expires, RegisterError, Registers, When};
 
 use super::arguments::{WORD_SHOWN_MAX, checked_key, word};
 use super::cmd::{Handler, Run, Spec, WRITES};
@@ -18,7 +18,7 @@ use super::room::{self, Kept, Room};
 use super::scripts::Confined;
 use super::shared::Shared;
 use super::turns::{Place, Turn, Turns};
-use super::value::TooLarge;
+use super::value::{TooLarge, Value};
 
 /// The error code for a command that may have been carried out.
 const UNKNOWN: &str = "UNKNOWN";
@@ -409,7 +409,14 @@ impl Database {
         handler: Handler,
     ) -> Result<Reply, Stop> {
         if !request.writes() {
-            return Ok(Outcome::of(self.look(name).await?, handler, &request.args).reply);
+            let known = known(self.registers.get(name).await.map_err(failed)?);
+            if request.spec.name == "GET" {
+                let held = known.as_ref().map(|(bytes, _, expires)| (bytes, *expires));
+                if let Some(text) = room::string_in(name, held, self.now()) {
+                    return Ok(Reply::optional(text));
+                }
+            }
+            return Ok(Outcome::of(self.open(name, &known)?, handler, &request.args).reply);
         }
         // The events of a change depend on the old value.
         if self.guard(name).is_none()
@@ -442,16 +449,8 @@ impl Database {
             }
             return Ok(Some(Reply::Number(i64::from(change.done))));
         }
-        let mut args = request.args.clone();
-        let Some(when) = independent(request.spec.name, &mut args) else { return Ok(None) };
-        let mut room = Room::empty(name, self.now());
-        handler(&mut room, &args)?;
-        // An end that has passed already deletes the key, which depends on what is there.
-        if room.item(key).is_none() {
+        let Some((bytes, expires, when)) = self.made_blindly(name, key, request, handler)? else {
             return Ok(None);
-        }
-        let Ok(Kept::Put(bytes, expires)) = room.close(self.shared.idle).map_err(too_large) else {
-            return Err(too_large(TooLarge).into());
         };
         let place = self.turns.wait(name, Turn::Together).await?;
         let change = self.registers.put(name, bytes, expires, when).await;
@@ -464,6 +463,34 @@ impl Database {
             (_, true) => Reply::OK,
             (_, false) => Reply::Null,
         }))
+    }
+
+    /// What a command puts into its register whatever that holds, and when; `None` for one that depends on
+    /// it.
+    fn made_blindly(
+        &self,
+        name: &Bytes,
+        key: &Bytes,
+        request: &Request,
+        handler: Handler,
+    ) -> Result<Option<(Bytes, Expires, When)>, Stop> {
+        if let ("SET", [_, _, value]) = (request.spec.name, &request.args[..]) {
+            // As below. It has no options, as most have none: it takes no room.
+            let bytes = Value::String(value.clone()).encode(true).map_err(too_large)?;
+            return Ok(Some((bytes, Expires::Default, When::Always)));
+        }
+        let mut args = request.args.clone();
+        let Some(when) = independent(request.spec.name, &mut args) else { return Ok(None) };
+        let mut room = Room::empty(name, self.now());
+        handler(&mut room, &args)?;
+        // An end that has passed already deletes the key, which depends on what is there.
+        if room.item(key).is_none() {
+            return Ok(None);
+        }
+        match room.close(self.shared.idle) {
+            Ok(Kept::Put(bytes, expires)) => Ok(Some((bytes, expires, when))),
+            Ok(Kept::Nothing) | Err(TooLarge) => Err(too_large(TooLarge).into()),
+        }
     }
 }
 

@@ -114,6 +114,22 @@ pub(super) fn only_key(name: &Bytes) -> Option<Bytes> {
     name.first().is_some_and(|first| first & TAGGED == 0).then(|| name.slice(1..))
 }
 
+/// The string that a register holds which keeps a single key: what a look at it needs as a rule, without a
+/// room. `None` where it takes one.
+pub(super) fn string_in(
+    name: &[u8],
+    held: Option<(&Bytes, SystemTime)>,
+    now: u64,
+) -> Option<Option<Bytes>> {
+    if name.first()? & TAGGED != 0 {
+        return None;
+    }
+    let Some((kept, expires)) = held else { return Some(None) };
+    let (text, endless) = Value::decode_string(kept)?;
+    let is_there = endless || millis(expires) > now;
+    Some(is_there.then_some(text))
+}
+
 pub(super) fn millis(time: SystemTime) -> u64 {
     let span = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)

@@ -166,6 +166,12 @@ impl Value {
         Ok(kept.freeze())
     }
 
+    /// As [`Value::decode`], but a string alone.
+    pub(super) fn decode_string(kept: &Bytes) -> Option<(Bytes, bool)> {
+        let first = *kept.first()?;
+        (first & !ENDLESS == STRING).then(|| (kept.slice(1..), first & ENDLESS != 0))
+    }
+
     /// Reads what [`Value::encode`] wrote, with whether it was endless; `None` for anything else.
     pub(super) fn decode(mut kept: Bytes) -> Option<(Self, bool)> {
         let first = kept.try_get_u8().ok()?;
