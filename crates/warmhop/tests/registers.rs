@@ -586,15 +586,17 @@ async fn a_member_without_room_casts_no_vote_and_the_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_that_only_its_owner_has_room_for_is_not_acknowledged_and_later_not_begun() {
-    let policy =
-        SessionPolicy::default().with(|made| made.majority_timeout = Duration::from_secs(1));
+async fn a_change_that_only_its_owner_has_room_for_is_refused_and_its_key_is_free() {
+    let policy = SessionPolicy::default();
     let mut small = short_of_memory();
     small.memory_bytes_max = (KIB_64 / 2) as u64;
     let bed = mesh_of_each(&[("a", policy), ("b", small.clone()), ("c", small)]).await;
     let here = registers(&bed.peers[0]);
     let put = put_64(&here, "sess:ada").await;
-    assert!(matches!(put, Err(RegisterError::OutcomeUnknown(_))), "{put:?}");
+    assert!(matches!(put, Err(RegisterError::Full(_))), "{put:?}");
+    assert!(here.get(b"sess:ada").await.unwrap().is_none(), "nothing was done");
+    let small = here.put(b"sess:ada", vec![1; 64], Expires::Default, When::Absent).await;
+    assert!(small.unwrap().done, "there is room for less");
     // From then on it is known that the others are full.
     let put = put_64(&here, "sess:eve").await;
     assert!(matches!(put, Err(RegisterError::Full(_))), "{put:?}");

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use warmhop::{Expires, RegisterError, Registers, When};
 
-use super::arguments::{WORD_SHOWN_MAX, checked_key, word};
+use super::arguments::{WORD_SHOWN_MAX, bounded, checked_key, word};
 use super::cmd::{Handler, Run, Spec, WRITES};
 use super::events::Event;
 use super::frame::{Reply, VALUE_BYTES_MAX};
@@ -152,11 +152,14 @@ impl Outcome {
     }
 }
 
-/// Runs a command on a room, which notes the events.
+/// Runs a command on a room, which notes the events. The parts of a reply may be the same bytes many times: one
+/// that would become too large when it is sent is refused.
 pub(super) fn run_on(room: &mut Room, run: Handler, args: &[Bytes]) -> Result<Reply, Reply> {
     let result = run(room, args);
     room.ran(args);
-    result
+    let reply = result?;
+    bounded(reply.size(), "parts")?;
+    Ok(reply)
 }
 
 pub(super) fn failed(error: RegisterError) -> Reply {

@@ -450,6 +450,19 @@ async fn the_reply_to_one_command_is_bounded() {
     many.extend([b"f".as_slice(); 40]);
     it.send(&request(&many)).await;
     it.reads("-ERR the answer exceeds 33554432 bytes: ask for fewer fields\r\n").await;
+    it.asks("SADD s", "-ERR wrong number of arguments for 'sadd' command\r\n").await;
+    it.send(&request(&[b"SADD", b"s", &value])).await;
+    it.reads(":1\r\n").await;
+    it.send(&request(&[b"SET", b"k", &value])).await;
+    it.reads("+OK\r\n").await;
+    let mut same: Vec<&[u8]> = vec![b"MGET"];
+    same.extend([b"k".as_slice(); 40]);
+    for large in
+        [&same[..], &[b"SRANDMEMBER", b"s", b"-40"], &[b"HRANDFIELD", b"h", b"-40", b"WITHVALUES"]]
+    {
+        it.send(&request(large)).await;
+        it.reads("-ERR the answer exceeds 33554432 bytes: ask for fewer parts\r\n").await;
+    }
     // The replies of a transaction that are too much are not sent; all of it is run.
     it.asks("MULTI", "+OK\r\n").await;
     for _ in 0..40 {
@@ -752,13 +765,15 @@ async fn where_memory_is_full_a_change_is_answered_as_redis_does() {
     let authority = Authority::generate("test").unwrap();
     let peer = PeerId::new("peer-0").unwrap();
     let identity = authority.issue(&peer).unwrap();
-    let policy = SessionPolicy::default().with(|policy| policy.memory_bytes_max = 4096);
+    let policy = SessionPolicy::default().with(|policy| policy.memory_bytes_max = 8192);
     let name = AppName::new(super::NAME).unwrap();
     let builder = Mesh::builder(identity).sessions(policy).registers(name);
     let mesh = builder.start().await.unwrap();
     let mut it = Client(TcpStream::connect(serve(&mesh).await).await.unwrap());
     it.asks(&format!("SET a {}", "x".repeat(4000)), "+OK\r\n").await;
     let oom = "-OOM command not allowed when used memory > 'maxmemory'.\r\n";
+    it.asks(&format!("SET b {}", "x".repeat(3000)), oom).await;
+    it.asks(&format!("SET c {}", "x".repeat(1340)), "+OK\r\n").await;
     it.asks("SET b 1", oom).await;
     it.asks("INCR b", oom).await;
     it.asks("STRLEN a", ":4000\r\n").await;

@@ -82,7 +82,8 @@ impl Memory {
     /// Whether a state of `held` bytes may become one of `bytes`: both are held until the new one is chosen.
     pub(crate) fn may_grow(&self, held: usize, bytes: usize) -> bool {
         let (bytes_max, at_most) = (self.bytes_max(), self.bytes() + u64::from(taken(bytes)));
-        let rest = at_most.saturating_sub(u64::from(taken(held)));
+        let before = if held > 0 { taken(held) } else { 0 };
+        let rest = at_most.saturating_sub(u64::from(before));
         bytes <= held || at_most <= bytes_max && rest <= bytes_max - bytes_max / KEPT_FREE
     }
 

@@ -11,7 +11,7 @@ use mlua::{Either, Lua, MultiValue, Value as LuaValue};
 use super::super::arguments::{checked_channel, checked_key};
 use super::super::cmd::{NOT_IN_SCRIPTS, Run, WRITES, find};
 use super::super::engine::{elsewhere, run_on, too_large};
-use super::super::frame::{Reply, VALUE_BYTES_MAX};
+use super::super::frame::{REQUEST_BYTES_MAX, Reply, VALUE_BYTES_MAX};
 use super::super::instant;
 use super::super::loud;
 use super::super::numbers::double_text;
@@ -302,21 +302,29 @@ pub(super) fn call(lua: &Lua, state: &Shared, args: &MultiValue) -> mlua::Result
         let detail = "Please specify at least one argument for this redis lib call";
         return Ok((true, at_once(lua, state, &Reply::error("ERR", detail), version)?));
     }
-    let words: Option<Vec<Bytes>> = args
-        .iter()
-        .map(|arg| match arg {
-            LuaValue::Number(number) => Some(Bytes::from(argument(*number))),
-            other => bytes_of(Some(other)),
-        })
-        .collect();
-    let reply = match words {
-        Some(words) => state.borrow_mut().call(&words),
-        None => {
-            let detail = "Lua redis lib command arguments must be strings or integers";
-            Reply::error("ERR", detail)
-        }
+    let word = |arg: &LuaValue| match arg {
+        LuaValue::Number(number) => Some(Bytes::from(argument(*number))),
+        other => bytes_of(Some(other)),
+    };
+    let reply = if is_too_long(args) {
+        Reply::error("ERR", format!("a command has at most {REQUEST_BYTES_MAX} bytes"))
+    } else if let Some(words) = args.iter().map(word).collect::<Option<Vec<Bytes>>>() {
+        state.borrow_mut().call(&words)
+    } else {
+        let detail = "Lua redis lib command arguments must be strings or integers";
+        Reply::error("ERR", detail)
     };
     Ok((reply.is_error(), at_once(lua, state, &reply, version)?))
+}
+
+/// Whether a command with these arguments would be longer than a client may send: they may be the same string
+/// many times.
+fn is_too_long(args: &MultiValue) -> bool {
+    let len = |arg: &LuaValue| match arg {
+        LuaValue::String(text) => text.as_bytes().len(),
+        _ => 0,
+    };
+    args.iter().map(len).sum::<usize>() > REQUEST_BYTES_MAX
 }
 
 /// As [`given`]. As long as Lua's memory has a limit, each allocation outside of Lua's own code is

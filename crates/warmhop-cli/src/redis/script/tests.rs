@@ -578,3 +578,10 @@ fn a_reply_that_is_many_times_as_large_as_what_the_script_took_is_refused() {
     let fits = "local s, t = ('x'):rep(100000), {} for i = 1, 300 do t[i] = s end return t";
     assert!(matches!(whole(fits, &[], &[]).reply, Reply::Array(parts) if parts.len() == 300));
 }
+
+#[test]
+fn a_command_whose_arguments_are_one_string_many_times_is_refused() {
+    let text = "local s, t = ('x'):rep(100000), {} for i = 1, 100 do t[i] = s end \
+                return redis.call('DEL', KEYS[1], unpack(t))";
+    assert!(error(text).starts_with("ERR a command has at most 2097152 bytes"), "{}", error(text));
+}
