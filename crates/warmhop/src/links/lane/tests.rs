@@ -5,7 +5,7 @@ use warmhop_core::ids::{AppName, Ballot, Incarnation, Position, SessionId, Sessi
 use warmhop_core::session::message::{Config, Members, Message};
 
 use super::*;
-use crate::links::wire::SESSION_FRAME_BYTES_MAX;
+use crate::links::wire::{self, SESSION_FRAME_BYTES_MAX};
 
 const ME: Incarnation = Incarnation([1; 16]);
 const OTHER: Incarnation = Incarnation([2; 16]);
