@@ -16,22 +16,25 @@ use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
 
 use super::about::{Introduced, refuse_user};
 use super::arguments::{checked_channel, checked_key, word, wrong_count};
 use super::cmd::{AT_ONCE, Run, find};
 use super::counts::BYTES;
 use super::engine::{Database, Request, Watched};
-use super::frame::{Oversized, ProtocolError, Reply, is_complete, take_request};
+use super::frame::{Incoming, Oversized, ProtocolError, Reply};
+use super::holdings::Holding;
 use super::info::CONNECTED;
 use super::pubsub::Published;
 use super::pubsub::{Subscriber, What};
 use super::refusals::{full_name, is_not_offered, unknown_command};
+use super::shared::Shared;
 use super::transaction::{QUEUED_MAX, Queued, Transaction, refused_beside_watched};
 use super::under_way::{BATCH_BYTES_MAX, HELD_BYTES_MAX, UnderWay, confine};
 use super::{listeners, loud};
 
+/// How much room a client's first read has, in bytes.
+const FIRST_READ_BYTES: usize = 4096;
 /// How much is read at once, in bytes.
 const READ_BYTES: usize = 16 * 1024;
 /// How long a request may take from its first byte to its last.
@@ -64,11 +67,14 @@ impl Drop for Leaves {
 /// Serves a client until it leaves, misbehaves or is too slow.
 pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Result<()> {
     let database = Arc::new(database);
+    let shared = Arc::clone(&database.shared);
+    let shared = &*shared;
     stream.set_nodelay(true)?;
     let id = CLIENTS.fetch_add(1, Ordering::Relaxed) + 1;
     CONNECTED.fetch_add(1, Ordering::Relaxed);
     let _leaves = Leaves;
     let mut client = Client {
+        holding: database.shared.holdings.of(id),
         database,
         introduced: Introduced { id, version: 2, ..Introduced::default() },
         transaction: None,
@@ -76,34 +82,40 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
         watched: Vec::new(),
         subscriber: None,
     };
-    let mut incoming = BytesMut::with_capacity(4096);
+    let mut incoming = Incoming::default();
+    incoming.bytes.reserve(FIRST_READ_BYTES);
     let mut outgoing = BytesMut::new();
     let mut under_way = UnderWay::default();
     let mut has_left_off = false;
     loop {
         let end =
             client.run_batch(&mut under_way, &mut stream, &mut incoming, &mut outgoing).await?;
-        under_way.write(&mut stream, &mut outgoing).await?;
+        under_way.write(&mut stream, &mut outgoing, &client.holding).await?;
         match end {
             BatchEnd::MoreIsThere => continue,
-            BatchEnd::Close => return see_off(stream, incoming, LAST_WORDS_WITHIN).await,
+            BatchEnd::Close => {
+                return see_off(stream, incoming.bytes, LAST_WORDS_WITHIN).await;
+            }
             BatchEnd::ReadMore => {}
         }
         let passed_over = client.oversized.is_some();
+        let kept = client.kept_bytes();
         let version = client.introduced.version;
         let answered = Instant::now();
-        let leaving = &client.database.shared.leaving;
-        let leaves = leaving.is_cancelled();
+        let leaves = shared.leaving.is_cancelled();
         let arrived = loop {
             // What had arrived by then has been read: a client that keeps sending delays nobody.
             if leaves && std::mem::replace(&mut has_left_off, true) {
                 break ReadEnd::Leaves;
             }
             let Some(subscriber) = client.subscriber.as_mut().filter(|it| it.is_listening()) else {
-                break read(&mut stream, &mut incoming, passed_over, leaving).await?;
+                let holding = (&client.holding, kept);
+                break read(&mut stream, &mut incoming, passed_over, shared, holding).await?;
             };
+            let holding = (&client.holding, kept);
+            let reading = read(&mut stream, &mut incoming, passed_over, shared, holding);
             tokio::select! {
-                read = read(&mut stream, &mut incoming, passed_over, leaving) => break read?,
+                read = reading => break read?,
                 message = subscriber.next() => {
                     let Some(message) = message else {
                         let why = "it leaves too many messages unread";
@@ -117,19 +129,28 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
                     }
                 }
             }
-            under_way.write(&mut stream, &mut outgoing).await?;
+            under_way.write(&mut stream, &mut outgoing, &client.holding).await?;
         };
         match arrived {
             ReadEnd::Some => {}
-            ReadEnd::TooLate => {
-                let late = Reply::error("ERR", "Protocol error: the request took too long");
-                late.put(version, &mut outgoing);
-                under_way.write(&mut stream, &mut outgoing).await?;
-                return see_off(stream, incoming, LAST_WORDS_WITHIN).await;
+            ReadEnd::TooLate | ReadEnd::TooMuch => {
+                let why = match arrived {
+                    ReadEnd::TooLate => {
+                        Reply::error("ERR", "Protocol error: the request took too long")
+                    }
+                    _ => Reply::error("OOM", "this client holds the most of what all may hold"),
+                };
+                why.put(version, &mut outgoing);
+                // What it holds is given back at once.
+                (incoming, client.transaction) = (Incoming::default(), None);
+                under_way.write(&mut stream, &mut outgoing, &client.holding).await?;
+                return see_off(stream, incoming.bytes, LAST_WORDS_WITHIN).await;
             }
             // The client has read the last replies by now, or never will.
             ReadEnd::Leaves if answered.elapsed() > LAST_ANSWERS_WITHIN => return Ok(()),
-            ReadEnd::Leaves => return see_off(stream, incoming, LAST_ANSWERS_WITHIN).await,
+            ReadEnd::Leaves => {
+                return see_off(stream, incoming.bytes, LAST_ANSWERS_WITHIN).await;
+            }
         }
     }
 }
@@ -162,35 +183,41 @@ enum ReadEnd {
     Some,
     /// The rest of a request took too long.
     TooLate,
+    /// The client holds too much.
+    TooMuch,
     /// Nothing, and the peer leaves.
     Leaves,
 }
 
 /// Reads until something arrives, or, if a request has begun, until all of it has. Of a request
-/// that is `passed_over`, any part is enough. Returns an error at the stream's end.
+/// that is `passed_over`, any part is enough. The client holds `kept` bytes besides. Returns an error at
+/// the stream's end.
 async fn read(
     stream: &mut TcpStream,
-    incoming: &mut BytesMut,
+    incoming: &mut Incoming,
     passed_over: bool,
-    leaving: &CancellationToken,
+    shared: &Shared,
+    (holding, kept): (&Holding, usize),
 ) -> io::Result<ReadEnd> {
-    let begun = passed_over || !incoming.is_empty();
+    let begun = passed_over || !incoming.bytes.is_empty();
     let late = Instant::now() + REQUEST_WITHIN;
     loop {
-        incoming.reserve(READ_BYTES);
+        holding.requests(kept + incoming.bytes.len());
+        incoming.bytes.reserve(READ_BYTES);
         let read = tokio::select! {
             // First: what has arrived is answered before the peer leaves.
             biased;
-            read = stream.read_buf(incoming) => read?,
-            () = leaving.cancelled() => return Ok(ReadEnd::Leaves),
+            read = stream.read_buf(&mut incoming.bytes) => read?,
+            () = shared.leaving.cancelled() => return Ok(ReadEnd::Leaves),
             // An idle connection of a pool may wait for as long as it likes.
             () = sleep_until(late), if begun => return Ok(ReadEnd::TooLate),
+            () = holding.ended(), if holding.is_counted() => return Ok(ReadEnd::TooMuch),
         };
         if read == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the client left"));
         }
         BYTES.received(read);
-        if !begun || passed_over || is_complete(incoming) {
+        if !begun || passed_over || incoming.is_complete() {
             return Ok(ReadEnd::Some);
         }
     }
@@ -207,6 +234,8 @@ enum BatchEnd {
 }
 
 struct Client {
+    /// The memory that it takes.
+    holding: Holding,
     /// Shared by its commands under way.
     database: Arc<Database>,
     introduced: Introduced,
@@ -238,7 +267,7 @@ impl Client {
         &mut self,
         under_way: &mut UnderWay,
         stream: &mut TcpStream,
-        incoming: &mut BytesMut,
+        incoming: &mut Incoming,
         outgoing: &mut BytesMut,
     ) -> io::Result<BatchEnd> {
         under_way.begin_batch();
@@ -248,8 +277,8 @@ impl Client {
             }
             let version = self.introduced.version;
             let taken = match &mut self.oversized {
-                None => take_request(incoming),
-                Some(rest) => match rest.pass_over(incoming) {
+                None => incoming.take_request(),
+                Some(rest) => match rest.pass_over(&mut incoming.bytes) {
                     Ok(true) => {
                         self.oversized = None;
                         continue;
@@ -262,7 +291,7 @@ impl Client {
                 Ok(Some(arguments)) => arguments,
                 Ok(None) => break BatchEnd::ReadMore,
                 Err(error @ ProtocolError::Oversized(rest)) => {
-                    under_way.finish(version, stream, outgoing).await?;
+                    under_way.finish(version, stream, outgoing, &self.holding).await?;
                     Reply::error("ERR", error).put(version, outgoing);
                     if let Some(transaction) = &mut self.transaction {
                         transaction.is_broken = true;
@@ -271,7 +300,7 @@ impl Client {
                     continue;
                 }
                 Err(error) => {
-                    under_way.finish(version, stream, outgoing).await?;
+                    under_way.finish(version, stream, outgoing, &self.holding).await?;
                     Reply::error("ERR", error).put(version, outgoing);
                     break BatchEnd::Close;
                 }
@@ -281,7 +310,7 @@ impl Client {
             let mut request = match parse(arguments) {
                 Ok(request) => request,
                 Err(refused) => {
-                    under_way.finish(version, stream, outgoing).await?;
+                    under_way.finish(version, stream, outgoing, &self.holding).await?;
                     self.refuse(&name, refused).put(version, outgoing);
                     continue;
                 }
@@ -292,13 +321,13 @@ impl Client {
                 let mut next = Some(request);
                 while let Some(request) = next.take() {
                     while under_way.meets(&request, bytes) {
-                        under_way.end_one(version, stream, outgoing).await?;
+                        under_way.end_one(version, stream, outgoing, &self.holding).await?;
                     }
                     next = under_way.begin(&self.database, request, bytes);
                 }
                 continue;
             }
-            under_way.finish(version, stream, outgoing).await?;
+            under_way.finish(version, stream, outgoing, &self.holding).await?;
             let spec = request.spec;
             let quits = spec.name == "QUIT";
             let reply = self.answer(request, bytes).boxed().await;
@@ -309,8 +338,14 @@ impl Client {
                 break BatchEnd::Close;
             }
         };
-        under_way.finish(self.introduced.version, stream, outgoing).await?;
+        under_way.finish(self.introduced.version, stream, outgoing, &self.holding).await?;
         Ok(end)
+    }
+
+    /// What it keeps between two requests, in bytes.
+    fn kept_bytes(&self) -> usize {
+        let watched = self.watched.iter().map(|(name, _)| name.len() + ARGUMENT_BYTES);
+        self.transaction.as_ref().map_or(0, |it| it.bytes) + watched.sum::<usize>()
     }
 
     /// Refuses an unknown command, or one with a wrong number of arguments.

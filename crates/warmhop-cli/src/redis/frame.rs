@@ -86,78 +86,109 @@ impl Oversized {
 /// A command's name and arguments.
 pub(super) type Arguments = Vec<Bytes>;
 
-/// Takes the next whole request from `buffer`; `None` if more has to arrive. Empty requests are
-/// skipped, as Redis does.
-pub(super) fn take_request(buffer: &mut BytesMut) -> Result<Option<Arguments>, ProtocolError> {
-    loop {
-        let Some(first) = buffer.first() else { return Ok(None) };
-        if *first != b'*' {
-            match take_line(buffer)? {
-                Some(arguments) if arguments.is_empty() => continue,
-                other => return Ok(other),
+/// What has arrived of a client's requests. How far the next one was understood is kept, so that none of
+/// its arguments is looked for again whenever more arrives.
+#[derive(Default)]
+pub(super) struct Incoming {
+    pub(super) bytes: BytesMut,
+    begun: Option<Begun>,
+}
+
+/// A request whose head has arrived.
+struct Begun {
+    /// Up to where it was understood; once no argument is left, where it ends.
+    at: usize,
+    /// How many arguments were not found yet.
+    left: usize,
+    /// Where those are that were.
+    places: Vec<Range<usize>>,
+}
+
+impl Incoming {
+    /// Takes the next whole request; `None` if more has to arrive. Empty requests are skipped, as Redis
+    /// does.
+    pub(super) fn take_request(&mut self) -> Result<Option<Arguments>, ProtocolError> {
+        loop {
+            let Some(first) = self.bytes.first() else { return Ok(None) };
+            if *first != b'*' {
+                match take_line(&mut self.bytes)? {
+                    Some(arguments) if arguments.is_empty() => continue,
+                    other => return Ok(other),
+                }
             }
-        }
-        let mut places = Vec::new();
-        let len = match measure(buffer, |place| places.push(place)) {
-            Ok(Some(len)) => len,
-            Ok(None) => return Ok(None),
-            Err((at, error)) => {
-                buffer.advance(at);
+            let measured = measure(&self.bytes, &mut self.begun);
+            if measured == Ok(false) {
+                return Ok(None);
+            }
+            let begun = self.begun.take();
+            if let Err((at, error)) = measured {
+                self.bytes.advance(at);
                 return Err(error);
             }
-        };
-        let whole = buffer.split_to(len).freeze();
-        if places.iter().any(|place| !whole[place.end..].starts_with(b"\r\n")) {
-            return Err(ProtocolError::Argument);
+            let Some(Begun { at, places, .. }) = begun else { return Ok(None) };
+            let whole = self.bytes.split_to(at).freeze();
+            if places.iter().any(|place| !whole[place.end..].starts_with(b"\r\n")) {
+                return Err(ProtocolError::Argument);
+            }
+            if !places.is_empty() {
+                return Ok(Some(places.into_iter().map(|place| whole.slice(place)).collect()));
+            }
         }
-        if !places.is_empty() {
-            return Ok(Some(places.into_iter().map(|place| whole.slice(place)).collect()));
+    }
+
+    /// Whether [`Incoming::take_request`] would return something, a request or an error.
+    pub(super) fn is_complete(&mut self) -> bool {
+        match self.bytes.first() {
+            None => false,
+            Some(b'*') => measure(&self.bytes, &mut self.begun) != Ok(false),
+            Some(_) => {
+                self.bytes.contains(&b'\n')
+                    || self.bytes.len() >= INLINE_BYTES_MAX
+                    || self.bytes.starts_with(&TLS_RECORD)
+            }
         }
     }
 }
 
-/// Whether [`take_request`] would return something for `buffer`, a request or an error.
-pub(super) fn is_complete(buffer: &[u8]) -> bool {
-    match buffer.first() {
-        None => false,
-        Some(b'*') => measure(buffer, |_| ()) != Ok(None),
-        Some(_) => {
-            buffer.contains(&b'\n')
-                || buffer.len() >= INLINE_BYTES_MAX
-                || buffer.starts_with(&TLS_RECORD)
-        }
+impl From<&[u8]> for Incoming {
+    fn from(bytes: &[u8]) -> Self {
+        Self { bytes: BytesMut::from(bytes), begun: None }
     }
 }
 
-/// The length of the request that `buffer` begins with, once all of it is there, and the places of
-/// its arguments. An error comes with how much of `buffer` was understood before it.
-fn measure(
-    buffer: &[u8],
-    mut argument: impl FnMut(Range<usize>),
-) -> Result<Option<usize>, (usize, ProtocolError)> {
+/// Whether all of the request is there that `buffer` begins with, of which a part may have `begun`. An
+/// error comes with how much of `buffer` was understood before it.
+fn measure(buffer: &[u8], begun: &mut Option<Begun>) -> Result<bool, (usize, ProtocolError)> {
     let failed = |error| (0, error);
-    let Some((count, mut at)) = length_line(buffer, 0, '*').map_err(failed)? else {
-        return Ok(None);
+    let begun = match begun {
+        Some(begun) => begun,
+        None => {
+            let Some((count, at)) = length_line(buffer, 0, '*').map_err(failed)? else {
+                return Ok(false);
+            };
+            // As Redis does: an array of length 0 or a negative length requests nothing.
+            let left = usize::try_from(count.max(0)).map_err(|_| (0, ProtocolError::Arguments))?;
+            if left > ARGUMENTS_MAX {
+                return Err((0, ProtocolError::Arguments));
+            }
+            begun.insert(Begun { at, left, places: Vec::new() })
+        }
     };
-    // As Redis does: an array of length 0 or a negative length requests nothing.
-    let count = usize::try_from(count.max(0)).map_err(|_| (0, ProtocolError::Arguments))?;
-    if count > ARGUMENTS_MAX {
-        return Err((0, ProtocolError::Arguments));
-    }
-    for index in 0..count {
-        let Some((len, begin)) = length_line(buffer, at, '$').map_err(failed)? else {
-            return Ok(None);
+    while begun.left > 0 {
+        let Some((len, begin)) = length_line(buffer, begun.at, '$').map_err(failed)? else {
+            return Ok(false);
         };
         let len = usize::try_from(len).ok().filter(|len| *len <= PASSED_OVER_MAX);
         let len = len.ok_or((0, ProtocolError::Length))?;
-        at = begin + len + 2;
-        if at > REQUEST_BYTES_MAX {
-            let rest = Oversized { bytes: len + 2, arguments: count - index - 1 };
+        let end = begin + len + 2;
+        if end > REQUEST_BYTES_MAX {
+            let rest = Oversized { bytes: len + 2, arguments: begun.left - 1 };
             return Err((begin, ProtocolError::Oversized(rest)));
         }
-        argument(begin..begin + len);
+        (begun.at, begun.left) = (end, begun.left - 1);
+        begun.places.push(begin..begin + len);
     }
-    Ok((at <= buffer.len()).then_some(at))
+    Ok(begun.at <= buffer.len())
 }
 
 /// Reads an integer as Redis does: only in the form in which it writes one, without a plus sign or
@@ -175,12 +206,20 @@ pub(super) fn integer(text: &[u8]) -> Option<i64> {
     in_form.then(|| std::str::from_utf8(text).ok()?.parse().ok()).flatten()
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How often this thread looked for a length.
+    pub(super) static LINES_READ: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// Reads `MARK number CRLF` at `at`; returns the number and what comes behind it.
 fn length_line(
     buffer: &[u8],
     at: usize,
     mark: char,
 ) -> Result<Option<(i64, usize)>, ProtocolError> {
+    #[cfg(test)]
+    LINES_READ.with(|count| count.set(count.get() + 1));
     let Some((first, rest)) = buffer.get(at..).and_then(<[u8]>::split_first) else {
         return Ok(None);
     };

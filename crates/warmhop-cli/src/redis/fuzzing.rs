@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 
 use super::arguments::checked_key;
 use super::cmd::{Handler, Run, find};
-use super::frame::take_request;
-use super::frame::{Arguments, is_complete};
+use super::frame::{Arguments, Incoming};
 use super::room::{Kept, Room, register};
 
 /// The time at which commands run, in milliseconds since 1970.
@@ -22,14 +21,15 @@ const IDLE: Duration = Duration::from_secs(1800);
 pub fn requests(input: &[u8]) -> usize {
     let name = register(0, b"{t}");
     let mut room = Room::empty(&name, NOW);
-    let mut buffer = BytesMut::from(input);
+    let mut incoming = Incoming::from(input);
+    in_parts(input);
     let mut ran = 0;
     loop {
-        let before = buffer.len();
-        let complete = is_complete(&buffer);
-        match take_request(&mut buffer) {
+        let before = incoming.bytes.len();
+        let complete = incoming.is_complete();
+        match incoming.take_request() {
             Ok(Some(args)) => {
-                assert!(complete && buffer.len() < before, "a request came of nothing");
+                assert!(complete && incoming.bytes.len() < before, "a request came of nothing");
                 let Some(run) = handler(&args) else { continue };
                 let mut changed = room.clone();
                 if run(&mut changed, &args).is_ok() {
@@ -45,6 +45,33 @@ pub fn requests(input: &[u8]) -> usize {
             }
             // More has to arrive, or the start of the next request is unknown.
             Ok(None) | Err(_) => return ran,
+        }
+    }
+}
+
+/// Reads requests that arrive at once and byte by byte.
+///
+/// # Panics
+/// If they come out differently.
+fn in_parts(input: &[u8]) {
+    let (mut whole, mut parts) = (Incoming::from(input), Incoming::default());
+    let mut arriving = input.iter();
+    loop {
+        let expected = whole.take_request();
+        let found = loop {
+            // An empty request is complete, and nothing comes of it.
+            let taken = if parts.is_complete() { parts.take_request() } else { Ok(None) };
+            if taken != Ok(None) {
+                break taken;
+            }
+            match arriving.next() {
+                Some(next) => parts.bytes.put_u8(*next),
+                None => break taken,
+            }
+        };
+        assert_eq!(expected, found, "{input:?}");
+        if !matches!(expected, Ok(Some(_))) {
+            return;
         }
     }
 }

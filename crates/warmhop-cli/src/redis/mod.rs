@@ -25,6 +25,7 @@ mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod glob;
+mod holdings;
 mod info;
 mod instant;
 mod interest;
@@ -57,6 +58,7 @@ use carrier::Carrier;
 use engine::Database;
 pub use events::{Events, NoEvents};
 pub use figures::with_commands;
+use holdings::Holdings;
 use shared::Shared;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -93,6 +95,8 @@ pub async fn serve(
 ) {
     let carrier = Arc::new(Carrier::between(mesh.clone()));
     let mut shared = Shared::new(idle, events, carrier);
+    let bytes_max = usize::try_from(mesh.status().sessions.bytes_max).unwrap_or(usize::MAX);
+    shared.holdings = Arc::new(Holdings::new(bytes_max));
     (shared.mesh, shared.leaving) = (Some(mesh), leaving);
     serve_up_to(CONNECTIONS_MAX, listener, registers, shared).await;
 }

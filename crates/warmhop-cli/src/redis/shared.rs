@@ -13,6 +13,7 @@ use warmhop::Mesh;
 use super::carrier::Carrier;
 use super::ends::Ends;
 use super::events::Events;
+use super::holdings::Holdings;
 use super::pubsub::Hub;
 use super::scripts::Scripts;
 
@@ -29,6 +30,8 @@ pub(super) struct Shared {
     /// Which changes of keys are published.
     pub(super) events: Events,
     pub(super) ends: Ends,
+    /// The memory that clients take.
+    pub(super) holdings: Arc<Holdings>,
     /// The peer, which counts the clients; absent in tests.
     pub(super) mesh: Option<Mesh>,
     /// Cancelled once the peer leaves: clients that wait for something are disconnected.
@@ -69,6 +72,7 @@ impl Shared {
             idle,
             events,
             ends: Ends::default(),
+            holdings: Arc::new(Holdings::new(0)),
             mesh: None,
             leaving: CancellationToken::new(),
             hub: Arc::clone(&carrier.hub),

@@ -25,7 +25,7 @@ use warmhop::{Builder, Mesh};
 use super::carrier::Carrier;
 use super::engine::Database;
 use super::events::Events;
-use super::frame::{ProtocolError, REQUEST_BYTES_MAX, Reply, VALUE_BYTES_MAX, take_request};
+use super::frame::{Incoming, ProtocolError, REQUEST_BYTES_MAX, Reply, VALUE_BYTES_MAX};
 use super::shared::Shared;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -694,7 +694,7 @@ async fn a_typed_line_may_quote_its_words() {
     }
     assert_eq!(it.rest().await, "");
     for unbalanced in ["SET k \"v\n", "SET k 'v\n", "SET k \"v\"w\n"] {
-        let answer = take_request(&mut BytesMut::from(unbalanced));
+        let answer = Incoming::from(unbalanced.as_bytes()).take_request();
         assert_eq!(answer, Err(ProtocolError::Quotes));
     }
 }

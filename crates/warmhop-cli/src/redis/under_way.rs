@@ -20,6 +20,7 @@ use super::cmd::{LONG, Run};
 use super::counts::BYTES;
 use super::engine::{Database, Request};
 use super::frame::{Reply, VALUE_BYTES_MAX};
+use super::holdings::Holding;
 use super::scripts::{CONFINED_REPLY_BYTES_MAX, Confined};
 
 /// A batch ends once its replies take so many bytes.
@@ -67,6 +68,10 @@ async fn has_left(stream: &TcpStream) -> io::Error {
             Err(error) => return error,
         }
     }
+}
+
+fn holds_too_much() -> io::Error {
+    io::Error::other("it held the most of what all clients may hold together")
 }
 
 /// How the run of a command ended.
@@ -238,11 +243,13 @@ impl UnderWay {
         version: u8,
         stream: &mut TcpStream,
         outgoing: &mut BytesMut,
+        holding: &Holding,
     ) -> io::Result<bool> {
         let waits = self.begun.front().is_some_and(|first| first.waits);
         if waits {
             // Replies to earlier commands are not to wait for this one.
-            self.write(stream, outgoing).await?;
+            self.write(stream, outgoing, holding).await?;
+            holding.replies(self.bytes);
         }
         let reply = match self.ready.pop_front() {
             Some(reply) => Some(reply),
@@ -250,10 +257,14 @@ impl UnderWay {
                 // First: a client that has left is not to take what others wait for.
                 biased;
                 left = has_left(stream) => return Err(left),
+                () = holding.ended() => return Err(holds_too_much()),
                 reply = self.next(true) => reply,
             },
             None => self.next(true).await,
         };
+        if waits {
+            holding.replies(0);
+        }
         let (Some(reply), Some(begun)) = (reply, self.begun.pop_front()) else { return Ok(false) };
         reply.put(version, outgoing);
         self.bytes -= begun.bytes;
@@ -263,7 +274,7 @@ impl UnderWay {
             self.longest = self.longest.max(takes);
         }
         if outgoing.len() > BATCH_BYTES_MAX {
-            self.write(stream, outgoing).await?;
+            self.write(stream, outgoing, holding).await?;
         }
         Ok(true)
     }
@@ -274,8 +285,9 @@ impl UnderWay {
         version: u8,
         stream: &mut TcpStream,
         outgoing: &mut BytesMut,
+        holding: &Holding,
     ) -> io::Result<()> {
-        while self.end_one(version, stream, outgoing).await? {}
+        while self.end_one(version, stream, outgoing, holding).await? {}
         Ok(())
     }
 
@@ -285,11 +297,13 @@ impl UnderWay {
         &mut self,
         stream: &mut TcpStream,
         outgoing: &mut BytesMut,
+        holding: &Holding,
     ) -> io::Result<()> {
         if outgoing.is_empty() {
             return Ok(());
         }
         let bytes = outgoing.split();
+        holding.replies(bytes.len() + self.bytes + self.reply_bytes.load(Ordering::Relaxed));
         let mut writing = std::pin::pin!(timeout(REPLY_WITHIN, stream.write_all(&bytes)));
         loop {
             tokio::select! {
@@ -300,8 +314,10 @@ impl UnderWay {
                     };
                     written.map_err(late)??;
                     BYTES.sent(bytes.len());
+                    holding.replies(0);
                     return Ok(());
                 }
+                () = holding.ended(), if holding.is_counted() => return Err(holds_too_much()),
                 Some(reply) = self.next(false) => self.ready.push_back(reply),
             }
         }
