@@ -30,8 +30,14 @@ fn desk(peer: &'static str, by: OwnId, version: &str) -> impl FnOnce(Builder) ->
     let make = move || async move {
         let known: Arc<Mutex<HashSet<String>>> = Arc::default();
         Ok::<_, BoxError>(tower::service_fn(move |request: Request<Body>| {
+            let never = request.uri().path() == "/never";
             let answer = answer(peer, &known, &request);
-            async move { Ok::<_, BoxError>(answer) }
+            async move {
+                if never {
+                    std::future::pending::<()>().await;
+                }
+                Ok::<_, BoxError>(answer)
+            }
         }))
     };
     move |builder| builder.app(spec, app_fn(make))
@@ -199,6 +205,53 @@ async fn an_id_that_a_client_makes_up_stays_with_the_copy_that_first_served_it()
             assert_eq!((answer.status, &*answer.text), (StatusCode::OK, "three"), "{by:?}");
         }
     }
+}
+
+/// How many registers a peer holds, those included of which only the end is remembered.
+fn held(mesh: &Mesh) -> u64 {
+    let metrics = mesh.metrics();
+    let line = metrics.lines().find_map(|line| line.strip_prefix("warmhop_sessions_held "));
+    line.unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn of_ids_that_an_app_refuses_no_more_than_a_few_leave_anything() {
+    for by in ways() {
+        let bed = three(&by).await;
+        for number in 0..300 {
+            let answer = ask(&bed.peers[0], &by, "/use", &format!("made-up-{number}")).await;
+            assert_eq!(answer.status, StatusCode::NOT_FOUND);
+        }
+        let held = bed.peers.iter().map(held).max().unwrap();
+        assert!(held <= 64, "{by:?}: {held} registers for 300 ids");
+        // Others are claimed as before, and what the app takes is known everywhere.
+        assert_eq!(ask(&bed.peers[0], &by, "/take", "mine").await.text, "one");
+        let takes = bed.peers[1..].iter().map(|it| ask(it, &by, "/take", "theirs"));
+        let taken = futures_util::future::join_all(takes).await;
+        assert_eq!(taken[0].text, taken[1].text, "{by:?}");
+        for mesh in &bed.peers {
+            for (id, holder) in [("mine", "one"), ("theirs", &*taken[0].text)] {
+                let answer = ask(mesh, &by, "/use", id).await;
+                assert_eq!((answer.status, &*answer.text), (StatusCode::OK, holder), "{by:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_id_whose_client_leaves_before_the_first_answer_is_claimed_no_longer() {
+    let by = OwnId::Header("x-desk".into());
+    let bed = three(&by).await;
+    {
+        let asks = std::pin::pin!(ask(&bed.peers[0], &by, "/never", "mine"));
+        let claimed = eventually("a claim", || bed.peers.iter().all(|mesh| held(mesh) == 1));
+        tokio::select! {
+            _ = asks => panic!("it is never answered"),
+            () = claimed => {}
+        }
+    }
+    let given_up = async { while ask(&bed.peers[2], &by, "/use", "mine").await.text != "three" {} };
+    tokio::time::timeout(bed::PATIENCE, given_up).await.expect("it is anybody's again");
 }
 
 #[tokio::test]

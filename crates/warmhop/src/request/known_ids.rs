@@ -14,6 +14,11 @@ const KNOWN_IDS_MAX: usize = 65_536;
 /// How long a cached entry is used. While a session is in use its register is read this often,
 /// which extends the register's life.
 const KNOWN_FOR: Duration = Duration::from_secs(10);
+/// How many claims of ids may be unconfirmed at once, or have come to nothing within [`IN_VAIN_FOR`]: so
+/// many of one app, and so many of one client. What remains of such a register is kept for that long.
+const IN_VAIN_MAX: u32 = 1024;
+const IN_VAIN_OF_CLIENT_MAX: u32 = 64;
+const IN_VAIN_FOR: Duration = Duration::from_secs(60);
 
 /// An app's own id: a digest, so that nobody who sees the key can use the session.
 pub(crate) type IdKey = [u8; 32];
@@ -67,7 +72,17 @@ pub(crate) struct KnownIds {
     /// When a copy of an app last ceased to be ready, or was found not to be: others may have taken
     /// over its sessions since. Only for this peer's own apps.
     unready: Mutex<HashMap<AppName, Now>>,
+    in_vain: Mutex<HashMap<AppName, InVain>>,
     silences: Mutex<Silences>,
+}
+
+/// The claims of ids that no answer has confirmed, since the count last began anew.
+#[derive(Default)]
+struct InVain {
+    since: Now,
+    all: u32,
+    /// Clients without any are not in it.
+    by_client: HashMap<u64, u32>,
 }
 
 /// When peers last fell silent, or were heard again: others may have taken over their sessions
@@ -120,6 +135,37 @@ impl KnownIds {
         is_fresh.then(|| known.clone())
     }
 
+    /// Counts one more claim of an id; false if too many have come to nothing lately. Each costs two
+    /// changes of a register, so a client that makes up ids which its app refuses gets no more of them.
+    pub(crate) fn may_claim(&self, app: &AppName, client: u64, now: Now) -> bool {
+        let mut apps = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        let counted = apps.entry(app.clone()).or_default();
+        if now.since(counted.since) >= IN_VAIN_FOR {
+            *counted = InVain { since: now, ..InVain::default() };
+        }
+        let of_client = counted.by_client.get(&client).copied().unwrap_or(0);
+        let may = counted.all < IN_VAIN_MAX && of_client < IN_VAIN_OF_CLIENT_MAX;
+        if may {
+            counted.all += 1;
+            counted.by_client.insert(client, of_client + 1);
+        }
+        may
+    }
+
+    /// An answer has confirmed a claim.
+    pub(crate) fn confirm_claim(&self, app: &AppName, client: u64) {
+        let mut apps = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(counted) = apps.get_mut(app)
+            && let Some(of_client) = counted.by_client.get_mut(&client)
+        {
+            *of_client -= 1;
+            counted.all -= 1;
+            if *of_client == 0 {
+                counted.by_client.remove(&client);
+            }
+        }
+    }
+
     pub(crate) fn put(&self, key: IdKey, learnt: Known, now: Now) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= KNOWN_IDS_MAX && !known.contains_key(&key) {
@@ -155,6 +201,26 @@ mod tests {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&number.to_be_bytes());
         key
+    }
+
+    #[test]
+    fn claims_that_come_to_nothing_are_bounded_for_each_client_and_for_all() {
+        let (app, other) = (AppName::new("a").unwrap(), AppName::new("b").unwrap());
+        let known = KnownIds::default();
+        for _ in 0..10 * IN_VAIN_OF_CLIENT_MAX {
+            assert!(known.may_claim(&app, 1, Now(5)));
+            known.confirm_claim(&app, 1);
+        }
+        let claims = |client: u64, at: u64| {
+            (0..IN_VAIN_MAX).filter(|_| known.may_claim(&app, client, Now(at))).count()
+        };
+        let all: usize = (1..100).map(|client| claims(client, 5)).sum();
+        assert_eq!(all, IN_VAIN_MAX as usize);
+        assert_eq!(known.in_vain.lock().unwrap()[&app].by_client[&1], IN_VAIN_OF_CLIENT_MAX);
+        assert!(known.may_claim(&other, 1, Now(5)));
+        known.confirm_claim(&app, 1);
+        assert_eq!(claims(1, 59_999), 1);
+        assert_eq!(claims(1, 60_000), IN_VAIN_OF_CLIENT_MAX as usize);
     }
 
     #[test]

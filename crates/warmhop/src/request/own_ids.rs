@@ -7,8 +7,9 @@
 //!
 //! An id that a request has and nobody knows is claimed for the copy that is to serve the request,
 //! *before* it goes there: so of requests that reach several peers at once, all go to the copy that one
-//! of them recorded. An answer with an error gives up the claim, unless another request has used the
-//! session by then.
+//! of them recorded. An answer with an error gives up the claim, and so does the request's end without an
+//! answer, unless another request has used the session by then. If many claims come to nothing, further
+//! new ids of that client are recorded with the answer alone: ids that the app refuses leave no registers.
 //!
 //! If that copy is gone, the peer that gets a request for the session chooses another, one of the
 //! newest version that is ready, and records that *before* it sends the request there, by replacing
@@ -21,6 +22,7 @@ use std::time::Duration;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, SET_COOKIE};
 use http::{HeaderMap, Uri};
 use http_body::Body as _;
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 use warmhop_core::affinity::{Entry, Kind};
@@ -68,8 +70,45 @@ struct Brought {
     in_path: bool,
     /// Its register was read and is empty.
     is_new: bool,
-    /// The version of the register, if this request recorded in it which copy serves it first.
-    claimed: Option<u64>,
+    /// If this request recorded in the register which copy serves it first.
+    claimed: Option<Claim>,
+}
+
+/// A record of the copy that is to serve the first request with an id. It is given up when this is dropped,
+/// as when the client leaves.
+struct Claim {
+    node: Arc<Node>,
+    key: IdKey,
+    /// The register's version; `None` once the record was given up or confirmed.
+    version: Option<u64>,
+    app: AppName,
+    client: u64,
+}
+
+impl Claim {
+    /// Waits until the record is gone. If another request has used the session meanwhile, the register has
+    /// another version, and stays.
+    async fn give_up(mut self) {
+        if let Some(version) = self.version.take() {
+            empty(&self.node, &self.key, version).await;
+        }
+    }
+
+    fn confirm(mut self) {
+        self.version = None;
+        self.node.known_ids.confirm_claim(&self.app, self.client);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(version) = self.version.take()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let (node, key) = (Arc::clone(&self.node), self.key);
+            runtime.spawn(async move { empty(&node, &key, version).await });
+        }
+    }
 }
 
 /// A request's session that is known by an app's own id.
@@ -157,7 +196,8 @@ impl OwnSession {
 
     /// Records which copy is to serve a request with an id that nobody knows, before it is sent
     /// there, and returns the session: at the copy where the request would go, or at that which another peer
-    /// recorded first. Waits until one is ready.
+    /// recorded first. Waits until one is ready. `None` if it is served anywhere, and recorded with the
+    /// answer.
     ///
     /// # Errors
     /// If the request can go nowhere.
@@ -174,8 +214,28 @@ impl OwnSession {
         let placing = Placing::first(slot, Arrived::AtFrontDoor);
         let place = node.place(&placing, &mut call.waits, tracing).await?;
         let Some(holder) = holder_at(node, slot, place) else { return Ok(None) };
-        let claimed = within_time(record_first(node, slot, &brought.key, holder)).await;
-        (brought.known, brought.claimed) = claimed.unwrap_or_default();
+        let client = call.waits.flow.client;
+        if !node.known_ids.may_claim(slot.name(), client, node.clock.now()) {
+            return Ok(None);
+        }
+        // A task of its own: what it records while the client leaves is given up.
+        let claiming = {
+            let (node, slot, key) = (Arc::clone(node), Arc::clone(slot), brought.key);
+            async move {
+                let asked = record_first(&node, &slot, &key, holder);
+                let (known, version) = within_time(asked).await.unwrap_or_default();
+                let app = slot.name().clone();
+                (known, Claim { node, key, version, app, client })
+            }
+        };
+        if let Ok((known, claim)) = tokio::spawn(claiming).await {
+            brought.known = known;
+            match claim.version {
+                Some(_) => brought.claimed = Some(claim),
+                // It belongs to another peer's request.
+                None => claim.confirm(),
+            }
+        }
         Ok(self.entry(node))
     }
 
@@ -191,8 +251,8 @@ impl OwnSession {
         // An app that does not know such a session answers with an error: then none is recorded
         // here.
         if status.is_client_error() || status.is_server_error() {
-            if let Some(Brought { key, claimed: Some(version), .. }) = &self.brought {
-                give_up(node, key, *version).await;
+            if let Some(Brought { claimed: Some(claim), .. }) = self.brought {
+                claim.give_up().await;
             }
             return;
         }
@@ -204,12 +264,11 @@ impl OwnSession {
                 note(node, &self.app, issued, &holder, When::Always).await;
             }
         }
-        if let Some(Brought { key, known: before, claimed, .. }) = self.brought
-            && before.as_ref().is_none_or(|known| {
-                let is_settled = claimed.is_some() || !known.holder.is_claim();
-                !(known.holder.is(&holder) && is_settled)
-            })
-        {
+        let Some(Brought { key, known: before, claimed, .. }) = self.brought else { return };
+        let is_settled = before.as_ref().is_some_and(|known| {
+            known.holder.is(&holder) && (claimed.is_some() || !known.holder.is_claim())
+        });
+        if !is_settled {
             if let Some(Known { holder: before, .. }) = &before {
                 let is_another =
                     before.peer != holder.peer || before.incarnation != holder.incarnation;
@@ -224,6 +283,9 @@ impl OwnSession {
                 Some(Known { version, .. }) => When::Version(version),
             };
             note(node, &self.app, key, &holder, when).await;
+        }
+        if let Some(claim) = claimed {
+            claim.confirm();
         }
     }
 
@@ -406,9 +468,8 @@ async fn record_first(
     Ok((None, None))
 }
 
-/// Empties the register of an id that was recorded for a request which its app answered with an error.
-/// If another request has used the session meanwhile, the register has another version.
-async fn give_up(node: &Arc<Node>, key: &IdKey, version: u64) {
+/// Empties the register of an id, unless it has another version by now.
+async fn empty(node: &Arc<Node>, key: &IdKey, version: u64) {
     if let Some(registers) = registers(node) {
         within_time(registers.delete(key, When::Version(version))).await;
     }
