@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::about::{Introduced, refuse_user};
@@ -35,8 +36,11 @@ use super::{listeners, loud};
 
 /// How much room a client's first read has, in bytes.
 const FIRST_READ_BYTES: usize = 4096;
-/// How much is read at once, in bytes.
+/// How much is read at once, in bytes; of a request of which so much has arrived, further parts are read in
+/// turn.
 const READ_BYTES: usize = 16 * 1024;
+/// How much of a long request is read at once, in bytes.
+const LONG_READ_BYTES: usize = 64 * 1024;
 /// How long a request may take from its first byte to its last.
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 /// How long, and up to how many bytes, the endpoint goes on reading from a client that got an error
@@ -94,7 +98,7 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
         match end {
             BatchEnd::MoreIsThere => continue,
             BatchEnd::Close => {
-                return see_off(stream, incoming.bytes, LAST_WORDS_WITHIN).await;
+                return see_off(stream, incoming.bytes, LAST_WORDS_WITHIN, shared).await;
             }
             BatchEnd::ReadMore => {}
         }
@@ -144,12 +148,12 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
                 // What it holds is given back at once.
                 (incoming, client.transaction) = (Incoming::default(), None);
                 under_way.write(&mut stream, &mut outgoing, &client.holding).await?;
-                return see_off(stream, incoming.bytes, LAST_WORDS_WITHIN).await;
+                return see_off(stream, incoming.bytes, LAST_WORDS_WITHIN, shared).await;
             }
             // The client has read the last replies by now, or never will.
             ReadEnd::Leaves if answered.elapsed() > LAST_ANSWERS_WITHIN => return Ok(()),
             ReadEnd::Leaves => {
-                return see_off(stream, incoming.bytes, LAST_ANSWERS_WITHIN).await;
+                return see_off(stream, incoming.bytes, LAST_ANSWERS_WITHIN, shared).await;
             }
         }
     }
@@ -160,14 +164,14 @@ async fn see_off(
     mut stream: TcpStream,
     mut incoming: BytesMut,
     within: Duration,
+    shared: &Shared,
 ) -> io::Result<()> {
     stream.shutdown().await?;
     let rest = async {
         let mut left = LAST_WORDS_BYTES_MAX;
         while left > 0 {
             incoming.clear();
-            incoming.reserve(READ_BYTES);
-            match stream.read_buf(&mut incoming).await? {
+            match read_in_turn(&stream, &mut incoming, &shared.long_reads).await? {
                 0 => break,
                 read => left = left.saturating_sub(read),
             }
@@ -175,6 +179,27 @@ async fn see_off(
         Ok(())
     };
     timeout(within, rest).await.unwrap_or(Ok(()))
+}
+
+/// Reads a part of a long request once it is its client's turn. All clients that send such parts take
+/// turns, one in each round of this thread's runtime: however many they are, the commands of others are
+/// not kept waiting by more than one part. If it is dropped, nothing was read.
+async fn read_in_turn(
+    stream: &TcpStream,
+    incoming: &mut BytesMut,
+    turns: &Semaphore,
+) -> io::Result<usize> {
+    loop {
+        stream.readable().await?;
+        let Ok(_turn) = turns.acquire().await else { return Ok(0) };
+        // The next turn is in the next round.
+        tokio::task::yield_now().await;
+        incoming.reserve(LONG_READ_BYTES);
+        match stream.try_read_buf(&mut (&mut *incoming).limit(LONG_READ_BYTES)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return read,
+        }
+    }
 }
 
 /// How reading ended.
@@ -203,12 +228,24 @@ async fn read(
     let late = Instant::now() + REQUEST_WITHIN;
     loop {
         holding.requests(kept + incoming.bytes.len());
-        incoming.bytes.reserve(READ_BYTES);
+        // What has arrived when the peer leaves is read at once.
+        let is_long =
+            (passed_over || incoming.bytes.len() >= READ_BYTES) && !shared.leaving.is_cancelled();
+        let reading = async {
+            if is_long {
+                return read_in_turn(stream, &mut incoming.bytes, &shared.long_reads).await;
+            }
+            incoming.bytes.reserve(READ_BYTES);
+            stream.read_buf(&mut (&mut incoming.bytes).limit(READ_BYTES)).await
+        };
         let read = tokio::select! {
             // First: what has arrived is answered before the peer leaves.
             biased;
-            read = stream.read_buf(&mut incoming.bytes) => read?,
-            () = shared.leaving.cancelled() => return Ok(ReadEnd::Leaves),
+            read = reading => read?,
+            () = shared.leaving.cancelled() => match is_long {
+                true => continue,
+                false => return Ok(ReadEnd::Leaves),
+            },
             // An idle connection of a pool may wait for as long as it likes.
             () = sleep_until(late), if begun => return Ok(ReadEnd::TooLate),
             () = holding.ended(), if holding.is_counted() => return Ok(ReadEnd::TooMuch),
@@ -637,4 +674,44 @@ fn discarded_because(refused: &Reply) -> Reply {
         _ => "",
     };
     Reply::error("EXECABORT", format!("Transaction discarded because of: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn of_all_that_send_long_requests_one_has_a_part_read_in_each_round() {
+        const CLIENTS: usize = 20;
+        const EACH: usize = 512 * 1024;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (turns, read) = (Arc::new(Semaphore::new(1)), Arc::new(AtomicUsize::new(0)));
+        let mut senders = Vec::new();
+        for _ in 0..CLIENTS {
+            let mut sender = TcpStream::connect(addr).await.unwrap();
+            let (receiver, _) = listener.accept().await.unwrap();
+            senders.push(tokio::spawn(async move { sender.write_all(&vec![0; EACH]).await }));
+            let (turns, read) = (Arc::clone(&turns), Arc::clone(&read));
+            tokio::spawn(async move {
+                let mut incoming = BytesMut::new();
+                while let Ok(more @ 1..) = read_in_turn(&receiver, &mut incoming, &turns).await {
+                    read.fetch_add(more, Ordering::Relaxed);
+                }
+            });
+        }
+        let (mut before, mut most) = (0, 0);
+        while before < CLIENTS * EACH {
+            tokio::task::yield_now().await;
+            let now = read.load(Ordering::Relaxed);
+            most = most.max(now - before);
+            before = now;
+        }
+        // A round of this test may see the end of one turn and the begin of the next.
+        assert!(most <= 2 * LONG_READ_BYTES, "{most} bytes in one round");
+    }
 }

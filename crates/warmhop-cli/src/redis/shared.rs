@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use warmhop::Mesh;
 
@@ -30,6 +30,8 @@ pub(super) struct Shared {
     /// Which changes of keys are published.
     pub(super) events: Events,
     pub(super) ends: Ends,
+    /// Whose turn it is to have a part of a long request read.
+    pub(super) long_reads: Semaphore,
     /// The memory that clients take.
     pub(super) holdings: Arc<Holdings>,
     /// The peer, which counts the clients; absent in tests.
@@ -72,6 +74,7 @@ impl Shared {
             idle,
             events,
             ends: Ends::default(),
+            long_reads: Semaphore::new(1),
             holdings: Arc::new(Holdings::new(0)),
             mesh: None,
             leaving: CancellationToken::new(),
