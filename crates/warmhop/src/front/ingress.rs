@@ -15,6 +15,7 @@ use http::header::{CONNECTION, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::ext::Protocol;
 use tracing::{Instrument, debug_span};
+use warmhop_core::affinity::Entry;
 use warmhop_core::config::SessionMode;
 use warmhop_core::problem::ProblemKind;
 use warmhop_core::view::AppState;
@@ -36,9 +37,10 @@ use crate::http::interim::Interim;
 use crate::http::spare;
 use crate::observe::lines::Refused;
 use crate::observe::recall::Tracing;
-use crate::request::call::user_agent;
+use crate::request::call::{Call, user_agent};
 use crate::request::matches::Matched;
 use crate::request::node::Node;
+use crate::request::own_ids::OwnSession;
 use crate::request::portable::Subject;
 use crate::request::problem::Problem;
 use crate::request::served::Served;
@@ -258,12 +260,14 @@ impl Ingress {
             *entry = Box::pin(own.claim(node, slot, call, tracing)).await?;
             call.version = entry.as_ref().and_then(|entry| entry.version.clone());
         }
-        let entry = entry.as_ref();
         let served = if *mode == SessionMode::Portable {
+            let entry = entry.as_ref();
             let portable = prepare::portable(slot, call, key.as_deref(), entry);
             Box::pin(node.serve_portable(&portable, call, Subject::Token(entry), tracing)).await
+        } else if let Some(own) = own {
+            Box::pin(self.serve_by_own_id(slot, call, entry, own, tracing)).await
         } else {
-            node.serve_plain(slot, call, entry, tracing).await
+            node.serve_plain(slot, call, entry.as_ref(), tracing).await
         };
         // An app with a broken body can only fail, even in the middle of an answer.
         if let Some(error) = broke.as_ref().and_then(|broke| broke.get()) {
@@ -271,13 +275,36 @@ impl Ingress {
         }
         let mut served = served?;
         spare::keep(std::mem::take(&mut call.fields));
-        served.name_version(entry);
+        served.name_version(entry.as_ref());
         if let Some(own) = own.take() {
             Box::pin(own.served(node, &mut served)).await;
         }
         Ok(served)
     }
+
+    /// Serves a request whose session is known by an id of the app's own. If the copy that holds it is
+    /// lost, the next one is recorded before the request goes there: so all peers go to the same one.
+    async fn serve_by_own_id(
+        &self,
+        slot: &Arc<Slot>,
+        call: &mut Call,
+        entry: &mut Option<Entry>,
+        own: &mut OwnSession,
+        tracing: &mut Tracing,
+    ) -> Result<Served, Problem> {
+        let mut lost = Vec::new();
+        loop {
+            call.moves_first = entry.is_some() && lost.len() < LOST_MAX;
+            let served = self.node.serve_plain(slot, call, entry.as_ref(), tracing).await;
+            let Some(peer) = call.lost.take() else { return served };
+            lost.push(peer);
+            *entry = Box::pin(own.succeed(&self.node, slot, &lost)).await;
+        }
+    }
 }
+
+/// How many copies of a pinned session may be lost while one request looks for it.
+const LOST_MAX: usize = 3;
 
 /// Makes the request's host agree with its target; false if it has not exactly one host.
 fn settle_host(request: &mut Request<Body>) -> bool {

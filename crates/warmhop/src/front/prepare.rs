@@ -292,6 +292,8 @@ fn call(
         version: None,
         counts_on: None,
         interim: None,
+        moves_first: false,
+        lost: None,
     };
     call.waits.never_wakes = !call.wakes(&spec.policy.wake);
     call

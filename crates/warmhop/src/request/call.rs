@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use warmhop_core::config::{SessionMode, WakePolicy};
-use warmhop_core::ids::RequestId;
+use warmhop_core::ids::{PeerId, RequestId};
 use warmhop_core::route::{Attempted, may_retry};
 use warmhop_core::version::AppVersion;
 
@@ -73,6 +73,10 @@ pub(crate) struct Call {
     pub(crate) counts_on: Option<AppVersion>,
     /// The way to its client for interim responses, if that can get any.
     pub(crate) interim: Option<Interim>,
+    /// If the copy that its session is pinned to is lost, another is to be recorded before it goes on.
+    pub(crate) moves_first: bool,
+    /// The peer of that copy, once it is lost.
+    pub(crate) lost: Option<PeerId>,
 }
 
 impl Call {

@@ -172,7 +172,7 @@ impl OwnSession {
         brought.known = match known.filter(|known| is_up(node, slot, &known.holder)) {
             Some(known) => Some(known),
             None => {
-                let found = within_time(look_up_or_succeed(node, slot, &brought.key)).await;
+                let found = within_time(look_up_or_succeed(node, slot, &brought.key, &[])).await;
                 brought.is_new = found == Some(None);
                 found.flatten()
             }
@@ -237,6 +237,21 @@ impl OwnSession {
             }
         }
         Ok(self.entry(node))
+    }
+
+    /// Records another copy for a session whose copies at the `lost` peers cannot be reached, or finds the
+    /// one that another peer has recorded. `None` if that takes too long: then any copy serves the request.
+    pub(crate) async fn succeed(
+        &mut self,
+        node: &Arc<Node>,
+        slot: &Slot,
+        lost: &[PeerId],
+    ) -> Option<Entry> {
+        let brought = self.brought.as_mut()?;
+        let found = within_time(look_up_or_succeed(node, slot, &brought.key, lost)).await;
+        let next = found.flatten().filter(|next| !lost.contains(&next.holder.peer))?;
+        brought.known = Some(next);
+        self.entry(node)
     }
 
     /// Records who served the request, before its client knows: for an id in the answer, or for one
@@ -413,11 +428,13 @@ async fn within_time<T>(asked: impl Future<Output = Result<T, RegisterError>>) -
     None
 }
 
-/// The holder of the session; if that copy is gone, another ready one is recorded as the holder.
+/// The holder of the session; if that copy is gone, or at a `lost` peer, another ready one is recorded as
+/// the holder.
 async fn look_up_or_succeed(
     node: &Arc<Node>,
     slot: &Slot,
     key: &IdKey,
+    lost: &[PeerId],
 ) -> Result<Option<Known>, RegisterError> {
     let Some(registers) = registers(node) else { return Ok(None) };
     let read =
@@ -425,7 +442,7 @@ async fn look_up_or_succeed(
     let mut known = registers.get(key).await?.and_then(read);
     for _ in 0..CLAIMS_MAX {
         let Some(before) = &known else { return Ok(None) };
-        let Some(next) = successor(node, slot, &before.holder) else { break };
+        let Some(next) = successor(node, slot, &before.holder, lost) else { break };
         let Ok(bytes) = wire::encode(&next, HOLDER_BYTES_MAX) else { break };
         let when = When::Version(before.version);
         let change = registers.put(key, bytes, Expires::Default, when).await?;
@@ -461,7 +478,7 @@ async fn record_first(
             Ok(_) | Err(RegisterError::Unavailable(_) | RegisterError::OutcomeUnknown(_)) => {}
             Err(error) => return Err(error),
         }
-        if let Some(known) = look_up_or_succeed(node, slot, key).await? {
+        if let Some(known) = look_up_or_succeed(node, slot, key, &[]).await? {
             return Ok((Some(known), None));
         }
     }
@@ -502,14 +519,15 @@ fn remember(node: &Node, key: IdKey, known: Known) {
 /// The next holder of a session whose holder is gone: this peer, or the first by name, of those
 /// whose copy is ready and of the newest version. `None` if that copy is there after all, or there
 /// is no other.
-fn successor(node: &Node, slot: &Slot, gone: &Holder) -> Option<Holder> {
-    if is_up(node, slot, gone) {
+fn successor(node: &Node, slot: &Slot, gone: &Holder, lost: &[PeerId]) -> Option<Holder> {
+    if is_up(node, slot, gone) && !lost.contains(&gone.peer) {
         return None;
     }
     let view = node.view();
     let own = (slot.state() == AppState::Ready && !node.is_draining())
         .then(|| (node.me.clone(), node.incarnation, slot.copy_news().version));
-    let others = view.ready_peers(slot.name()).filter(|(_, belief)| may_count_on(belief));
+    let others = view.ready_peers(slot.name());
+    let others = others.filter(|(peer, belief)| may_count_on(belief) && !lost.contains(peer));
     let others = others.map(|(peer, belief)| {
         let version = belief.apps.get(slot.name()).and_then(|app| app.news.version.clone());
         (peer.clone(), belief.news.incarnation, version)

@@ -288,6 +288,8 @@ impl Node {
             // A streamed body comes only once, and must not be lost.
             counts_on: received.counts_on.filter(|_| !received.asks_go),
             interim: interims.as_ref().map(Queue::begin),
+            moves_first: false,
+            lost: None,
         };
         let (slot, kind) = (&received.slot, received.kind);
         let of = OfHop { from: &received.from, slot, asked_go: received.asks_go };

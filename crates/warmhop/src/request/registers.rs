@@ -589,6 +589,8 @@ impl Registers {
             version: None,
             counts_on: None,
             interim: None,
+            moves_first: false,
+            lost: None,
         }
     }
 

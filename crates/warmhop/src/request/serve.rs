@@ -475,6 +475,10 @@ impl Node {
                             let broke = !matches!(error, HopError::Refused(..)) && holder.is_some();
                             failed = self.after_failed_hop(slot, call, &to, error, false)?;
                             if !broke || std::mem::replace(&mut went_round, true) {
+                                if call.moves_first && holder.is_some() {
+                                    call.lost = Some(to);
+                                    return Err(failed.unwrap_or_else(gave_up));
+                                }
                                 tried.push(to);
                             }
                         }
