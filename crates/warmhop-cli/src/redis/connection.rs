@@ -22,7 +22,7 @@ use super::about::{Introduced, refuse_user};
 use super::arguments::{checked_channel, checked_key, word, wrong_count};
 use super::cmd::{AT_ONCE, Run, find};
 use super::counts::BYTES;
-use super::engine::{Database, Request, Watched};
+use super::engine::{Absent, CHANGED, Database, Request, Watched};
 use super::frame::{Incoming, Oversized, ProtocolError, Reply};
 use super::holdings::Holding;
 use super::info::CONNECTED;
@@ -579,6 +579,7 @@ impl Client {
         if self.watched.len() + keys.len() > WATCHED_MAX {
             return Reply::error("ERR", format!("at most {WATCHED_MAX} keys can be watched"));
         }
+        self.note_found();
         for key in keys {
             if let Err(refused) = checked_key(key) {
                 return refused;
@@ -593,7 +594,20 @@ impl Client {
                 Err(failed) => return failed,
             }
         }
+        let absent = self.watched.iter().filter(|(_, held)| held.is_none());
+        let absent = absent.map(|(name, _)| Absent { name: name.clone(), found: false.into() });
+        Arc::make_mut(&mut self.database).absent = absent.collect();
         Reply::OK
+    }
+
+    /// Notes which watched registers were empty, and were found otherwise since.
+    fn note_found(&mut self) {
+        for absent in self.database.absent.iter().filter(|it| it.found.load(Ordering::Relaxed)) {
+            let watched = self.watched.iter_mut().find(|(name, _)| *name == absent.name);
+            if let Some((_, held @ None)) = watched {
+                *held = CHANGED;
+            }
+        }
     }
 
     /// Keeps a command for EXEC.
@@ -634,6 +648,7 @@ impl Client {
     }
 
     async fn exec(&mut self) -> Reply {
+        self.note_found();
         let watched = std::mem::take(&mut self.watched);
         let Some(transaction) = self.transaction.take() else {
             return Reply::error("ERR", "EXEC without MULTI");

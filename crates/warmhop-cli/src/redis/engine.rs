@@ -74,6 +74,15 @@ pub(super) struct Database {
     pub(super) library: Arc<str>,
     /// What its client watches, while a transaction runs.
     pub(super) guards: Arc<[Guard]>,
+    /// The registers that were empty when its client began to watch them.
+    pub(super) absent: Arc<[Absent]>,
+}
+
+/// A register that was empty when a client began to watch it. Once it is deleted again nothing shows that it
+/// was not empty all the time: so it is noted if a command of that client finds it otherwise.
+pub(super) struct Absent {
+    pub(super) name: Bytes,
+    pub(super) found: AtomicBool,
 }
 
 /// A register that a client watches. The transaction's first change of it also compares that it
@@ -87,6 +96,9 @@ pub(super) struct Guard {
 
 /// What a watched register held: its version, or nothing.
 pub(super) type Watched = Option<u64>;
+
+/// What a watched register held that has changed since: no register has this version.
+pub(super) const CHANGED: Watched = Some(0);
 
 /// Why a command was not carried out.
 pub(super) enum Stop {
@@ -197,6 +209,7 @@ impl Database {
             index: 0,
             library: Arc::default(),
             guards: Arc::default(),
+            absent: Arc::default(),
         }
     }
 
@@ -212,6 +225,11 @@ impl Database {
     }
 
     fn open(&self, name: &Bytes, known: &Known) -> Result<Room, Reply> {
+        if known.is_some()
+            && let Some(absent) = self.absent.iter().find(|it| it.name == *name)
+        {
+            absent.found.store(true, Ordering::Relaxed);
+        }
         let held = known.as_ref().map(|(bytes, _, expires)| (bytes.clone(), *expires));
         let unreadable = || Reply::error("ERR", "the key holds what this version cannot read");
         let mut room = Room::with_ended(name, held, self.now()).ok_or_else(unreadable)?;

@@ -31,6 +31,33 @@ async fn a_watched_key_that_changed_stops_the_transaction() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watched_key_that_was_absent_has_changed_once_its_client_has_found_it() {
+    let (_mesh, mut it) = endpoint().await;
+    let mut other = Client(TcpStream::connect(it.0.peer_addr().unwrap()).await.unwrap());
+    for finds in ["GET a", "EVAL return(redis.call('GET',KEYS[1])) 1 a"] {
+        if cfg!(not(feature = "lua")) && finds.starts_with("EVAL") {
+            continue;
+        }
+        it.asks("WATCH a", "+OK\r\n").await;
+        it.asks(finds, "$-1\r\n").await;
+        other.asks("SET a seen", "+OK\r\n").await;
+        it.asks(finds, bulk("seen")).await;
+        other.asks("DEL a", ":1\r\n").await;
+        // Another watch is none the wiser about it.
+        it.asks("WATCH a b", "+OK\r\n").await;
+        it.asks("MULTI", "+OK\r\n").await;
+        it.asks("SET a mine", "+QUEUED\r\n").await;
+        it.asks("EXEC", "*-1\r\n").await;
+        // What it found before is forgotten then.
+        it.asks("WATCH a", "+OK\r\n").await;
+        it.asks("MULTI", "+OK\r\n").await;
+        it.asks("SET a mine", "+QUEUED\r\n").await;
+        it.asks("EXEC", "*1\r\n+OK\r\n").await;
+        it.asks("DEL a", ":1\r\n").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watched_key_is_compared_until_it_is_changed_whatever_is_asked_of_it_before() {
     let (_mesh, mut it) = endpoint().await;
     // An answer of nothing is no sign that the key was changed by another.
