@@ -315,6 +315,7 @@ async fn read_head(
             head = &mut frame => head,
             () = lease.fell_silent(SILENT_AFTER) => match on_silence {
                 OnSilence::GoElsewhere => return Err(broken("the peer fell silent")),
+                // If it stays silent, the link is closed.
                 OnSilence::WaitOn => frame.await,
             },
         };

@@ -200,6 +200,7 @@ async fn watch_silence(shared: Arc<Shared>, link: Arc<Link>) {
             _ = link.conn.closed() => return,
         }
         let before = link.conn.stats().udp_rx.datagrams;
+        link.silenced.notify_waiters();
         if is_current() {
             shared.handler.on_liveness(peer, life, Heard::Suspect);
         }

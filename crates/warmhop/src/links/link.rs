@@ -40,6 +40,10 @@ const GOSSIP_QUEUE_MAX: usize = 4;
 /// memory, used or not, so the allowance grows with use.
 pub(crate) const HOPS_AT_FIRST: u32 = 128;
 
+/// For how long nothing comes on a link before a hop that has been under way for a while finds it silent:
+/// twice as long as until the next keep-alive, and some.
+const SILENT_LATER: Duration = Duration::from_millis(1300);
+
 /// How late a timer may fire in a process that was not suspended.
 const LATE_MAX: Duration = Duration::from_millis(50);
 
@@ -64,8 +68,10 @@ pub(crate) struct Link {
     pub(super) hops_out: AtomicUsize,
     pub(super) hop_ended: Notify,
     pub(super) draining: AtomicBool,
-    /// Notified when nothing came on it after a hop began.
+    /// Notified when a hop has found that nothing comes on it.
     pub(super) suspected: Notify,
+    /// Notifies all hops of that.
+    pub(super) silenced: Notify,
 }
 
 /// When the certificates that a link was made with end.
@@ -119,26 +125,32 @@ impl HopLease {
         self.link.conn.open_bi().await
     }
 
-    /// Resolves if nothing at all arrives on the link within `span`. Bytes that a hop has just sent are
+    /// Resolves once nothing at all has arrived on the link for `span` from now, or later for twice as long as a
+    /// keep-alive takes to be answered, or once another hop has found that. Bytes that a hop has just sent are
     /// acknowledged within a round trip, and are retransmitted several times within `span`. So a peer that
     /// stays this silent is dead, stopped, cut off or very busy, which is noticed long before the idle timer
     /// fires: from then on it is suspect, and if it stays silent, the link is closed.
     pub(crate) async fn fell_silent(&self, span: Duration) {
+        tokio::select! {
+            () = self.finds_silence(span) => self.link.suspected.notify_one(),
+            () = self.link.silenced.notified() => {}
+        }
+    }
+
+    async fn finds_silence(&self, mut span: Duration) {
         let conn = &self.link.conn;
-        let before = conn.stats().udp_rx.datagrams;
         loop {
-            let began = Instant::now();
+            let (before, began) = (conn.stats().udp_rx.datagrams, Instant::now());
             sleep(span).await;
-            if conn.stats().udp_rx.datagrams != before {
-                return std::future::pending().await;
-            }
             // If this process itself was suspended, bytes that arrived meanwhile have not been read
             // yet.
-            if began.elapsed() < span + LATE_MAX {
-                break;
+            let was_awake = began.elapsed() < span + LATE_MAX;
+            if conn.stats().udp_rx.datagrams != before {
+                span = SILENT_LATER;
+            } else if was_awake {
+                return;
             }
         }
-        self.link.suspected.notify_one();
     }
 }
 
@@ -180,6 +192,7 @@ impl Link {
             hop_ended: Notify::new(),
             draining: AtomicBool::new(false),
             suspected: Notify::new(),
+            silenced: Notify::new(),
         });
         (link, Queues { lane: lane_out, gossip: gossip_out })
     }

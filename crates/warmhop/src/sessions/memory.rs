@@ -87,6 +87,11 @@ impl Memory {
         bytes <= held || at_most <= bytes_max && rest <= bytes_max - bytes_max / KEPT_FREE
     }
 
+    /// Whether half of the room is used.
+    pub(crate) fn is_half_full(&self) -> bool {
+        self.bytes() >= self.bytes_max() / 2
+    }
+
     /// Whether the room is full, so that nothing may begin that would use more.
     pub(crate) fn is_full(&self) -> bool {
         let bytes = self.bytes();

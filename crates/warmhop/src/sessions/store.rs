@@ -618,6 +618,10 @@ impl Store {
     /// Whether a request of `key` that arrived at this peer, which does not own it, with `n` in
     /// its token, should bring the ownership here.
     pub(crate) fn should_move(&self, key: &SessionKey, n: u64) -> bool {
+        // It is not known how large it is.
+        if self.memory.is_half_full() {
+            return false;
+        }
         let mut stripe = self.stripe(key);
         let now = self.clock.now();
         let counter = stripe.moves.get_or_insert_mut(key.clone(), MoveCounter::new);
