@@ -138,13 +138,7 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
         match arrived {
             ReadEnd::Some => {}
             ReadEnd::TooLate | ReadEnd::TooMuch => {
-                let why = match arrived {
-                    ReadEnd::TooLate => {
-                        Reply::error("ERR", "Protocol error: the request took too long")
-                    }
-                    _ => Reply::error("OOM", "this client holds the most of what all may hold"),
-                };
-                why.put(version, &mut outgoing);
+                arrived.why().put(version, &mut outgoing);
                 // What it holds is given back at once.
                 (incoming, client.transaction) = (Incoming::default(), None);
                 under_way.write(&mut stream, &mut outgoing, &client.holding).await?;
@@ -212,6 +206,16 @@ enum ReadEnd {
     TooMuch,
     /// Nothing, and the peer leaves.
     Leaves,
+}
+
+impl ReadEnd {
+    /// The last reply to a client that is disconnected.
+    fn why(&self) -> Reply {
+        match self {
+            Self::TooMuch => Reply::error("OOM", "this client holds the most of what all may hold"),
+            _ => Reply::error("ERR", "Protocol error: the request took too long"),
+        }
+    }
 }
 
 /// Reads until something arrives, or, if a request has begun, until all of it has. Of a request

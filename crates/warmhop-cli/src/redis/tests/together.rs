@@ -43,7 +43,7 @@ async fn a_watched_key_that_was_absent_has_changed_once_its_client_has_found_it(
         other.asks("SET a seen", "+OK\r\n").await;
         it.asks(finds, bulk("seen")).await;
         other.asks("DEL a", ":1\r\n").await;
-        // Another watch is none the wiser about it.
+        // To watch another key as well changes nothing.
         it.asks("WATCH a b", "+OK\r\n").await;
         it.asks("MULTI", "+OK\r\n").await;
         it.asks("SET a mine", "+QUEUED\r\n").await;
