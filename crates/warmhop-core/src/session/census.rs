@@ -457,7 +457,7 @@ impl Roll {
             ([_, _], 0) | ([_], 1) if mutant::on(Mutant::MissTwo) => true,
             ([_, _], 0) | ([_], 1) => {
                 let is_reborn = missed.iter().any(|peer| self.forgot(*peer));
-                majority && !is_reborn && missed.iter().any(|peer| absent(peer))
+                majority && !is_reborn && missed.iter().any(absent)
             }
             _ => false,
         }

@@ -211,24 +211,7 @@ impl Tables {
         if !actions.is_empty() {
             return actions;
         }
-        for id in &world.wire {
-            let envelope = self.envelope(*id);
-            if setup.cut.contains(&(slot_of(envelope.from), slot_of(envelope.to))) {
-                continue;
-            }
-            let addressee = self.peer(world.peers[usize::from(slot_of(envelope.to))]);
-            let invites = matches!(envelope.what, What::Protocol(Message::Invite { .. }));
-            if addressee.inc != envelope.to {
-                actions.push(Action::DeadLetter(*id));
-            } else if !invites || self.may_take_over(world, slot_of(envelope.to)) {
-                actions.push(Action::Deliver(*id));
-            }
-            let full = setup.full.contains(&slot_of(envelope.to));
-            let spent = world.spent[Budget::Refusals as usize];
-            if full && spent < setup.refusals && offers_a_copy(&envelope.what) {
-                actions.push(Action::Refuse(*id));
-            }
-        }
+        self.let_messages_arrive(world, &mut actions);
         actions.extend(world.runs.iter().map(|id| Action::End(*id)));
         let clients = self.clients(world);
         for (attempt, standing) in (0_u8..).zip(&clients.attempts) {
@@ -280,6 +263,29 @@ impl Tables {
             }
         }
         actions
+    }
+
+    /// Messages arrive, or are refused for want of room.
+    fn let_messages_arrive(&self, world: &World, actions: &mut Vec<Action>) {
+        let setup = &self.setup;
+        for id in &world.wire {
+            let envelope = self.envelope(*id);
+            if setup.cut.contains(&(slot_of(envelope.from), slot_of(envelope.to))) {
+                continue;
+            }
+            let addressee = self.peer(world.peers[usize::from(slot_of(envelope.to))]);
+            let invites = matches!(envelope.what, What::Protocol(Message::Invite { .. }));
+            if addressee.inc != envelope.to {
+                actions.push(Action::DeadLetter(*id));
+            } else if !invites || self.may_take_over(world, slot_of(envelope.to)) {
+                actions.push(Action::Deliver(*id));
+            }
+            let full = setup.full.contains(&slot_of(envelope.to));
+            let spent = world.spent[Budget::Refusals as usize];
+            if full && spent < setup.refusals && offers_a_copy(&envelope.what) {
+                actions.push(Action::Refuse(*id));
+            }
+        }
     }
 
     /// The clock moves on, or a peer looks at it.
