@@ -224,12 +224,17 @@ impl Database {
         room::millis(self.registers.now())
     }
 
-    fn open(&self, name: &Bytes, known: &Known) -> Result<Room, Reply> {
+    /// Notes that a register is not empty, if its client watches it since it was.
+    fn notes_found(&self, name: &Bytes, known: &Known) {
         if known.is_some()
             && let Some(absent) = self.absent.iter().find(|it| it.name == *name)
         {
             absent.found.store(true, Ordering::Relaxed);
         }
+    }
+
+    fn open(&self, name: &Bytes, known: &Known) -> Result<Room, Reply> {
+        self.notes_found(name, known);
         let held = known.as_ref().map(|(bytes, _, expires)| (bytes.clone(), *expires));
         let unreadable = || Reply::error("ERR", "the key holds what this version cannot read");
         let mut room = Room::with_ended(name, held, self.now()).ok_or_else(unreadable)?;
@@ -431,6 +436,7 @@ impl Database {
     ) -> Result<Reply, Stop> {
         if !request.writes() {
             let known = known(self.registers.get(name).await.map_err(failed)?);
+            self.notes_found(name, &known);
             if request.spec.name == "GET" {
                 let held = known.as_ref().map(|(bytes, _, expires)| (bytes, *expires));
                 if let Some(text) = room::string_in(name, held, self.now()) {

@@ -23,7 +23,7 @@ use crate::links::wire::{
     self, CONTROL_FRAME_BYTES_MAX, FrameError, FrameReader, GOSSIP_BYTES_MAX, Hello,
     KIND_CLOCK_ANSWER, KIND_CLOCK_ASKED, KIND_GOSSIP, KIND_HOP, KIND_SESSION, NewsBatch,
 };
-use crate::links::{clocks, seeds};
+use crate::links::{clocks, seeds, session_bytes};
 
 /// The most news records in one frame. Each is below 1 KiB.
 const NEWS_PER_FRAME_MAX: usize = 60;
@@ -317,7 +317,7 @@ async fn accept_streams(shared: Arc<Shared>, link: Arc<Link>) {
 
 async fn receive_sessions(shared: &Shared, link: &Link, mut reader: FrameReader) {
     loop {
-        match reader.session().await {
+        match session_bytes::next(&mut reader).await {
             Ok(Some(frame)) => {
                 shared.counters.session_frame_received();
                 shared.handler.on_session_frame(link.peer.incarnation, frame);

@@ -16,8 +16,8 @@ use warmhop_core::session::message::{
 };
 
 use crate::links::wire::{
-    self, DecodeError, EncodeError, FRAME_HEADER_BYTES, SCRATCH_BYTES_MAX, SESSION_FRAME_BYTES_MAX,
-    SessionFrame,
+    self, DecodeError, EncodeError, FRAME_HEADER_BYTES, FrameError, FrameReader, SCRATCH_BYTES_MAX,
+    SESSION_FRAME_BYTES_MAX, SessionFrame,
 };
 
 /// The numbers of the kinds of messages, in the order of [`Message`].
@@ -69,6 +69,12 @@ pub(super) fn encoded<R>(
         SCRATCH.set(bytes);
     }
     result
+}
+
+/// The next frame of a session; `None` at the end of the stream.
+pub(super) async fn next(reader: &mut FrameReader) -> Result<Option<SessionFrame>, FrameError> {
+    let Some(frame) = reader.frame(SESSION_FRAME_BYTES_MAX).await? else { return Ok(None) };
+    Ok(Some(decode(&frame)?))
 }
 
 /// Appends the frame of a session with the length before it, as [`wire::put_frame`] does.

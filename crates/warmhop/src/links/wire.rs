@@ -30,8 +30,6 @@ use warmhop_core::ids::{Incarnation, SessionKey};
 use warmhop_core::session::message::Message;
 use warmhop_core::view::{News, PeerNews};
 
-use crate::links::session_bytes;
-
 /// A peer of another version gets an error that says so, and no link.
 pub(crate) const PROTOCOL_VERSION: u16 = 10;
 
@@ -353,12 +351,6 @@ impl FrameReader {
             Some(frame) => Ok(Some(decode::<T, MAX>(&frame)?)),
             None => Ok(None),
         }
-    }
-
-    /// The next frame of a session; `None` at the end of the stream.
-    pub(super) async fn session(&mut self) -> Result<Option<SessionFrame>, FrameError> {
-        let Some(frame) = self.frame(SESSION_FRAME_BYTES_MAX).await? else { return Ok(None) };
-        Ok(Some(session_bytes::decode(&frame)?))
     }
 
     /// All bytes up to the end of the stream, if they are at most `max`.

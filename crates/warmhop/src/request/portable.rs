@@ -529,7 +529,12 @@ impl Node {
             CallBody::Whole(operation) if portable.slot.keeps_registers => operation.len(),
             _ => self.store.policy().state_bytes_max,
         };
-        if may_grow && self.store.lacks_room(key, begins, grows_to) {
+        let is_refused = || {
+            let begins_here = portable.slot.keeps_registers && begins.is_some();
+            begins_here && self.store.has_no_room_to_begin(key, grows_to)
+                || self.store.lacks_room(key, begins, grows_to)
+        };
+        if may_grow && is_refused() {
             return LineEnd::Problem(self.refused_for_want_of_room());
         }
         let drawn = matches!(enter, Enter::Beginning(_));

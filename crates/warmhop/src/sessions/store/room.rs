@@ -10,6 +10,8 @@ use super::Store;
 /// The most bytes that remain of a session that is over: those of the unkeyed requests that it
 /// remembers.
 const OVER_BYTES_MAX: usize = 1024;
+/// What is remembered of an operation beside what it puts into its register, in bytes.
+const OPERATION_BYTES: usize = 64;
 
 impl Store {
     /// Whether this peer is full, and should get no more copies.
@@ -22,8 +24,15 @@ impl Store {
         self.sole.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether there is no room for a change that may grow a session to `bytes`: here, or at a majority of the
-    /// members that decide about it. `begins` is the configuration for a session that would begin.
+    /// Whether there is no room here for the register of `key` to begin with an operation of `bytes`. It is better
+    /// not begun at all: what others remember of that takes room, too.
+    pub(crate) fn has_no_room_to_begin(&self, key: &SessionKey, bytes: usize) -> bool {
+        let is_new = self.read(key, |it| !it.holds_copy()).unwrap_or(true);
+        is_new && !self.memory.may_grow(0, bytes + OPERATION_BYTES)
+    }
+
+    /// Whether there is no room for a change that may grow a session to `bytes`: here, or at a
+    /// majority of the members that decide about it. `begins` is the configuration for a session that would begin.
     pub(crate) fn lacks_room(
         &self,
         key: &SessionKey,
