@@ -79,12 +79,24 @@ impl Memory {
         held.is_some_and(|held| bytes <= held) || after <= bytes_max - reserved
     }
 
-    /// Whether a state of `held` bytes may become one of `bytes`: both are held until the new one is chosen.
+    /// Whether the state of a session that is known here, of `held` bytes, may become one of `bytes`: both are
+    /// held until the new one is chosen.
     pub(crate) fn may_grow(&self, held: usize, bytes: usize) -> bool {
-        let (bytes_max, at_most) = (self.bytes_max(), self.bytes() + u64::from(taken(bytes)));
-        let before = if held > 0 { taken(held) } else { 0 };
-        let rest = at_most.saturating_sub(u64::from(before));
-        bytes <= held || at_most <= bytes_max && rest <= bytes_max - bytes_max / KEPT_FREE
+        let added = |bytes: usize| u64::from(taken(bytes) - taken(0));
+        let at_most = self.bytes() + added(bytes);
+        let rest = at_most.saturating_sub(added(held));
+        bytes <= held || at_most <= self.bytes_max() && rest <= self.for_own()
+    }
+
+    /// Whether a session with a state of so many bytes may begin here.
+    pub(crate) fn may_begin(&self, bytes: usize) -> bool {
+        self.bytes() + u64::from(taken(bytes)) <= self.for_own()
+    }
+
+    /// How many bytes may be used by what begins here.
+    fn for_own(&self) -> u64 {
+        let bytes_max = self.bytes_max();
+        bytes_max - bytes_max / KEPT_FREE
     }
 
     /// Whether half of the room is used.
@@ -96,7 +108,7 @@ impl Memory {
     pub(crate) fn is_full(&self) -> bool {
         let bytes = self.bytes();
         let bytes_max = self.bytes_max();
-        let is_full = bytes >= bytes_max - bytes_max / KEPT_FREE;
+        let is_full = bytes >= self.for_own();
         if is_full && !self.warned.swap(true, Ordering::Relaxed) {
             warn!(
                 bytes,
@@ -230,6 +242,10 @@ mod tests {
         let grows = |held, bytes| memory.may_grow(held, bytes);
         assert!(grows(0, 15_000) && !grows(0, 20_000), "an eighth is kept free for others' copies");
         assert!(grows(10_000, 25_000) && !grows(20_000, 30_000), "for a moment both are held");
+        let begins = |bytes| memory.may_begin(bytes);
+        assert!(begins(15_000) && !begins(20_000));
+        memory.bytes.store(69_800, Ordering::Relaxed);
+        assert!(grows(0, 100) && !begins(100), "it is counted from when it has begun");
         memory.bytes.store(79_000, Ordering::Relaxed);
         assert!(grows(20_000, 20_000) && !grows(0, 1));
     }

@@ -28,7 +28,7 @@ impl Store {
     /// not begun at all: what others remember of that takes room, too.
     pub(crate) fn has_no_room_to_begin(&self, key: &SessionKey, bytes: usize) -> bool {
         let is_new = self.read(key, |it| !it.holds_copy()).unwrap_or(true);
-        is_new && !self.memory.may_grow(0, bytes + OPERATION_BYTES)
+        is_new && !self.memory.may_begin(bytes + OPERATION_BYTES)
     }
 
     /// Whether there is no room for a change that may grow a session to `bytes`: here, or at a
