@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::Shop;
@@ -71,6 +73,16 @@ pub(crate) struct IllnessQuery {
     how: How,
 }
 
+/// Returns once the port is closed.
+///
+/// Until then the kernel still accepts connections for the shop, and resets them when the port
+/// closes: who sends a request in between cannot know whether it was read.
+async fn refuses_connections(port: u16) {
+    while TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// From the next request on. Anyone who may crash the shop may do this.
 pub(crate) async fn falls_ill(
     State(shop): State<Arc<Shop>>,
@@ -88,6 +100,7 @@ pub(crate) async fn falls_ill(
         How::Closed => {
             illness.closed.store(true, Ordering::SeqCst);
             illness.closing.notify_one();
+            refuses_connections(shop.port).await;
         }
     }
     StatusCode::NO_CONTENT.into_response()
