@@ -1,6 +1,5 @@
 //! The entry peer's end of a hop: it sends a request to a ready peer and reads its reply.
 
-use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -25,9 +24,6 @@ use crate::links::wire::{self, FrameReader, KIND_HOP, put_frame};
 /// After this, a body whose client waits for `100 Continue` is sent although the app answered without
 /// asking for it.
 const UNASKED_BODY_AFTER: Duration = Duration::from_secs(1);
-/// A peer that sends nothing at all for this long after a hop began is suspect: what can go elsewhere does.
-const SILENT_AFTER: Duration = Duration::from_millis(600);
-
 /// Why a hop brought no response.
 #[derive(Debug)]
 pub(crate) enum HopError {
@@ -308,16 +304,17 @@ async fn read_head(
     on_silence: OnSilence,
 ) -> Result<ReplyHead, HopError> {
     let Waiting { lease, interim, .. } = waiting;
+    let awaiting = lease.awaits();
     loop {
-        let mut frame = pin!(reader.frame(HEAD_BYTES_MAX));
-        let head = tokio::select! {
-            biased;
-            head = &mut frame => head,
-            () = lease.fell_silent(SILENT_AFTER) => match on_silence {
-                OnSilence::GoElsewhere => return Err(broken("the peer fell silent")),
-                // If it stays silent, the link is closed.
-                OnSilence::WaitOn => frame.await,
+        let frame = reader.frame(HEAD_BYTES_MAX);
+        let head = match on_silence {
+            OnSilence::GoElsewhere => tokio::select! {
+                biased;
+                head = frame => head,
+                () = awaiting.silence() => return Err(broken("the peer fell silent")),
             },
+            // If it stays silent, the link is closed.
+            OnSilence::WaitOn => frame.await,
         };
         let head = head.map_err(broken)?;
         let head = head.ok_or_else(|| broken("the reply ended before its head"))?;

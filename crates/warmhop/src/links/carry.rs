@@ -23,7 +23,7 @@ use crate::links::wire::{
     self, CONTROL_FRAME_BYTES_MAX, FrameError, FrameReader, GOSSIP_BYTES_MAX, Hello,
     KIND_CLOCK_ANSWER, KIND_CLOCK_ASKED, KIND_GOSSIP, KIND_HOP, KIND_SESSION, NewsBatch,
 };
-use crate::links::{clocks, seeds, session_bytes};
+use crate::links::{clocks, seeds, session_bytes, watch};
 
 /// The most news records in one frame. Each is below 1 KiB.
 const NEWS_PER_FRAME_MAX: usize = 60;
@@ -43,10 +43,6 @@ const DELIVERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long a hop may take to send its first byte.
 const HOP_KIND_WITHIN: Duration = Duration::from_secs(10);
-
-/// How long a link may stay silent after a hop has found it so, and how often that is checked.
-const SILENT_MAX: Duration = Duration::from_secs(2);
-const SILENCE_CHECKED_EVERY: Duration = Duration::from_millis(50);
 
 /// How often the clock is read while a certificate is about to end.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
@@ -80,7 +76,7 @@ pub(super) async fn run(
     tasks.spawn(accept_streams(shared.clone(), link.clone()));
     tasks.spawn(receive_datagrams(shared.clone(), link.clone()));
     tasks.spawn(clocks::compare(shared.clone(), link.clone()));
-    tasks.spawn(watch_silence(shared.clone(), link.clone()));
+    tasks.spawn(watch::run(shared.clone(), link.clone()));
     tasks.spawn(receive_news(shared.clone(), link.clone(), greeted.control_in));
     if !surplus {
         tasks.spawn(send_news(shared.clone(), link.clone(), greeted.control_out));
@@ -185,37 +181,6 @@ fn close_label(reason: &ConnectionError) -> &'static str {
         ConnectionError::Reset => "reset",
         ConnectionError::LocallyClosed => "closed-here",
         _ => "broken",
-    }
-}
-
-/// Has the other end count as suspect from when a hop finds it silent until anything comes. If nothing does, the
-/// link is closed, and with it the hops under way: they may not be run elsewhere, and the peer may only be
-/// busy, so they are given more time than those that may.
-async fn watch_silence(shared: Arc<Shared>, link: Arc<Link>) {
-    let (peer, life) = (&link.peer.peer, link.peer.incarnation);
-    let is_current = || shared.links.to(peer).is_some_and(|it| Arc::ptr_eq(&it, &link));
-    loop {
-        tokio::select! {
-            () = link.suspected.notified() => {}
-            _ = link.conn.closed() => return,
-        }
-        let before = link.conn.stats().udp_rx.datagrams;
-        link.silenced.notify_waiters();
-        if is_current() {
-            shared.handler.on_liveness(peer, life, Heard::Suspect);
-        }
-        let until = Instant::now() + SILENT_MAX;
-        while link.conn.stats().udp_rx.datagrams == before && link.conn.close_reason().is_none() {
-            let began = Instant::now();
-            sleep(SILENCE_CHECKED_EVERY).await;
-            // A process that was suspended itself has not read yet what came meanwhile.
-            if began >= until {
-                link.conn.close(close_code::SILENT, b"");
-            }
-        }
-        if link.conn.close_reason().is_none() && is_current() {
-            shared.handler.on_liveness(peer, life, Heard::Alive);
-        }
     }
 }
 

@@ -22,11 +22,7 @@ const ASK_FIRST_EVERY: Duration = Duration::from_millis(200);
 pub(crate) async fn compare(shared: Arc<Shared>, link: Arc<Link>) {
     let asking = async {
         loop {
-            let mut asked = BytesMut::with_capacity(9);
-            asked.put_u8(KIND_CLOCK_ASKED);
-            asked.put_u64(shared.clock.now().0);
-            // A datagram that cannot be sent counts as lost.
-            let _ = link.conn.send_datagram(asked.freeze());
+            ask(&shared, &link);
             let known = shared.clock.knows(&link.peer.peer);
             sleep(if known { ASK_EVERY } else { ASK_FIRST_EVERY }).await;
         }
@@ -35,6 +31,15 @@ pub(crate) async fn compare(shared: Arc<Shared>, link: Arc<Link>) {
         () = asking => {}
         _ = link.conn.closed() => {}
     }
+}
+
+/// Asks once. The other end answers at once if it lives.
+pub(super) fn ask(shared: &Shared, link: &Link) {
+    let mut asked = BytesMut::with_capacity(9);
+    asked.put_u8(KIND_CLOCK_ASKED);
+    asked.put_u64(shared.clock.now().0);
+    // A datagram that cannot be sent counts as lost.
+    let _ = link.conn.send_datagram(asked.freeze());
 }
 
 /// Handles a datagram of either kind.

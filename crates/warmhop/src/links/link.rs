@@ -23,12 +23,13 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use warmhop_core::ids::PeerId;
 use warmhop_core::view::PeerNews;
 
 use crate::links::close_code;
 use crate::links::lane::Lane;
+use crate::links::silence::{Awaiting, Silence};
 
 /// The most session frames that wait for one link.
 const LANE_FRAMES_MAX: usize = 1024;
@@ -39,13 +40,6 @@ const GOSSIP_QUEUE_MAX: usize = 4;
 /// How many hops the other end of a new link may have under way. Each allowed hop costs this end some
 /// memory, used or not, so the allowance grows with use.
 pub(crate) const HOPS_AT_FIRST: u32 = 128;
-
-/// For how long nothing comes on a link before a hop that has been under way for a while finds it silent:
-/// twice as long as until the next keep-alive, and some.
-const SILENT_LATER: Duration = Duration::from_millis(1300);
-
-/// How late a timer may fire in a process that was not suspended.
-const LATE_MAX: Duration = Duration::from_millis(50);
 
 /// An admitted link.
 pub(crate) struct Link {
@@ -68,10 +62,7 @@ pub(crate) struct Link {
     pub(super) hops_out: AtomicUsize,
     pub(super) hop_ended: Notify,
     pub(super) draining: AtomicBool,
-    /// Notified when a hop has found that nothing comes on it.
-    pub(super) suspected: Notify,
-    /// Notifies all hops of that.
-    pub(super) silenced: Notify,
+    pub(super) silence: Silence,
 }
 
 /// When the certificates that a link was made with end.
@@ -125,32 +116,9 @@ impl HopLease {
         self.link.conn.open_bi().await
     }
 
-    /// Resolves once nothing at all has arrived on the link for `span` from now, or later for twice as long as a
-    /// keep-alive takes to be answered, or once another hop has found that. Bytes that a hop has just sent are
-    /// acknowledged within a round trip, and are retransmitted several times within `span`. So a peer that
-    /// stays this silent is dead, stopped, cut off or very busy, which is noticed long before the idle timer
-    /// fires: from then on it is suspect, and if it stays silent, the link is closed.
-    pub(crate) async fn fell_silent(&self, span: Duration) {
-        tokio::select! {
-            () = self.finds_silence(span) => self.link.suspected.notify_one(),
-            () = self.link.silenced.notified() => {}
-        }
-    }
-
-    async fn finds_silence(&self, mut span: Duration) {
-        let conn = &self.link.conn;
-        loop {
-            let (before, began) = (conn.stats().udp_rx.datagrams, Instant::now());
-            sleep(span).await;
-            // If this process itself was suspended, bytes that arrived meanwhile have not been read
-            // yet.
-            let was_awake = began.elapsed() < span + LATE_MAX;
-            if conn.stats().udp_rx.datagrams != before {
-                span = SILENT_LATER;
-            } else if was_awake {
-                return;
-            }
-        }
+    /// Has the link watched for silence until the result is dropped: the hop waits for its answer.
+    pub(crate) fn awaits(&self) -> Awaiting<'_> {
+        self.link.silence.awaits()
     }
 }
 
@@ -191,8 +159,7 @@ impl Link {
             hops_out: AtomicUsize::new(0),
             hop_ended: Notify::new(),
             draining: AtomicBool::new(false),
-            suspected: Notify::new(),
-            silenced: Notify::new(),
+            silence: Silence::default(),
         });
         (link, Queues { lane: lane_out, gossip: gossip_out })
     }
