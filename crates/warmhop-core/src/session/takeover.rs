@@ -522,21 +522,22 @@ impl Session {
             return false;
         }
         let search = &takeover.search;
+        // Those of former members may have promised all: there is nothing to wait for.
+        let waits_in_vain = |is_given_up: &dyn Fn(&Config) -> bool| {
+            let is_covered = |cfg: &Config| cfg.sets().all(|set| self.covers(takeover, set));
+            takeover.asked_in().any(|cfg| is_given_up(cfg))
+                && takeover.asked_in().all(|cfg| is_given_up(cfg) || is_covered(cfg))
+        };
         let Some(roll) = &takeover.roll else {
             let silent = &ctx.process.census.silent;
             return takeover.resend.tries >= unheard_tries(ctx)
                 && search.open.iter().all(|peer| silent.contains(peer))
-                && !takeover.asked.is_empty()
-                && takeover.asked_in().all(|cfg| self.is_given_up(ctx, cfg));
+                && waits_in_vain(&|cfg| self.is_given_up(ctx, cfg));
         };
         let asked = search.asked == search.peers.len();
         let heard = |peer: &Incarnation| !roll.is_silent(*peer);
-        let reached = |cfg: &Arc<Config>| cfg.sets().all(|set| set.majority(|peer| heard(&peer)));
-        takeover.has_waited()
-            && asked
-            && !search.open.iter().any(heard)
-            && !takeover.asked.is_empty()
-            && !takeover.asked_in().any(reached)
+        let unheard = |cfg: &Config| !cfg.sets().all(|set| set.majority(|peer| heard(&peer)));
+        takeover.has_waited() && asked && !search.open.iter().any(heard) && waits_in_vain(&unheard)
     }
 
     pub(super) fn wake_preparing(&self) -> Option<Now> {

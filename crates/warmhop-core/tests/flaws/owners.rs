@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use warmhop_core::session::Failure;
+use warmhop_core::session::{Failure, TokenHint};
 
 use crate::stage::Stage;
 
@@ -429,6 +429,58 @@ fn a_takeover_whose_members_are_not_heard_gives_up_soon() {
     s.passes(Duration::from_millis(500));
     s.settles();
     s.answered("list", "tea/A");
+}
+
+/// Of the members A, B and D, A and D are cut off; B and C are heard, which were a majority before D took
+/// the place of C. The result is a token of those former members.
+fn former_members_that_are_heard(title: &str) -> (Stage, TokenHint) {
+    let mut s = Stage::with_tea(title, "A B C D E");
+    let token = s.token();
+    s.replaces("A", s.inc("C"), "D");
+    s.loses("Accept A>C");
+    s.arrives("Accept A>B");
+    s.arrives("Accepted B>A");
+    s.loses("Nack A>C");
+    s.settles();
+    for cut_off in ["A", "D"] {
+        s.parts(cut_off, "B C E");
+    }
+    s.knows("E", "A B C D", "A D");
+    (s, token)
+}
+
+/// The danger: E finds the session at B and C. Both promise for the configuration that C knows, which is
+/// no longer that of the session, and E takes it for one whose majority is heard: its client waits as long
+/// as a majority may take.
+/// The rule: a peer waits for the members of a configuration only if these have not all promised yet.
+#[test]
+fn a_takeover_that_has_the_promises_of_former_members_alone_gives_up_soon() {
+    let gives_up = |s: &mut Stage| {
+        s.settles();
+        for _ in 0..5 {
+            s.passes(Duration::from_millis(300));
+            s.settles();
+        }
+        s.failed("list", Failure::NoMajority { ran: false });
+        s.heals();
+        s.knows("E", "A B C D", "");
+    };
+
+    let (mut s, _) = former_members_that_are_heard("former members, found by key");
+    s.looks_by_key("E", "read list");
+    gives_up(&mut s);
+    s.looks_by_key("E", "read again");
+    s.settles();
+    s.answered("again", "tea/A");
+
+    let (mut s, token) = former_members_that_are_heard("former members, named by a token");
+    s.takes_over_with("E", &token, "B C");
+    s.asks("E", "read list", "E");
+    gives_up(&mut s);
+    s.takes_over_with("E", &token, "B C");
+    s.asks("E", "read again", "E");
+    s.settles();
+    s.answered("again", "tea/A");
 }
 
 /// The danger: a process that began a moment ago takes those that it has not heard yet for silent, and
