@@ -1,7 +1,7 @@
 //! Requests that their target or `Max-Forwards` settles before an app is looked for.
 
 use http::header::{ALLOW, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS};
-use http::uri::PathAndQuery;
+use http::uri::{PathAndQuery, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri};
 
 use warmhop_core::matching::without_prefix;
@@ -16,8 +16,13 @@ const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 /// Whether `uri` has one of the forms that RFC 9112 section 3.2 has for `method`, and RFC 9113
 /// section 8.3.1 for HTTP/2: a path from the root on, which may be part of a whole URI, or the
 /// server as a whole. Any other form would have to be interpreted as a path, and another reader
-/// would interpret it differently.
+/// would interpret it differently. A whole URI is one of HTTP: what other schemes identify is not
+/// served here.
 fn is_target(method: &Method, uri: &Uri) -> bool {
+    let is_http = |scheme: &Scheme| *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS;
+    if !uri.scheme().is_none_or(is_http) {
+        return false;
+    }
     match uri.path() {
         "*" => method == Method::OPTIONS && uri.query().is_none(),
         path => path.starts_with('/'),
@@ -28,8 +33,7 @@ fn is_target(method: &Method, uri: &Uri) -> bool {
 pub(crate) fn answered_here<B>(request: &Request<B>) -> Option<Result<Response<Body>, Problem>> {
     let (method, uri) = (request.method(), request.uri());
     if !is_target(method, uri) {
-        let detail =
-            "the request's target is neither a path that begins with a slash nor a whole URI";
+        let detail = "the request's target is neither a path that begins with a slash nor a whole URI of HTTP";
         return Some(Err(Problem::new(ProblemKind::BadTarget, detail)));
     }
     let ends_here = hops_left(method, request.headers()) == Some(0);
@@ -119,6 +123,10 @@ mod tests {
             (Method::DELETE, "products", None),
             (Method::GET, "x:80", None),
             (Method::GET, "*", None),
+            (Method::GET, "HTTPS://x/a", Some("/a")),
+            (Method::GET, "ftp://x/a", None),
+            (Method::GET, "ws://x/", None),
+            (Method::GET, "x+y://x", None),
             (Method::OPTIONS, "*", Some("*")),
         ] {
             let uri: Uri = uri.parse().unwrap();

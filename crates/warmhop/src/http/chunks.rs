@@ -2,7 +2,9 @@
 //!
 //! Every line ends with CRLF, and neither byte occurs alone. A parser that accepts a lone LF as a
 //! line's end, or skips one, disagrees with the next reader about what follows. So a body with a
-//! lone CR or LF counts as malformed, and its connection is closed.
+//! lone CR or LF counts as malformed, and its connection is closed. The same goes for any other control
+//! character but a tab in an extension or a trailer: neither can have one (RFC 9110 section 5.5, RFC
+//! 9112 section 7.1.1), and a NUL ends the text for some readers.
 
 /// The most digits of a chunk's size: 16 are all of 64 bits.
 const SIZE_DIGITS_MAX: u8 = 16;
@@ -82,18 +84,23 @@ impl Chunked {
             (Self::Blank { size } | Self::Extension { size }, b'\r') => Self::SizeLf { size },
             (Self::Blank { size }, b' ' | b'\t') => Self::Blank { size },
             (Self::Blank { size }, b';') => Self::Extension { size },
-            (Self::Extension { size }, other) if other != b'\n' => Self::Extension { size },
+            (Self::Extension { size }, other) if is_text(other) => Self::Extension { size },
             (Self::SizeLf { size: 0 }, b'\n') => Self::TrailerStart,
             (Self::SizeLf { size }, b'\n') => Self::Data { left: size },
             (Self::DataCr, b'\r') => Self::DataLf,
             (Self::DataLf, b'\n') => Self::START,
             (Self::TrailerStart, b'\r') => Self::EndLf,
             (Self::Trailer, b'\r') => Self::TrailerLf,
-            (Self::TrailerStart | Self::Trailer, other) if other != b'\n' => Self::Trailer,
+            (Self::TrailerStart | Self::Trailer, other) if is_text(other) => Self::Trailer,
             (Self::TrailerLf, b'\n') => Self::TrailerStart,
             _ => return None,
         })
     }
+}
+
+/// Whether a line may have the byte before its end.
+fn is_text(byte: u8) -> bool {
+    byte == b'\t' || !byte.is_ascii_control()
 }
 
 #[cfg(test)]
@@ -121,6 +128,7 @@ mod tests {
             "5\r\nhello\r\n0\r\n\r\n",
             "00000000000000a;x=\"a;b\"\r\n0123456789\r\n0\r\nx: y\r\nz: \r\n\r\n",
             "1 \t \r\na\r\n0 ;x\r\n\r\n",
+            "1;\tx=\"\t\u{e9}\"\r\n\0\r\n0\r\nx: \ty\u{e9}\r\n\r\n",
             "2\r\n\n\n\r\n0\r\n\r\n",
         ] {
             let whole = format!("{text}GET / HTTP/1.1");
@@ -153,6 +161,11 @@ mod tests {
             ("0\r\nx: y\r\n", "\n"),
             ("0\r\nx: \r", "y\r\n\r\n"),
             ("0\r\n\r", "\r\n"),
+            ("1;x", "\0\r\na\r\n"),
+            ("1;x=\"", "\u{1}\"\r\na\r\n"),
+            ("1;", "\u{7f}\r\na\r\n"),
+            ("0\r\nx: y", "\0\r\n\r\n"),
+            ("0\r\n", "\u{b}x: y\r\n\r\n"),
         ] {
             let whole = format!("{good}{bad}");
             for step in 1..whole.len() {

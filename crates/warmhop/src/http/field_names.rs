@@ -1,15 +1,20 @@
 //! Reads along in the blocks of fields of an HTTP/2 connection (HPACK, RFC 7541 section 6) just far
-//! enough to know which names begin with a colon: the h2 crate drops pseudo fields in trailers, where
-//! RFC 9113 section 8.1 has them malformed.
+//! enough to know which names begin with a colon, and which paths have a fragment: the h2 crate drops
+//! pseudo fields in trailers, where RFC 9113 section 8.1 has them malformed, and fragments, which no
+//! path has (section 8.3.1).
 //!
 //! A field may be named by its place in the connection's dynamic table, so every block is followed. No
 //! text is kept: of each entry of that table, the length of its name, its size and whether it is a
 //! pseudo field say when it is evicted, and what a later field that names it is.
 
-use crate::http::field_table::{CodedText, Entry, FieldTable};
+use crate::http::field_table::{CodedSigns, CodedText, Entry, FieldTable};
 
 /// A colon in the Huffman code (RFC 7541 appendix B): seven bits.
 const CODED_COLON: u8 = 0b101_1100;
+/// How long `:path` is; no other pseudo field of a request has that length.
+const PATH_LENGTH: u32 = 5;
+/// What a number sign becomes, which no path may have: the h2 crate resets the stream.
+const NOT_IN_PATHS: u8 = b'>';
 
 /// The names of the fields of one connection's blocks.
 #[derive(Debug, Default)]
@@ -61,6 +66,19 @@ struct Literal {
     name_length: u32,
     value_length: u32,
     coded: CodedText,
+    signs: CodedSigns,
+}
+
+/// What was found in a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    Field(Named),
+    /// A path has a fragment here. With these bits of the byte `at` inverted, its first character is one
+    /// that no path has.
+    Fragment {
+        at: usize,
+        bits: u8,
+    },
 }
 
 /// A field of a block, as soon as its name is known.
@@ -80,8 +98,9 @@ impl FieldNames {
         self.at = At::Field;
     }
 
-    /// Reads the next bytes of the block; has `each` know of the fields that are named in them.
-    pub(crate) fn read(&mut self, bytes: &[u8], mut each: impl FnMut(Named)) {
+    /// Reads the next bytes of the block; has `each` know of the fields that are named in them, and of
+    /// fragments.
+    pub(crate) fn read(&mut self, bytes: &[u8], mut each: impl FnMut(Found)) {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
             let named = match self.at {
@@ -103,21 +122,26 @@ impl FieldNames {
                 }
                 At::Text { text, coded, left, is_first } => {
                     let take = (bytes.len() - at).min(left as usize);
-                    let named = self.text(&bytes[at..at + take], text, coded, is_first);
+                    let piece = &bytes[at..at + take];
+                    let named = self.text(piece, text, coded, is_first);
+                    if text == Text::Value && self.field.is_path() {
+                        let fragment = |(from, bits)| Found::Fragment { at: at + from, bits };
+                        self.field.fragments(piece, coded).map(fragment).for_each(&mut each);
+                    }
                     let left = left - take as u32;
                     self.at = At::Text { text, coded, left, is_first: false };
                     if left == 0 {
                         self.text_ends(text, coded);
                     }
                     if let Some(entry) = named {
-                        each(Named { at, entry });
+                        each(Found::Field(Named { at, entry }));
                     }
                     at += take;
                     continue;
                 }
             };
             if let Some(entry) = named {
-                each(Named { at, entry });
+                each(Found::Field(Named { at, entry }));
             }
             at += 1;
         }
@@ -160,6 +184,7 @@ impl FieldNames {
             }
             Of::Length { text, coded } => {
                 self.field.coded = CodedText::default();
+                self.field.signs = CodedSigns::default();
                 (At::Text { text, coded, left: value, is_first: true }, None)
             }
         };
@@ -173,7 +198,7 @@ impl FieldNames {
     /// More of a text.
     fn text(&mut self, bytes: &[u8], text: Text, coded: bool, is_first: bool) -> Option<Entry> {
         let field = &mut self.field;
-        if field.is_added {
+        if field.is_counted(text) {
             let more = if coded { field.coded.read(bytes) } else { bytes.len() as u32 };
             field.longer(text, more);
         }
@@ -187,7 +212,7 @@ impl FieldNames {
 
     fn text_ends(&mut self, text: Text, coded: bool) {
         let field = &mut self.field;
-        if field.is_added && coded {
+        if field.is_counted(text) && coded {
             let more = field.coded.end();
             field.longer(text, more);
         }
@@ -203,6 +228,25 @@ impl FieldNames {
 }
 
 impl Literal {
+    /// Whether it matters how long the text is: a name may be that of the path.
+    fn is_counted(&self, text: Text) -> bool {
+        self.is_added || text == Text::Name
+    }
+
+    fn is_path(&self) -> bool {
+        self.is_pseudo && self.name_length == PATH_LENGTH
+    }
+
+    /// Where in the next bytes of a value a number sign ends, and the bits by which it becomes a character
+    /// that no path has.
+    fn fragments(&mut self, bytes: &[u8], coded: bool) -> impl Iterator<Item = (usize, u8)> {
+        let sign = move |byte: &u8| match coded {
+            true => self.signs.read(*byte),
+            false => (*byte == b'#').then_some(b'#' ^ NOT_IN_PATHS),
+        };
+        bytes.iter().map(sign).enumerate().filter_map(|(at, bits)| Some((at, bits?)))
+    }
+
     fn longer(&mut self, text: Text, more: u32) {
         let length = match text {
             Text::Name => &mut self.name_length,
@@ -224,7 +268,8 @@ mod tests {
         let mut found = None;
         names.begin();
         for (piece, bytes) in block.chunks(step).enumerate() {
-            names.read(bytes, |named| {
+            names.read(bytes, |it| {
+                let Found::Field(named) = it else { panic!("{it:?}") };
                 found = found.or(named.entry.is_pseudo.then_some(piece * step + named.at));
             });
         }
@@ -269,7 +314,7 @@ mod tests {
         }
         // However long a number claims to be.
         let mut names = FieldNames::default();
-        names.read(&[0xff; 1000], |named| panic!("{named:?}"));
+        names.read(&[0xff; 1000], |it| panic!("{it:?}"));
     }
 
     #[test]
@@ -296,6 +341,62 @@ mod tests {
                     finds_in(&mut names, block, step);
                 }
                 assert_eq!(finds_in(&mut names, last, step), at, "{blocks:x?} {last:x?}");
+            }
+        }
+    }
+
+    /// The Huffman codes of some characters.
+    const CODES: [(u8, &str); 7] = [
+        (b'/', "011000"),
+        (b'a', "00011"),
+        (b'b', "100011"),
+        (b'?', "1111111100"),
+        (b'~', "1111111111101"),
+        (b'#', "111111111010"),
+        (b'>', "111111111011"),
+    ];
+
+    fn coded(text: &[u8]) -> Vec<u8> {
+        let of = |byte: &u8| CODES.iter().find(|(it, _)| it == byte).unwrap().1;
+        let mut bits: String = text.iter().map(of).collect();
+        while !bits.len().is_multiple_of(8) {
+            bits.push('1');
+        }
+        let bytes = bits.as_bytes().chunks(8).map(|bits| std::str::from_utf8(bits).unwrap());
+        bytes.map(|bits| u8::from_str_radix(bits, 2).unwrap()).collect()
+    }
+
+    #[test]
+    fn each_number_sign_of_a_path_becomes_another_character_however_it_is_written_and_cut() {
+        let mut numbers = Numbers::new(11);
+        for _ in 0..500 {
+            let one = |_| CODES[numbers.below(6)].0;
+            let path: Vec<u8> = (0..10).map(one).collect();
+            let without: Vec<u8> =
+                path.iter().map(|byte| if *byte == b'#' { b'>' } else { *byte }).collect();
+            let text = |text: &[u8], code: bool| {
+                let bytes = if code { coded(text) } else { text.to_vec() };
+                [&[bytes.len() as u8 | if code { 0x80 } else { 0 }][..], &bytes].concat()
+            };
+            for begins in
+                [&b"\x04"[..], b"\x44", b"\x15", b"\x00\x05:path", b"\x40\x84\xb9\x58\xd3\x3f"]
+            {
+                for (code, step) in [(false, 1), (false, 5), (true, 1), (true, 3), (true, 100)] {
+                    let of = |path: &[u8]| [begins, &text(path, code), b"\x00\x01x\x01#"].concat();
+                    let (mut block, mut names) = (of(&path), FieldNames::default());
+                    for piece in block.chunks_mut(step) {
+                        let mut changes = Vec::new();
+                        names.read(piece, |it| {
+                            if let Found::Fragment { at, bits } = it {
+                                changes.push((at, bits));
+                            }
+                        });
+                        for (at, bits) in changes {
+                            piece[at] ^= bits;
+                        }
+                    }
+                    assert_eq!(block, of(&without), "{}", path.escape_ascii());
+                }
             }
         }
     }
@@ -365,7 +466,10 @@ mod tests {
             let mut found = Vec::new();
             names.begin();
             for piece in block.chunks(1 + block.len() % 17) {
-                names.read(piece, |named| found.push(named));
+                names.read(piece, |it| match it {
+                    Found::Field(named) => found.push(named),
+                    Found::Fragment { .. } => panic!("{it:?} in {fields:?}"),
+                });
             }
             assert_eq!(found.len(), fields.len(), "{fields:?}");
             for ((name, value), named) in fields.iter().zip(found) {

@@ -150,6 +150,38 @@ impl CodedText {
     }
 }
 
+/// Finds each number sign in a text in the Huffman code, piece by piece, as soon as its code is complete.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct CodedSigns {
+    /// The bits of a code that is not complete, in the lowest places.
+    bits: u64,
+    count: u32,
+}
+
+/// The code of a number sign. That of `>` follows it: they differ in the last bit.
+const CODED_SIGN: (u32, u32) = (0xffa, 12);
+
+impl CodedSigns {
+    /// Reads the next byte of the code; returns the bit of it that is the last one of a number sign.
+    /// No byte is the end of two: the code is longer than it.
+    pub(crate) fn read(&mut self, byte: u8) -> Option<u8> {
+        self.bits = self.bits << 8 | u64::from(byte);
+        self.count += 8;
+        let mut last = None;
+        while self.count > 0 {
+            let next = (self.bits << (u64::BITS - self.count) >> u32::BITS) as u32;
+            let bits = code_bits(next);
+            // Whatever bits follow, a code that is complete is no longer than what is there.
+            let Some(rest) = self.count.checked_sub(bits) else { break };
+            if (next >> (u32::BITS - bits), bits) == CODED_SIGN {
+                last = Some(1 << rest);
+            }
+            self.count = rest;
+        }
+        last
+    }
+}
+
 /// The length of the code that these bits begin with.
 fn code_bits(next: u32) -> u32 {
     let first = next >> 24;

@@ -267,9 +267,9 @@ impl Watch {
             from += match self.at {
                 At::Opaque => break,
                 At::Http2 => {
-                    let (parts, malformed) = self.frames.see(&mut bytes[from..]);
+                    let (parts, refusal) = self.frames.see(&mut bytes[from..]);
                     self.parts = parts;
-                    return (bytes.len(), malformed.then_some(Refusal::MalformedTrailers));
+                    return (bytes.len(), refusal);
                 }
                 At::Refused => return (from, None),
                 At::Head => match self.see_head(&bytes[from..]) {
@@ -444,6 +444,11 @@ fn framing(head: &[u8]) -> Result<At, Ambiguous> {
         // hyper and this file disagree about where it ends.
         Ok(_) => return Err(Ambiguous),
         Err(_) => return Ok(At::Refused), // hyper refuses it too, and says how.
+    }
+    // A fragment is not part of a target (RFC 9112 section 3.2). The http crate cuts it off, and another
+    // reader takes it for a part of the path.
+    if request.path.is_some_and(|target| target.contains('#')) {
+        return Err(Ambiguous);
     }
     let mut length: Option<u64> = None;
     let mut chunked = false;

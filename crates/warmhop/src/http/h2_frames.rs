@@ -1,8 +1,9 @@
 //! Follows the frames of an HTTP/2 connection (RFC 9113 section 4.1) just far enough to count the
 //! parts of bodies, since small frames take far more memory than their bytes, and to have trailers with
-//! a pseudo field taken for malformed.
+//! a pseudo field, and heads whose path has a fragment, taken for malformed.
 
-use crate::http::field_names::FieldNames;
+use crate::http::field_names::{FieldNames, Found};
+use crate::http::refusals::Refusal;
 
 /// The position of the next byte in the frames.
 #[derive(Debug, Default)]
@@ -60,19 +61,19 @@ const PRIORITY_BYTES: u32 = 5;
 const ENDLESS: u8 = 0xff;
 
 impl Frames {
-    /// Follows `bytes`. Returns the parts of bodies in them, and whether trailers in them are
-    /// malformed: those are changed so that their reader finds them malformed. Without the
-    /// end of the stream it resets that; if that bit has been read before, it closes the connection.
-    pub(crate) fn see(&mut self, bytes: &mut [u8]) -> (BodyParts, bool) {
-        let (mut parts, mut malformed) = (BodyParts::default(), false);
+    /// Follows `bytes`. Returns the parts of bodies in them, and why a head or trailers in them are
+    /// refused: those are changed so that their reader finds them malformed. It resets the stream of
+    /// trailers that lack its end, and closes the connection if that bit has been read before.
+    pub(crate) fn see(&mut self, bytes: &mut [u8]) -> (BodyParts, Option<Refusal>) {
+        let (mut parts, mut refusal) = (BodyParts::default(), None);
         let (mut at, mut flags_at) = (0, None);
         while at < bytes.len() {
             if self.payload_left > 0 {
                 let take = (bytes.len() - at).min(self.payload_left as usize);
                 if let Some(block) = &mut self.block {
                     let piece = &mut bytes[at..at + take];
-                    let found = block.see(piece, self.payload_left, &mut self.names);
-                    malformed |= found.is_some();
+                    let (found, why) = block.see(piece, self.payload_left, &mut self.names);
+                    refusal = refusal.or(why);
                     match (found, flags_at) {
                         (Some(_), Some(flags_at)) => bytes[flags_at] &= !END_STREAM,
                         (Some(found), None) => block.spoil(&mut piece[found..]),
@@ -102,7 +103,7 @@ impl Frames {
                 }
             }
         }
-        (parts, malformed)
+        (parts, refusal)
     }
 
     /// A frame begins.
@@ -137,9 +138,15 @@ impl Frames {
 }
 
 impl Block {
-    /// Where in `bytes`, the next of `left` of the frame, a pseudo field of trailers was found. One is
-    /// enough.
-    fn see(&mut self, bytes: &[u8], left: u32, names: &mut FieldNames) -> Option<usize> {
+    /// Where in `bytes`, the next of `left` of the frame, a pseudo field of trailers was found, and why
+    /// the block is refused. One such field is enough. Each fragment of a path is changed, since the
+    /// reader may keep the path for a later head.
+    fn see(
+        &mut self,
+        bytes: &mut [u8],
+        left: u32,
+        names: &mut FieldNames,
+    ) -> (Option<usize>, Option<Refusal>) {
         let mut from = 0;
         while let (1.., Some(byte)) = (self.before, bytes.get(from)) {
             self.see_before(*byte);
@@ -147,21 +154,27 @@ impl Block {
         }
         // The h2 crate resets a stream that depends on itself, and does not read its block.
         if self.ranked && self.before == 0 && self.dependency & 0x7fff_ffff == self.stream {
-            return None;
+            return (None, None);
         }
         let of_block = (left - from as u32).saturating_sub(self.behind) as usize;
         let end = bytes.len().min(from + of_block);
-        let mut found = None;
-        names.read(&bytes[from..end], |named| {
-            if named.entry.is_pseudo && found.is_none() {
+        let (mut found, mut fragments) = (None, Vec::new());
+        names.read(&bytes[from..end], |it| match it {
+            Found::Field(named) if named.entry.is_pseudo && found.is_none() => {
                 found = Some(from + named.at);
             }
+            Found::Field(_) => {}
+            Found::Fragment { at, bits } => fragments.push((from + at, bits)),
         });
+        let ambiguous = (!fragments.is_empty()).then_some(Refusal::AmbiguousHead);
+        for (at, bits) in fragments {
+            bytes[at] ^= bits;
+        }
         if !self.is_trailers || self.malformed {
-            return None;
+            return (None, ambiguous);
         }
         self.malformed = found.is_some();
-        found
+        (found, found.map(|_| Refusal::MalformedTrailers).or(ambiguous))
     }
 
     /// A byte before the frame's part of the block.
@@ -211,8 +224,8 @@ mod tests {
             let mut frames = Frames::default();
             let mut all = BodyParts::default();
             for piece in stream.chunks(step) {
-                let (parts, malformed) = frames.see(&mut piece.to_vec());
-                assert!(!malformed);
+                let (parts, refusal) = frames.see(&mut piece.to_vec());
+                assert_eq!(refusal, None);
                 all.frames += parts.frames;
                 all.bytes += parts.bytes;
             }
@@ -259,7 +272,7 @@ mod tests {
                 let (mut came, mut found) = (Vec::new(), false);
                 for piece in [&head[..], &trailers[..]].concat().chunks(step) {
                     let mut piece = piece.to_vec();
-                    found |= frames.see(&mut piece).1;
+                    found |= frames.see(&mut piece).1.is_some();
                     came.extend(piece);
                 }
                 assert_eq!(found, malformed, "{trailers:x?} in steps of {step}");
@@ -327,7 +340,7 @@ mod tests {
             for step in [1, 2, 3, 5, 8, 13, whole.len()] {
                 let (mut frames, mut came, mut found) = (Frames::default(), whole.clone(), false);
                 for piece in came.chunks_mut(step) {
-                    found |= frames.see(piece).1;
+                    found |= frames.see(piece).1.is_some();
                 }
                 assert_eq!(found, is_refused, "{block:x?} in steps of {step}");
                 let read = timeout(SOON, read_by_h2(&came)).await.expect("it is read or refused");
@@ -335,6 +348,29 @@ mod tests {
             }
             let unseen = timeout(SOON, read_by_h2(&whole)).await.unwrap();
             assert!(unseen.is_ok_and(|trailers| trailers.is_some()), "{block:x?} passes by itself");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_whose_path_has_a_fragment_is_refused_by_its_reader_however_it_is_cut() {
+        let head = |block: &[u8]| {
+            let length = u32::try_from(block.len()).unwrap().to_be_bytes();
+            [&length[1..], &[HEADERS, END_STREAM | END_HEADERS, 0, 0, 0, 1], block].concat()
+        };
+        // `/a#b` in the Huffman code and without it, kept in the table or not.
+        for path in [&b"\x04\x04/a#b"[..], b"\x44\x84\x60\x7f\xf5\x1f", b"\x00\x05:path\x04/a#b"] {
+            let whole = head(&[b"\x82\x86\x41\x01x", path].concat());
+            for step in [1, 2, 3, 5, whole.len()] {
+                let (mut frames, mut came, mut found) = (Frames::default(), whole.clone(), None);
+                for piece in came.chunks_mut(step) {
+                    found = found.or(frames.see(piece).1);
+                }
+                assert_eq!(found, Some(Refusal::AmbiguousHead), "{path:x?} in steps of {step}");
+                let read = timeout(SOON, read_by_h2(&came)).await.expect("it is read or refused");
+                assert!(read.is_err(), "{path:x?} in steps of {step}: {read:?}");
+            }
+            let unseen = timeout(SOON, read_by_h2(&whole)).await.unwrap();
+            assert!(unseen.is_ok(), "{path:x?} passes by itself: {unseen:?}");
         }
     }
 
@@ -354,7 +390,8 @@ mod tests {
         for step in [1, 7, 4096] {
             let mut frames = Frames::default();
             let mut stream = stream.concat();
-            assert!(stream.chunks_mut(step).any(|piece| frames.see(piece).1), "in steps of {step}");
+            let found = stream.chunks_mut(step).any(|piece| frames.see(piece).1.is_some());
+            assert!(found, "in steps of {step}");
         }
     }
 }
