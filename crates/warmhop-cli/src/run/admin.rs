@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
@@ -79,7 +80,11 @@ struct LogQuery {
 }
 
 /// One JSON object a line; with `follow` until the client leaves.
-async fn logs(State(log): State<Log>, Query(query): Query<LogQuery>) -> Response {
+async fn logs(State(log): State<Log>, query: Result<Query<LogQuery>, QueryRejection>) -> Response {
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(rejected) => return problem(rejected.status(), &rejected.body_text()),
+    };
     let level = match query.level.as_deref().map(str::parse::<Level>) {
         None => None,
         Some(Ok(level)) => Some(level),

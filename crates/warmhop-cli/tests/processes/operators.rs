@@ -1,6 +1,7 @@
 //! What an operator asks a running mesh for.
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 use serde_json::Value;
 
@@ -164,4 +165,52 @@ fn a_drain_is_waited_for_and_called_off_again() {
     let (code, printed, _) = first.run(&["drain", "--wait", "--json"]);
     let printed: Value = serde_json::from_str(&printed).unwrap();
     assert_eq!((code, &printed["peer"]["state"]), (0, &"drained".into()));
+}
+
+#[test]
+fn every_error_of_the_admin_listener_is_problem_details() {
+    let (first, _second) = two("problems");
+    let addr = first.admin.trim_start_matches("http://");
+    for (method, path, status) in [
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/nothing", 404),
+        ("POST", "/", 405),
+        ("DELETE", "/v1/status", 405),
+        ("POST", "/v1/logs", 405),
+        ("GET", "/v1/reload", 405),
+        ("POST", "/v1/config", 405),
+        ("GET", "/v1/apps/shop/restart", 405),
+        ("GET", "/v1/members/peer-2/gone", 405),
+        ("POST", "/v1/peers/peer-2/v1/status", 405),
+        ("GET", "/v1/requests?limit=many", 400),
+        ("GET", "/v1/requests/%ff", 400),
+        ("GET", "/v1/sessions/%ff", 400),
+        ("GET", "/v1/sessions/shop", 400),
+        ("GET", "/v1/logs?lines=many", 400),
+        ("GET", "/v1/logs?level=loud", 400),
+        ("GET", "/v1/logs?app=nothing", 404),
+        ("POST", "/v1/apps/%ff/start", 400),
+        ("POST", "/v1/apps/nothing/stop", 404),
+        ("POST", "/v1/apps/shop/restart?mesh=perhaps", 400),
+        ("POST", "/v1/apps/nothing/restart?mesh=true", 404),
+        ("POST", "/v1/members/%ff/gone", 400),
+        ("POST", "/v1/members/peer-2/gone", 409),
+        ("GET", "/v1/peers/peer-2/v1/nothing", 404),
+        ("GET", "/v1/peers/peer-2/v1/requests?limit=many", 400),
+        ("GET", "/v1/peers/peer-2/v1/logs?lines=many", 400),
+        ("GET", "/v1/peers/%ff/v1/status", 400),
+        ("GET", "/v1/peers/peer-9/v1/status", 502),
+    ] {
+        let mut stream = TcpStream::connect(addr).unwrap();
+        let fields = "Host: localhost\r\nContent-Length: 0\r\nConnection: close\r\n";
+        write!(stream, "{method} {path} HTTP/1.1\r\n{fields}\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{method} {path}: {answer}");
+        assert!(head.contains("application/problem+json"), "{method} {path}: {answer}");
+        let problem: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(problem["status"], status, "{method} {path}: {problem}");
+        assert!(problem["detail"].as_str().is_some_and(|it| !it.is_empty()), "{method} {path}");
+    }
 }

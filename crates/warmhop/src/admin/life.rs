@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use bytes::Bytes;
@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tracing::info;
 use warmhop_core::ids::{AppName, PeerId};
 
-use crate::admin::answers::{accepted, problem};
+use crate::admin::answers::{Path, Query, accepted, problem};
 use crate::admin::peers::{self, name_of, offer_as};
 use crate::admin::routes::act;
 use crate::error::ControlError;

@@ -1,14 +1,14 @@
 //! What an operator knows about other peers and this peer cannot: that one never comes back.
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::post;
 use http::StatusCode;
 use serde_json::json;
 use warmhop_core::ids::PeerId;
 
-use crate::admin::answers::problem;
+use crate::admin::answers::{Path, problem};
 use crate::mesh::running::Mesh;
 
 /// The routes that act on what this peer believes of others.

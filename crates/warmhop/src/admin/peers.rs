@@ -8,14 +8,14 @@
 //! ([`life`](crate::admin::life)), and do nothing else there.
 
 use axum::Router;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{Method, Request, StatusCode, Uri};
 use tower::ServiceExt;
 use warmhop_core::ids::{AppName, PeerId};
 
-use crate::admin::answers::problem;
+use crate::admin::answers::{Path, problem, with_refusals};
 use crate::hop::peer_service::AskPeerError;
 use crate::http::body::Body;
 use crate::mesh::running::Mesh;
@@ -38,6 +38,7 @@ pub(crate) fn offer(mesh: &Mesh, router: Router) {
 }
 
 pub(crate) fn offer_as(mesh: &Mesh, service: &str, router: Router) {
+    let router = with_refusals(router);
     mesh.offer_to_peers(name_of(service), move |request| {
         let router = router.clone();
         async move {

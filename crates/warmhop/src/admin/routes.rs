@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::extract::{Extension, Path, Query, RawQuery, Request, State};
+use axum::extract::{Extension, RawQuery, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 use warmhop_core::ids::{AppName, SessionKey};
 
-use crate::admin::answers::{accepted, problem};
+use crate::admin::answers::{Path, Query, accepted, problem, with_refusals};
 use crate::admin::dashboard::{self, Feed};
 use crate::admin::guard::{Guard, Stranger, Token, check};
 use crate::admin::peer::Peer;
@@ -65,7 +65,7 @@ pub(crate) fn guarded<P: Peer>(peer: P, token: Token, metrics: More, more: Route
             )
         })
     };
-    Router::new()
+    let routes = Router::new()
         .route("/", get(|| async { dashboard::page() }))
         .route("/v1/events", get(watch))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -75,14 +75,9 @@ pub(crate) fn guarded<P: Peer>(peer: P, token: Token, metrics: More, more: Route
         .route("/v1/apps/{name}/stop", post(stop_app::<P>))
         .route("/v1/drain", post(drain::<P>))
         .route("/v1/undrain", post(undrain::<P>))
-        .fallback(|| async {
-            problem(StatusCode::NOT_FOUND, "there is nothing here; see GET /v1/status")
-        })
-        .method_not_allowed_fallback(|| async {
-            problem(StatusCode::METHOD_NOT_ALLOWED, "what acts is POST, everything else GET")
-        })
         .with_state(peer)
-        .merge(more)
+        .merge(more);
+    with_refusals(routes)
         .layer(middleware::from_fn_with_state(guard, check))
         .layer(middleware::from_fn(in_time))
 }

@@ -312,7 +312,9 @@ async fn metrics_are_in_openmetrics_if_the_scraper_asks_for_it_and_else_in_the_o
 
 #[tokio::test]
 async fn errors_are_problem_details() {
-    let router = router(Fake::default(), None);
+    let more = Router::new().route("/v1/more", post(|| async { "more\n" }));
+    let peer = Fake::default();
+    let router = guarded(peer, Token::new(None), Arc::new(|text| text), more);
     let unknown = "/v1/sessions/blog/000102030405060708090a0b0c0d0e0f";
     for (method, path, status, detail) in [
         (Method::GET, "/v1/nothing", 404, "there is nothing here"),
@@ -324,6 +326,10 @@ async fn errors_are_problem_details() {
         (Method::POST, "/v1/apps/b%20g/start", 404, "not a valid app name"),
         (Method::GET, "/v1/apps/shop/start", 405, "what acts is POST"),
         (Method::POST, "/v1/status", 405, "what acts is POST"),
+        (Method::GET, "/v1/more", 405, "what acts is POST"),
+        (Method::GET, "/v1/requests?limit=x", 400, "limit"),
+        (Method::GET, "/v1/requests/%ff", 400, "UTF-8"),
+        (Method::POST, "/v1/apps/%ff/start", 400, "UTF-8"),
     ] {
         let (found, headers, body) = ask(&router, request(method, path, &[LOCAL])).await;
         assert_eq!(found.as_u16(), status, "{path}");
