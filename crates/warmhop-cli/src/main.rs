@@ -7,7 +7,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use http::Method;
 use serde_json::Value;
 use warmhop_cli::config::{self, Config};
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     if let Some(code) = guard::run_if_asked(std::env::args_os()) {
         return code;
     }
-    match carry_out(Cli::parse().command) {
+    match carry_out(Cli::of_process().command) {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
             let mut stderr = std::io::stderr().lock();

@@ -1,9 +1,10 @@
 //! The arguments of the binary's commands.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use warmhop::ids::{PeerId, SessionKey};
 use warmhop_cli::config;
@@ -19,6 +20,31 @@ use warmhop_cli::setup::{dev, init};
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Those of the process; it ends here where they are wrong, or ask for help.
+    pub(crate) fn of_process() -> Self {
+        Self::parse_from(without_flags_of_help(std::env::args_os()))
+    }
+}
+
+/// clap's command `help` takes each argument for the name of a command, its own `--help` as well: what
+/// that asks for is given anyway.
+fn without_flags_of_help(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let (mut at, mut arguments) = (Some(Cli::command()), Vec::new());
+    let mut is_help = false;
+    for (place, argument) in given.enumerate() {
+        if is_help && (argument == "--help" || argument == "-h") {
+            continue;
+        }
+        if let (1.., Some(command)) = (place, &at) {
+            is_help = argument == "help" && command.has_subcommands();
+            at = command.find_subcommand(&argument).filter(|_| !is_help).cloned();
+        }
+        arguments.push(argument);
+    }
+    arguments
 }
 
 #[derive(Debug, Subcommand)]

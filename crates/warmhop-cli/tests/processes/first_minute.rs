@@ -79,6 +79,25 @@ fn this_program() -> String {
 }
 
 #[test]
+fn help_is_given_however_it_is_asked_for() {
+    for (args, part) in [
+        (&["--help"][..], "\n  drain "),
+        (&["help"], "\n  drain "),
+        (&["help", "--help"], "\n  drain "),
+        (&["help", "-h"], "\n  drain "),
+        (&["app", "help", "--help"], "\n  pause "),
+        (&["help", "app", "--help"], "\n  pause "),
+        (&["help", "run", "-h"], "--config <FILE>"),
+    ] {
+        let (code, help, error) = run(args);
+        assert!(code == 0 && help.contains(part), "{args:?}: {code} {help} {error}");
+    }
+    for args in [&["help", "fly"][..], &["help", "fly", "--help"], &["run", "help", "--help"]] {
+        assert_eq!(run(args).0, if args[0] == "run" { 0 } else { 2 }, "{args:?}");
+    }
+}
+
+#[test]
 fn dev_puts_a_command_behind_two_peers_and_ends_all_of_it() {
     let program = this_program();
     let command = [&[program.as_str()], &ARGUMENTS[..]].concat();
