@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use warmhop::{Body, BoxError, NotSent};
 
 use super::http1::{is_refusal, twin};
-use super::request::{Lending, RequestBody};
+use super::request::{Lending, RequestBody, SESSION_FIELD_BYTES_MAX};
 use super::socket::Socket;
 
 /// The most requests at once on one connection; what comes beyond opens another. Servers allow
@@ -33,9 +33,10 @@ pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// use it up and stall the others. It takes memory only for streams that nobody reads.
 const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
 
-/// The largest head of a response as RFC 9113 section 6.5.2 counts it, as large as a front door
-/// takes in a request: room for [`FIELDS_MAX`](super::plain::FIELDS_MAX) fields of some length.
-const HEAD_BYTES_MAX: u32 = 64 * 1024;
+/// The largest head of a response as RFC 9113 section 6.5.2 counts it: beside the field of the largest
+/// session as large as a front door takes in a request, which is room for
+/// [`FIELDS_MAX`](super::plain::FIELDS_MAX) fields of some length.
+const HEAD_BYTES_MAX: u32 = 64 * 1024 + SESSION_FIELD_BYTES_MAX as u32;
 
 /// How many requests go on the first connection before the app has said how many it takes: with more,
 /// those beyond would be refused. Further connections count on what it said before.

@@ -25,15 +25,16 @@ use warmhop::{Body, BoxError, Interim, NotSent};
 use super::interim;
 use super::plain::{self, Asked, Exchanged, FIELDS_MAX, Failed, Plain};
 use super::pool::{IDLE_CONNECTION_TIMEOUT, Pool};
-use super::request::RequestBody;
+use super::request::{RequestBody, SESSION_FIELD_BYTES_MAX};
 use super::socket::{Socket, Talk};
 
 /// A request that changes something is sent on a connection that was used within this time: servers
 /// keep connections open for longer.
 const MOMENT: Duration = Duration::from_millis(500);
 
-/// The longest head of an answer, and the size of hyper's buffers.
-const HEAD_BYTES_MAX: usize = 408 * 1024;
+/// The longest head of an answer, and the size of hyper's buffers. The largest session that may be carried
+/// fits, beside the fields that every answer may have.
+const HEAD_BYTES_MAX: usize = 408 * 1024 + SESSION_FIELD_BYTES_MAX;
 
 /// Requests to an app over HTTP/1.1.
 #[derive(Clone)]

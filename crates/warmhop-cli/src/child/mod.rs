@@ -29,6 +29,7 @@ use warmhop::ids::AppName;
 use warmhop::{Ended, Running, StartContext, StartError};
 
 use self::probe::{Latest, Probe};
+pub use self::request::STATE_BYTES_MAX;
 pub use self::service::ChildService;
 use crate::child::launch::{Alive, Inherit, Protocol, Ready};
 use crate::host::confine::Confine;

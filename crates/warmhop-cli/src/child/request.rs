@@ -40,6 +40,11 @@ impl Lending {
     }
 }
 
+/// The most bytes of state that an app may be allowed to set in a carried session.
+pub const STATE_BYTES_MAX: usize = 1 << 20;
+/// How long the field is in which such a state is carried: in base64, with its name and parameters.
+pub(super) const SESSION_FIELD_BYTES_MAX: usize = STATE_BYTES_MAX.div_ceil(3) * 4 + 64;
+
 /// The longest body that is sent together with its request's head: the mesh has read that much
 /// ahead.
 pub(super) const WHOLE_BYTES_MAX: u64 = 16 * 1024;

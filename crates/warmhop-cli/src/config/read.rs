@@ -21,6 +21,7 @@ use warmhop::config::{AppPolicy, SessionPolicy, StartMode};
 use warmhop::ids::{AppName, PeerId};
 use warmhop::{AppSpec, AppVersion};
 
+use crate::child::STATE_BYTES_MAX;
 use crate::redis::Events;
 
 use super::{
@@ -194,7 +195,7 @@ fn read_session(root: &mut Table<'_>) -> Session {
             }
         }
         table.set_enum("without_majority", &["refuse", "serve"], &mut policy.without_majority);
-        table.set_usize("state_bytes_max", 1..=1 << 20, &mut policy.state_bytes_max);
+        table.set_usize("state_bytes_max", 1..=STATE_BYTES_MAX, &mut policy.state_bytes_max);
         table.set_usize(
             "stored_response_bytes_max",
             0..=1 << 20,

@@ -1,6 +1,7 @@
 //! Requests to a child, against small servers in this process.
 
 mod endings;
+mod heads;
 mod lent;
 
 use std::convert::Infallible;
