@@ -645,7 +645,7 @@ async fn values_whose_time_is_over_make_room_for_others() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_mesh_can_be_emptied_and_filled_again() {
-    let bed = small_mesh(64 << 10).await;
+    let bed = small_mesh(128 << 10).await;
     for round in 0..2 {
         let key = |at: usize| format!("sess:{round}:{at}");
         let mut kept = 0;

@@ -42,14 +42,20 @@ pub(crate) fn metric(peer: &Peer, series: &str) -> String {
     value.unwrap_or_default().to_owned()
 }
 
-#[test]
-fn the_redis_endpoints_clients_commands_and_refusals_are_seen_from_outside() {
+/// A peer with a Redis endpoint, and where that listens.
+fn with_endpoint(test: &str) -> (Peer, String) {
     let file = config("[session]\nredis = '127.0.0.1:0'\n");
-    let peer = Peer::start(&write(&certified("redis-seen", "peer-1"), &file));
+    let peer = Peer::start(&write(&certified(test, "peer-1"), &file));
     let opened = peer.ever_logged("the Redis endpoint for session libraries is open");
     let opened: serde_json::Value = serde_json::from_str(&opened).unwrap();
     let addr = opened["url"].as_str().unwrap().trim_start_matches("redis://");
     let addr = addr.trim_end_matches("/0").trim_end_matches('/').to_owned();
+    (peer, addr)
+}
+
+#[test]
+fn the_redis_endpoints_clients_commands_and_refusals_are_seen_from_outside() {
+    let (peer, addr) = with_endpoint("redis-seen");
     let connections = "warmhop_connections{door=\"redis\"}";
 
     let (first, second) = (Redis::open(&addr), Redis::open(&addr));
@@ -83,4 +89,47 @@ fn the_redis_endpoints_clients_commands_and_refusals_are_seen_from_outside() {
     assert!(first.ask(&["BITOP", "AND", "a", "b"]).starts_with("-ERR"));
     let next = peer.logged("a Redis client sends a command that is not offered here");
     assert!(next.contains("BITOP"), "one line for each command: {next}");
+}
+
+/// What a process has in memory, in bytes.
+#[cfg(target_os = "linux")]
+fn resident(peer: &Peer) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", peer.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() * 1024.0
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_tiny_keys_take_is_what_is_counted() {
+    const AT_ONCE: usize = 500;
+    let (peer, addr) = with_endpoint("redis-memory");
+    let client = Redis::open(&addr);
+    wait_until("a key is made", || client.ask(&["SET", "first", "1"]) == "+OK");
+    let fill = |keys: std::ops::Range<usize>| {
+        let mut stream = client.0.borrow_mut();
+        for from in keys.step_by(AT_ONCE) {
+            let mut requests = String::new();
+            for key in from..from + AT_ONCE {
+                requests.push_str(&format!("*3\r\n$3\r\nSET\r\n$7\r\nk{key:06}\r\n$1\r\n1\r\n"));
+            }
+            stream.get_mut().write_all(requests.as_bytes()).unwrap();
+            for _ in 0..AT_ONCE {
+                let mut line = String::new();
+                stream.read_line(&mut line).unwrap();
+                assert_eq!(line, "+OK\r\n");
+            }
+        }
+    };
+    let both = || {
+        let counted = metric(&peer, "warmhop_session_memory_bytes").parse::<f64>().unwrap();
+        (counted, resident(&peer))
+    };
+    // What the peer takes once for all of them is there after the first.
+    fill(0..10_000);
+    let before = both();
+    fill(10_000..50_000);
+    let after = both();
+    let (counted, taken) = (after.0 - before.0, after.1 - before.1);
+    assert!(taken < 1.25 * counted, "{taken} bytes, of which {counted} are counted");
 }

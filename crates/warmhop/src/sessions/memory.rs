@@ -10,8 +10,11 @@ use warmhop_core::ids::{Incarnation, Now};
 use warmhop_core::session::Session;
 use warmhop_core::session::message::Config;
 
-/// The bytes that a session uses beside its state.
-const SESSION_BYTES: usize = 256;
+/// The bytes that a session uses beside its state and the requests that it remembers: its entry and its
+/// place in the table, its configuration, and what surrounds its contents.
+const SESSION_BYTES: usize = 448;
+/// What it uses further where this peer owns it.
+const OWNER_BYTES: u32 = 128;
 /// The share that the allocator adds to a session's state, at most.
 const ROUNDED_BY: usize = 8;
 /// The share of the room that is reserved for sessions which began before it was full: for copies of
@@ -59,7 +62,8 @@ impl Memory {
 
     /// Updates the count of a session that was `counted` before; `None` for one that is dropped.
     pub(crate) fn counts(&self, counted: &mut u32, session: Option<&Session>) {
-        let now = session.map_or(0, |session| taken(session.bytes_held()));
+        let owner = |session: &Session| if session.is_owner() { OWNER_BYTES } else { 0 };
+        let now = session.map_or(0, |session| taken(session.bytes_held()) + owner(session));
         if now > *counted {
             self.bytes.fetch_add(u64::from(now - *counted), Ordering::Relaxed);
         } else if now < *counted {
@@ -90,7 +94,7 @@ impl Memory {
 
     /// Whether a session with a state of so many bytes may begin here.
     pub(crate) fn may_begin(&self, bytes: usize) -> bool {
-        self.bytes() + u64::from(taken(bytes)) <= self.for_own()
+        self.bytes() + u64::from(taken(bytes) + OWNER_BYTES) <= self.for_own()
     }
 
     /// How many bytes may be used by what begins here.
@@ -186,7 +190,7 @@ fn is_lately(since: Now, now: Now) -> bool {
 }
 
 fn taken(held: usize) -> u32 {
-    u32::try_from(SESSION_BYTES + held + held / ROUNDED_BY).unwrap_or(u32::MAX)
+    u32::try_from(SESSION_BYTES + held + held / ROUNDED_BY).unwrap_or(u32::MAX / 2)
 }
 
 #[cfg(test)]
@@ -223,7 +227,7 @@ mod tests {
     #[test]
     fn a_copy_fits_where_it_takes_no_more_than_is_left_or_than_the_one_before() {
         let memory = Memory::new(10_000);
-        memory.bytes.store(9_000, Ordering::Relaxed);
+        memory.bytes.store(8_808, Ordering::Relaxed);
         assert!(memory.has_room(100, None) && !memory.has_room(200, None));
         assert!(memory.has_room(400, Some(200)));
         assert!(memory.has_room(0, None), "there is room for promises");
