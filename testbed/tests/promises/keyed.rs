@@ -58,7 +58,8 @@ async fn a_repeat_that_comes_while_the_first_request_runs_is_refused_at_once() {
     let mut shopper = Shopper::default();
     shopper.add(world.http(0)).await;
     let (mut client, addr) = (shopper.client.clone(), world.http(0));
-    let item = "lamp&ms=3000";
+    // Longer than it takes to be refused twice, on a busy machine as well.
+    let item = "lamp&ms=10000";
     let first = tokio::spawn(async move {
         let call = client.call(Method::POST, format!("/cart/add?item={item}"));
         call.header("idempotency-key", "\"pay\"").send(addr).await.unwrap()

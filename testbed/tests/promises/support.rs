@@ -118,7 +118,8 @@ impl World {
 
     /// What the peer at `index` reports of itself and the mesh.
     pub(crate) async fn status(&self, index: usize) -> Json {
-        self.mesh.peer(index).status().await.unwrap_or_else(|error| panic!("{error:#}"))
+        let reply = self.admin(index, Method::GET, "/v1/status").await;
+        reply.ok().and_then(|reply| reply.json()).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
     /// One of the apps in the status of the peer at `index`.

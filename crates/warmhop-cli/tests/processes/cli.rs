@@ -405,9 +405,10 @@ const COMMANDS: [&[&str]; 8] = [
 
 #[test]
 fn where_no_peer_answers_the_commands_say_so() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    drop(listener);
+    // It is this test's and nobody listens there: no other test is given the port.
+    let silent = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    silent.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap().as_socket().unwrap());
     for args in COMMANDS {
         let (code, out, error) = run(&[args, &["--admin", &url]].concat());
         assert_eq!((code, out.as_str()), (1, ""), "{args:?}");
