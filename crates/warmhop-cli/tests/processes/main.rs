@@ -20,5 +20,6 @@ mod operators;
 mod printed;
 mod redis_seen;
 mod role;
+mod same_answers;
 mod starting;
 mod watch;

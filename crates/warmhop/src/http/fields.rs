@@ -616,6 +616,7 @@ mod tests {
         for (status, mut fields) in [
             (StatusCode::OK, chunked),
             (StatusCode::NO_CONTENT, headers(&[("content-length", "5")])),
+            (StatusCode::NOT_MODIFIED, headers(&[("content-length", "5")])),
         ] {
             mend_framing(status, &mut fields);
             assert!(!fields.contains_key("content-length"), "{status}");
