@@ -2,7 +2,6 @@
 //! hop: its status, its fields and its body.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -16,14 +15,25 @@ use tokio::time::{sleep, timeout};
 use warmhop::config::{SessionMode, SessionPolicy, StartMode};
 use warmhop::identity::Authority;
 use warmhop::ids::{AppName, PeerId};
-use warmhop::{AppSpec, Mesh, app_fn};
+use warmhop::{App, AppSpec, Mesh, Running, StartContext, StartError};
 use warmhop_cli::child::{ChildService, STATE_BYTES_MAX};
 use warmhop_cli::config::Protocol;
 
 use crate::role::BOUND;
 
+/// An app at this port, which gets its sessions in the field.
+struct AppAt(u16);
+
+#[async_trait::async_trait]
+impl App for AppAt {
+    async fn start(&self, _: StartContext) -> Result<Running, StartError> {
+        let service = ChildService::new(self.0, Protocol::Http1);
+        Ok(Running::new(service).with_carried_session())
+    }
+}
+
 /// Two peers and their front doors. The app at this port is ready at the first, and the other hops there.
-pub(crate) async fn two_doors(
+async fn two_doors(
     port: u16,
     session: SessionMode,
     policy: SessionPolicy,
@@ -33,13 +43,12 @@ pub(crate) async fn two_doors(
     for (name, start) in [("one", StartMode::AtBoot), ("two", StartMode::Never)] {
         let mut spec = AppSpec::new(AppName::new("shop").unwrap());
         (spec.policy.start, spec.policy.session) = (start, session);
-        let child = app_fn(move || async move {
-            Ok::<_, Infallible>(ChildService::new(port, Protocol::Http1))
-        });
         let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let identity = authority.issue(&PeerId::new(name).unwrap()).unwrap();
-        let mut builder =
-            Mesh::builder(identity).sessions(policy.clone()).front_door(door).app(spec, child);
+        let mut builder = Mesh::builder(identity)
+            .sessions(policy.clone())
+            .front_door(door)
+            .app(spec, AppAt(port));
         if let Some(first) = meshes.first() {
             builder = builder.seed(first.mesh_addr().to_string());
         }

@@ -128,9 +128,11 @@ pub(crate) fn remove_our_cookie(headers: &mut HeaderMap, cookie: &CookieSpec) {
 
 /// Makes a response's framing fields agree with its status and body, which decide the framing: the
 /// next reader would believe fields that say otherwise (RFC 9112 section 6.3, RFC 9110 section
-/// 8.6).
+/// 8.6). A 304 needs no length of what it does not send: hyper leaves it out over HTTP/1, and over
+/// HTTP/2 a body that comes by a hop would be shorter than it.
 pub(crate) fn mend_framing(status: StatusCode, headers: &mut HeaderMap) {
-    let no_content = status.is_informational() || status == StatusCode::NO_CONTENT;
+    let no_content = status.is_informational()
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     if no_content || headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
