@@ -11,6 +11,10 @@
 //! a client with one request waits for a place to become free, and not for a round of the others. At
 //! most every other turn is one of theirs, and no request is overtaken twice.
 //!
+//! The one that is called leaves to ask for a place elsewhere, and another is called meanwhile. If it
+//! is turned away there, it is called again, and the other waits on before all. Of several that come
+//! back, the one that was called first is: whoever asks elsewhere loses nothing by that.
+//!
 //! If the queue is full, a request of the client with most of them gives way to a client with
 //! clearly fewer: nobody can fill the queue against others. A client that may have no more places for
 //! now is *held*: its requests keep their order, and none of them is called.
@@ -33,6 +37,10 @@ pub struct Flow {
 /// A request that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(u64);
+
+/// When a request was called, among all that were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Since(u64);
 
 /// A client gets a place in a queue that others have filled if one of them has at least so many
 /// more requests there: with fewer, two clients would displace each other in turn.
@@ -64,6 +72,10 @@ pub struct FairQueue {
     clients: Turns<Client>,
     /// Where nobody is called, all that wait are of clients that are held.
     called: Option<(Ticket, Flow)>,
+    /// When the one that is called was called, for the first time.
+    since: Since,
+    /// How many were called.
+    calls: u64,
     /// The one that was called last and had to let another go ahead.
     overtaken: Option<Ticket>,
     /// Clients that come ahead of their turns, in order.
@@ -102,34 +114,56 @@ impl FairQueue {
         self.clients.by_key.len() + usize::from(called)
     }
 
-    /// Joins behind the others of its session, or, if it had its turn before and was turned away,
-    /// before all. The first is called at once.
-    pub fn join(&mut self, flow: Flow, had_its_turn: bool) -> Ticket {
+    /// Joins behind the others of its session. One that was called `before` and was turned away is
+    /// called instead of one that was called later, or else joins before all. The first is called at
+    /// once.
+    pub fn join(&mut self, flow: Flow, before: Option<Since>) -> Ticket {
         self.last += 1;
         let ticket = Ticket(self.last);
-        if self.called.is_none() && !self.held.contains(&flow.client) {
-            self.called = Some((ticket, flow));
+        let is_next = self.called.is_none() || before.is_some_and(|before| before < self.since);
+        if is_next && !self.held.contains(&flow.client) {
+            self.put_back();
+            self.call(ticket, flow);
+            self.since = before.unwrap_or(self.since);
             return ticket;
         }
-        let is_new = self.is_new(flow.client) && !had_its_turn;
+        let is_new = self.is_new(flow.client) && before.is_none();
         if is_new && self.overtakes() {
-            self.put_back();
-            self.called = Some((ticket, flow));
+            self.overtaken = self.put_back();
+            self.call(ticket, flow);
             self.was_ahead = true;
             return ticket;
         }
         if is_new {
             self.ahead.push_back(flow.client);
         }
-        let client = self.clients.entry(flow.client, had_its_turn);
+        let client = self.clients.entry(flow.client, before.is_some());
         client.waiting += 1;
-        let session = client.sessions.entry(flow.session, had_its_turn);
-        if had_its_turn {
+        let session = client.sessions.entry(flow.session, before.is_some());
+        if before.is_some() {
             session.push_front(ticket)
         } else {
             session.push_back(ticket)
         }
         ticket
+    }
+
+    /// When a request that leaves was called; if it is not, as late as may be.
+    #[must_use]
+    pub fn since(&self, ticket: Ticket) -> Since {
+        if self.called() == Some(ticket) { self.since } else { Since(self.calls) }
+    }
+
+    fn call(&mut self, ticket: Ticket, flow: Flow) {
+        self.calls += 1;
+        (self.called, self.since) = (Some((ticket, flow)), Since(self.calls));
+    }
+
+    fn call_next(&mut self) {
+        self.called = None;
+        if let Some((ticket, flow)) = self.next() {
+            self.call(ticket, flow);
+        }
     }
 
     /// Whether nothing of the client waits.
@@ -145,19 +179,19 @@ impl FairQueue {
     }
 
     /// The one that is called waits on, before all others.
-    fn put_back(&mut self) {
-        let Some((ticket, flow)) = self.called.take() else { return };
-        self.overtaken = Some(ticket);
+    fn put_back(&mut self) -> Option<Ticket> {
+        let (ticket, flow) = self.called.take()?;
         let client = self.clients.entry(flow.client, true);
         client.waiting += 1;
         client.sessions.entry(flow.session, true).push_front(ticket);
+        Some(ticket)
     }
 
     /// The request stops waiting, with a place or without. Returns the one that is called next, if
     /// this one had been called.
     pub fn leave(&mut self, ticket: Ticket, flow: Flow) -> Option<Ticket> {
         if self.called() == Some(ticket) {
-            self.called = self.next();
+            self.call_next();
             return self.called();
         }
         self.remove(flow, |session| {
@@ -183,7 +217,7 @@ impl FairQueue {
         client.waiting += 1;
         client.sessions.entry(flow.session, true).push_front(ticket);
         self.held.insert(flow.client);
-        self.called = self.next();
+        self.call_next();
         self.called()
     }
 
@@ -198,7 +232,7 @@ impl FairQueue {
     /// The client may have places again. Returns who is called now, if nobody was.
     pub fn release(&mut self, client: u64) -> Option<Ticket> {
         if self.held.remove(&client) && self.called.is_none() {
-            self.called = self.next();
+            self.call_next();
             return self.called();
         }
         None
@@ -315,7 +349,7 @@ mod tests {
     /// Joins for each of these flows in turn; then each one that is called takes a place.
     fn order(flows: &[Flow]) -> Vec<usize> {
         let mut queue = FairQueue::new();
-        let tickets: Vec<_> = flows.iter().map(|flow| queue.join(*flow, false)).collect();
+        let tickets: Vec<_> = flows.iter().map(|flow| queue.join(*flow, None)).collect();
         let mut order = Vec::new();
         while let Some(called) = queue.called() {
             let at = tickets.iter().position(|ticket| *ticket == called).unwrap();
@@ -340,14 +374,14 @@ mod tests {
     #[test]
     fn a_new_client_comes_ahead_of_the_one_that_is_called_and_of_nobody_twice() {
         let mut queue = FairQueue::new();
-        let many: Vec<_> = (0..50).map(|_| queue.join(flow(1), false)).collect();
+        let many: Vec<_> = (0..50).map(|_| queue.join(flow(1), None)).collect();
         assert_eq!(queue.called(), Some(many[0]));
-        let one = queue.join(flow(2), false);
+        let one = queue.join(flow(2), None);
         assert_eq!(queue.called(), Some(one), "it is next, though fifty came before");
-        let other = queue.join(flow(3), false);
+        let other = queue.join(flow(3), None);
         assert_eq!(queue.called(), Some(one), "nobody has more waiting than that one");
         assert_eq!(queue.leave(one, flow(2)), Some(many[0]), "which is not overtaken again");
-        let late = queue.join(flow(4), false);
+        let late = queue.join(flow(4), None);
         assert_eq!(queue.called(), Some(many[0]));
         let order = [other, many[1], late, many[2], many[3]];
         let mut left = (many[0], flow(1));
@@ -381,7 +415,7 @@ mod tests {
         type Named = (FairQueue, BTreeMap<Ticket, u64>);
         let by_queue = |load| {
             let join = |(queue, of): &mut Named, client| {
-                of.insert(queue.join(flow(client), false), client);
+                of.insert(queue.join(flow(client), None), client);
             };
             let serve = |(queue, of): &mut Named| {
                 let called = queue.called().unwrap();
@@ -433,17 +467,52 @@ mod tests {
     #[test]
     fn one_that_was_turned_away_on_its_turn_is_next() {
         let mut queue = FairQueue::new();
-        let tickets: Vec<_> = (0..3).map(|_| queue.join(flow(1), false)).collect();
+        let tickets: Vec<_> = (0..3).map(|_| queue.join(flow(1), None)).collect();
         assert_eq!(queue.leave(tickets[0], flow(1)), Some(tickets[1]));
-        let again = queue.join(flow(2), true);
-        assert_eq!(queue.leave(tickets[1], flow(1)), Some(again));
-        assert_eq!(queue.leave(again, flow(2)), Some(tickets[2]));
+        let again = queue.join(flow(2), Some(Since::default()));
+        assert_eq!(queue.called(), Some(again));
+        assert_eq!(queue.leave(again, flow(2)), Some(tickets[1]));
+        assert_eq!(queue.leave(tickets[1], flow(1)), Some(tickets[2]));
+    }
+
+    #[test]
+    fn whoever_asks_elsewhere_in_vain_is_called_again_before_those_that_were_called_meanwhile() {
+        let mut queue = FairQueue::new();
+        let many: Vec<_> = (0..9).map(|_| queue.join(flow(1), None)).collect();
+        let mut one = queue.join(flow(2), None);
+        for _ in 0..3 {
+            assert_eq!(queue.called(), Some(one));
+            let since = queue.since(one);
+            assert_eq!(queue.leave(one, flow(2)), Some(many[0]), "it asks elsewhere");
+            one = queue.join(flow(2), Some(since));
+        }
+        // Two that are away: whoever comes back first, the one that was called first is called.
+        for comes_first in [true, false] {
+            assert_eq!(queue.called(), Some(one));
+            let since = queue.since(one);
+            let first = queue.leave(one, flow(2)).unwrap();
+            let sinces = [since, queue.since(first)];
+            assert!(queue.leave(first, flow(1)).is_some());
+            let mut back = |which: usize| queue.join(flow(2 - which as u64), Some(sinces[which]));
+            let other;
+            (one, other) = if comes_first {
+                let one = back(0);
+                (one, back(1))
+            } else {
+                let other = back(1);
+                (back(0), other)
+            };
+            assert_eq!(queue.called(), Some(one), "{comes_first}");
+            // It has a place: the other is next.
+            assert_eq!(queue.leave(one, flow(2)), Some(other), "{comes_first}");
+            one = queue.join(flow(2), None);
+        }
     }
 
     #[test]
     fn a_waiter_that_leaves_before_its_turn_wakes_nobody() {
         let mut queue = FairQueue::new();
-        let tickets: Vec<_> = (0..3).map(|_| queue.join(flow(1), false)).collect();
+        let tickets: Vec<_> = (0..3).map(|_| queue.join(flow(1), None)).collect();
         assert_eq!(queue.leave(tickets[1], flow(1)), None);
         assert_eq!(queue.called(), Some(tickets[0]));
         assert_eq!(queue.leave(tickets[0], flow(1)), Some(tickets[2]));
@@ -454,12 +523,12 @@ mod tests {
     #[test]
     fn only_a_client_that_has_clearly_more_gives_way() {
         let mut queue = FairQueue::new();
-        let tickets: Vec<_> = (0..4).map(|_| queue.join(flow(1), false)).collect();
+        let tickets: Vec<_> = (0..4).map(|_| queue.join(flow(1), None)).collect();
         assert!(!queue.gives_way_to(flow(1)), "not to itself");
         assert_eq!(queue.give_way_to(flow(2)), Some(tickets[3]), "the latest");
-        let second = queue.join(flow(2), false);
+        let second = queue.join(flow(2), None);
         assert_eq!(queue.give_way_to(flow(2)), Some(tickets[2]), "three and one");
-        queue.join(flow(2), false);
+        queue.join(flow(2), None);
         assert!(!queue.gives_way_to(flow(2)), "two each");
         assert_eq!(queue.give_way_to(flow(1)), None, "two each");
         assert!(queue.gives_way_to(flow(3)), "two and none");
@@ -469,9 +538,9 @@ mod tests {
     #[test]
     fn a_client_that_is_held_keeps_its_order_and_keeps_nobody_else_waiting() {
         let mut queue = FairQueue::new();
-        let own: Vec<_> = (0..3).map(|_| queue.join(flow(1), false)).collect();
-        let first = queue.join(flow(4), false);
-        let other = queue.join(flow(2), false);
+        let own: Vec<_> = (0..3).map(|_| queue.join(flow(1), None)).collect();
+        let first = queue.join(flow(4), None);
+        let other = queue.join(flow(2), None);
         assert_eq!(queue.leave(first, flow(4)), Some(own[0]), "every other turn is by the round");
         assert_eq!(queue.hold(own[0], flow(1)), Some(other), "the next is another client's");
         assert_eq!(queue.hold(own[0], flow(1)), None, "it is not called");
@@ -479,7 +548,7 @@ mod tests {
         assert_eq!(queue.leave(other, flow(2)), None, "nobody of the client that is held");
         assert!(!queue.is_empty());
         assert!(queue.is_before(flow(1)) && !queue.is_before(flow(3)), "only its own wait for it");
-        let late = queue.join(flow(3), false);
+        let late = queue.join(flow(3), None);
         assert_eq!(queue.called(), Some(late));
         assert_eq!(queue.release(1), None, "another looks for a place");
         assert_eq!(queue.leave(late, flow(3)), Some(own[0]));
@@ -493,11 +562,11 @@ mod tests {
     #[test]
     fn a_client_whose_last_request_leaves_is_held_no_more() {
         let mut queue = FairQueue::new();
-        let only = queue.join(flow(1), false);
+        let only = queue.join(flow(1), None);
         assert_eq!(queue.hold(only, flow(1)), None);
         assert_eq!(queue.leave(only, flow(1)), None);
         assert!(queue.is_empty());
-        let next = queue.join(flow(1), false);
+        let next = queue.join(flow(1), None);
         assert_eq!(queue.called(), Some(next));
     }
 }

@@ -150,6 +150,8 @@ pub struct Candidate<'a> {
     pub version: Option<&'a AppVersion>,
     /// The request's client has used its share of the places there.
     pub shut: bool,
+    /// Nothing that this peer sent there is of the request's client and session.
+    pub is_first: bool,
 }
 
 /// Everything that a decision depends on.
@@ -348,8 +350,8 @@ pub enum Reason {
     },
     /// Every copy within reach serves as many requests as it may.
     BusyEverywhere,
-    /// So it is, and this request has had its turn here: it waits for a place there, among the
-    /// requests that came by other peers.
+    /// So it is, and this request has had its turn here, or needs none: it waits for a place there,
+    /// among the requests that came by other peers.
     TurnThere {
         /// Where.
         peer: PeerId,
@@ -458,6 +460,9 @@ fn at_front_door(q: &Question<'_>) -> Decision {
     }
     let ready_there = |c: &Candidate<'_>| c.state == AppState::Ready;
     if is_behind(q) && (ready_here || q.candidates.iter().any(ready_there)) {
+        if let Some((to, reason)) = turn_there(q, |_| !ready_here) {
+            return decision(Action::Hop { to }, reason, pin_lost);
+        }
         return Decision { pin_lost, start_here, ..wait_for_place(q) };
     }
     if ready_here && !q.draining {

@@ -292,6 +292,73 @@ async fn a_client_at_another_peer_finds_room_in_a_queue_that_one_client_has_fill
     assert_eq!(modest.await.unwrap().0.status, StatusCode::OK);
 }
 
+#[tokio::test]
+async fn a_client_at_another_peer_does_not_wait_there_for_what_another_sends_by_it() {
+    for session in [SessionMode::None, SessionMode::Portable] {
+        let (held, mut comes) = Held::new();
+        let bed = one_serves_two_never(&held, session, 100).await;
+        let greedy = |at| ask_at(&bed, at, "192.0.2.1", "/greedy", Client::default());
+        let mut asking = vec![greedy(0)];
+        assert_eq!(comes.recv().await.unwrap(), "one/greedy");
+        asking.extend((0..4).map(|_| greedy(0)));
+        eventually("they wait", || waiting(&bed.peers[0]) == 4).await;
+        asking.extend((0..4).map(|_| greedy(1)));
+        eventually("one of the others waits there, and three where they came", || {
+            waiting(&bed.peers[0]) == 5 && waiting(&bed.peers[1]) == 3
+        })
+        .await;
+        for others in [0, 1] {
+            let from = format!("192.0.2.{}", 2 + others);
+            asking.push(ask_at(&bed, 1, &from, "/modest", Client::default()));
+            eventually("it waits there", || waiting(&bed.peers[0]) == 6 + others).await;
+        }
+        let mut come = Vec::new();
+        for _ in 0..4 {
+            held.let_go.add_permits(1);
+            come.push(comes.recv().await.unwrap());
+        }
+        assert_eq!(
+            come.iter().filter(|it| *it == "one/modest").count(),
+            2,
+            "{session:?}: {come:?}"
+        );
+        all_are_served(&held, asking).await;
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_is_pinned_elsewhere_does_not_wait_for_another_of_its_address() {
+    let (held, mut comes) = Held::new();
+    let bed = mesh(&held, &["one", "two"], SessionMode::Pinned, 100).await;
+    // Two sessions of one address, both on the second copy.
+    let mut sessions = Vec::new();
+    for _ in 0..2 {
+        let begins = ask_at(&bed, 1, "192.0.2.1", "/", Client::default());
+        assert_eq!(comes.recv().await.unwrap(), "two/");
+        held.let_go.add_permits(1);
+        sessions.push(begins.await.unwrap().1);
+    }
+    let greedy = |at| ask_at(&bed, at, "192.0.2.1", "/greedy", sessions[0].clone());
+    let mut asking = vec![greedy(1)];
+    assert_eq!(comes.recv().await.unwrap(), "two/greedy");
+    asking.extend((0..8).map(|_| greedy(1)));
+    eventually("they wait", || waiting(&bed.peers[1]) == 8).await;
+    asking.extend((0..4).map(|_| greedy(0)));
+    eventually("one of the others waits there, and three where they came", || {
+        waiting(&bed.peers[1]) == 9 && waiting(&bed.peers[0]) == 3
+    })
+    .await;
+    asking.push(ask_at(&bed, 0, "192.0.2.1", "/modest", sessions[1].clone()));
+    eventually("it waits there", || waiting(&bed.peers[1]) == 10).await;
+    let mut come = Vec::new();
+    for _ in 0..3 {
+        held.let_go.add_permits(1);
+        come.push(comes.recv().await.unwrap());
+    }
+    assert!(come.contains(&"two/modest".to_owned()), "{come:?}");
+    all_are_served(&held, asking).await;
+}
+
 /// Lets all go, and expects that everybody was served.
 async fn all_are_served(
     held: &Held,

@@ -21,6 +21,8 @@ pub struct Noted {
     pub ours: u32,
     /// The request's client has used its share of the places there.
     pub shut: bool,
+    /// Nothing that this peer sent there is of the request's client and session.
+    pub is_first: bool,
 }
 
 /// The load of a copy, as a reply named it.
@@ -153,6 +155,7 @@ impl<'a> Viewpoint<'a> {
             eta: copy.eta(self.now),
             version: copy.news.version.as_ref(),
             shut: noted.shut,
+            is_first: noted.is_first,
         }
     }
 }
@@ -202,7 +205,7 @@ mod tests {
         let view = view(AppState::Ready);
         let reply = |ms| NotedLoad { in_flight: 2, latency_us: 300, at: at(ms) };
         for (ms, in_flight) in [(999, 7), (1_000, 2), (2_500, 2)] {
-            let noted = Noted { load: Some(reply(ms)), ours: 1, shut: false };
+            let noted = Noted { load: Some(reply(ms)), ours: 1, ..Noted::default() };
             let [it] = named(&view, false, noted)[..] else { panic!("one peer has the app") };
             assert_eq!((it.in_flight, it.ours, it.latency_us), (in_flight, 1, Some(300)));
             assert_eq!(it.load_age, Some(Duration::from_millis(3_000 - ms)));

@@ -2,7 +2,8 @@
 //!
 //! A request waits at its entry peer. Once it has had its turn there, a peer without a free place lets
 //! it wait among its own, for a while: the places of a copy go to all clients in turn, whichever peers
-//! they came by.
+//! they came by. Of each client and session one request needs no turn for that: it would wait for
+//! others that wait there already, and there its client has its turn.
 
 use core::time::Duration;
 
@@ -92,10 +93,12 @@ pub(super) fn turn_there(
     q: &Question<'_>,
     asked: impl Fn(&Candidate<'_>) -> bool,
 ) -> Option<(PeerId, Reason)> {
-    let places = q.app.concurrency.filter(|_| q.queued.has_turn && !is_behind(q))?;
+    let places = q.app.concurrency.filter(|_| !q.queued.gave_way)?;
+    let has_turn = q.queued.has_turn && !is_behind(q);
     let may_wait = |c: &&Candidate<'_>| {
         // This peer's own requests make room for each other.
-        let takes_more = c.state == AppState::Ready && !c.shut && c.ours < places;
+        let has_room = c.is_first || (has_turn && c.ours < places);
+        let takes_more = c.state == AppState::Ready && !c.shut && has_room;
         takes_more && standing_of(c) <= Standing::OtherZone && may_try(q, c.peer) && asked(c)
     };
     let least = |c: &&Candidate<'_>| (c.in_flight, standing_of(c), c.latency_us);

@@ -40,6 +40,7 @@ pub(crate) fn ready(peer: &PeerId) -> Candidate<'_> {
         eta: None,
         version: None,
         shut: false,
+        is_first: false,
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use warmhop_core::ids::{Now, PeerId};
+use warmhop_core::queue::Flow;
 use warmhop_core::route::{Noted, NotedLoad};
 
 use crate::app::places::Places;
@@ -17,6 +18,17 @@ pub(crate) struct Loads {
     noted: Mutex<HashMap<PeerId, Noted>>,
     /// How many requests of each client other peers are serving, where clients have shares.
     shares: Mutex<HashMap<PeerId, Arc<Shares>>>,
+    /// And of each client and session, where copies serve so many at once.
+    flows: Mutex<HashMap<PeerId, Arc<Shares<Flow>>>>,
+}
+
+/// Whose request another peer is serving, as far as that counts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Whose {
+    /// Its client, where clients have shares of the places.
+    pub(crate) client: Option<u64>,
+    /// Its client and session, where copies have places.
+    pub(crate) flow: Option<Flow>,
 }
 
 impl Loads {
@@ -26,6 +38,15 @@ impl Loads {
 
     fn shares(&self) -> MutexGuard<'_, HashMap<PeerId, Arc<Shares>>> {
         self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flows(&self) -> MutexGuard<'_, HashMap<PeerId, Arc<Shares<Flow>>>> {
+        self.flows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the peer is serving, or lets wait, a request of this client and session that came here.
+    pub(crate) fn has(&self, peer: &PeerId, flow: Flow) -> bool {
+        self.flows().get(peer).is_some_and(|flows| flows.of(flow) > 0)
     }
 
     /// How many requests of the client that came here the peer is serving.
@@ -51,6 +72,7 @@ impl Loads {
     pub(crate) fn retain(&self, is_there: impl Fn(&PeerId) -> bool) {
         self.all().retain(|peer, known| known.ours > 0 || is_there(peer));
         self.shares().retain(|_, shares| !shares.is_empty());
+        self.flows().retain(|_, flows| !flows.is_empty());
     }
 
     fn begins(&self, peer: &PeerId) {
@@ -80,6 +102,8 @@ pub(crate) struct ServedThere {
     peer: PeerId,
     /// Its client, where clients have shares.
     client: Option<(u64, Arc<Shares>)>,
+    /// And its session, where copies have places.
+    flow: Option<(Flow, Arc<Shares<Flow>>)>,
     was_refused: bool,
 }
 
@@ -88,18 +112,24 @@ impl ServedThere {
         loads: &Arc<Loads>,
         places: &Arc<Places>,
         peer: &PeerId,
-        client: Option<u64>,
+        whose: Whose,
     ) -> Self {
         loads.begins(peer);
-        let client = client.map(|client| {
+        // That peer says whether it is too much.
+        let client = whose.client.map(|client| {
             let mut all = loads.shares();
             let shares = all.entry(peer.clone()).or_default();
-            // That peer says whether it is too much.
             shares.take(client, u32::MAX);
             (client, Arc::clone(shares))
         });
+        let flow = whose.flow.map(|flow| {
+            let mut all = loads.flows();
+            let flows = all.entry(peer.clone()).or_default();
+            flows.take(flow, u32::MAX);
+            (flow, Arc::clone(flows))
+        });
         let (loads, places) = (Arc::clone(loads), Arc::clone(places));
-        Self { loads, places, peer: peer.clone(), client, was_refused: false }
+        Self { loads, places, peer: peer.clone(), client, flow, was_refused: false }
     }
 
     /// The peer refused it: the load that the peer reports never included it, and it frees no place
@@ -114,6 +144,9 @@ impl Drop for ServedThere {
         self.loads.ends(&self.peer, !self.was_refused);
         if let Some((client, shares)) = &self.client {
             shares.give_back(*client);
+        }
+        if let Some((flow, flows)) = &self.flow {
+            flows.give_back(*flow);
         }
         self.places.freed_at(&self.peer, self.client.as_ref().map(|(client, _)| *client));
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use warmhop_core::ids::{PeerId, SessionId};
-use warmhop_core::queue::{FairQueue, Flow, Lane, Lanes, Ticket};
+use warmhop_core::queue::{FairQueue, Flow, Lane, Lanes, Since, Ticket};
 use warmhop_core::route::{FULL_FOR, Queued};
 
 /// One queue, and how each that waits in it is woken.
@@ -91,8 +91,8 @@ pub(crate) struct Waits {
     pub(crate) never_wakes: bool,
     /// Its place in a queue. Once it has begun at a copy it lets the next one look.
     turn: Option<Turn>,
-    /// It had its turn before, and was turned away.
-    had_turn: bool,
+    /// When it had its turn, if it had it before and was turned away.
+    had_turn: Option<Since>,
     /// The peer that it is sent to may let it wait.
     pub(crate) may_wait_there: bool,
 }
@@ -153,6 +153,16 @@ impl Places {
         }
     }
 
+    /// Whether a request that waits here takes the next place at the copy here.
+    pub(crate) fn is_awaited(&self) -> bool {
+        if self.open.load(Ordering::SeqCst) == 0 {
+            return false;
+        }
+        let lines = self.lines();
+        let looks = |lane| self.line_of(&lines, lane).is_some_and(Line::looks);
+        looks(Lane::Any) || looks(Lane::Here)
+    }
+
     /// The place in line of a request that arrives now.
     fn look(&self, pinned_to: Option<&PeerId>, flow: Flow) -> Queued {
         if self.open.load(Ordering::SeqCst) == 0 {
@@ -205,7 +215,9 @@ impl Waits {
     pub(crate) fn standing(&self, places: &Places, pinned_to: Option<&PeerId>) -> Queued {
         match self.turn.as_ref().filter(|turn| turn.pinned_to.as_ref() == pinned_to) {
             Some(turn) => turn.standing(),
-            None => Queued { has_turn: self.had_turn, ..places.look(pinned_to, self.flow) },
+            None => {
+                Queued { has_turn: self.had_turn.is_some(), ..places.look(pinned_to, self.flow) }
+            }
         }
     }
 
@@ -254,9 +266,16 @@ impl Waits {
         self.over();
     }
 
-    /// It has a place, or wants none any more.
+    /// It waits for something else than a place.
+    pub(crate) fn leaves(&mut self) {
+        self.turn = None;
+    }
+
+    /// It has a place, or asks for one elsewhere.
     pub(crate) fn over(&mut self) {
-        self.had_turn |= self.turn.take().is_some();
+        if let Some(turn) = self.turn.take() {
+            self.had_turn = Some(turn.since());
+        }
     }
 }
 
@@ -325,7 +344,7 @@ impl Turn {
         places: &Arc<Places>,
         pinned_to: Option<&PeerId>,
         flow: Flow,
-        had_turn: bool,
+        had_turn: Option<Since>,
         is_full: bool,
     ) -> Self {
         let woken = Arc::new(Notify::new());
@@ -361,6 +380,13 @@ impl Turn {
             has_turn: is_called,
             not_here: self.places.is_not_here(&lines, self.pinned_to.as_ref()),
         }
+    }
+
+    /// When it was called.
+    fn since(&self) -> Since {
+        let lines = self.places.lines();
+        let line = lines.by_pin.get(&self.pinned_to);
+        line.map_or_else(Since::default, |line| line.queue.since(self.ticket))
     }
 
     /// It takes a place at the copy here.

@@ -377,7 +377,7 @@ impl Node {
             tracing.step_among(what, decision.reason.clone(), candidates);
             let goes_on = matches!(decision.action, Action::Serve | Action::Hop { .. });
             if !goes_on && decision.reason != Reason::BusyEverywhere {
-                waits.over();
+                waits.leaves();
             }
             if let (Some(failed), false) = (placing.failed, goes_on) {
                 return Err(failed.clone());
@@ -387,7 +387,9 @@ impl Node {
                 Action::Hop { to } => {
                     // With a copy here, the next place may be one of its own.
                     let only_there = pinned_to.is_some() || slot.state() != AppState::Ready;
-                    waits.may_wait_there = has_turn && only_there;
+                    let takes_turn =
+                        has_turn || matches!(decision.reason, Reason::TurnThere { .. });
+                    waits.may_wait_there = takes_turn && only_there;
                     return Ok(Place::There(to));
                 }
                 Action::Refuse(refusal) => {

@@ -99,6 +99,20 @@ impl OfHop<'_> {
     }
 }
 
+/// The load that a peer is told whose request gets no place here and does not wait for one.
+fn load_without_place(slot: &Slot, whose: Flow) -> Option<Load> {
+    let spec = slot.spec();
+    let places = spec.policy.concurrency?;
+    let load = Node::local_load(slot);
+    let doing = slot.doing(&spec.policy, whose);
+    if doing.is_full || doing.is_shut {
+        return Some(load);
+    }
+    // A free place is for one that waits here: to others, the copy is full.
+    let in_flight = load.in_flight.max(places);
+    slot.places.is_awaited().then_some(Load { in_flight, ..load })
+}
+
 /// The outcome of a hop: the answer, or why it is refused.
 type Answered = Result<(Served, ReplySession), HopRefusal>;
 
@@ -189,9 +203,11 @@ impl Node {
         {
             return Err((HopRefusal::NotReady, load));
         }
-        let doing = slot.doing(&slot.spec().policy, whose);
         let turn = turn.filter(|_| !may_run_there);
-        if (doing.is_full || doing.is_shut) && !may_run_there && turn.is_none() {
+        if !may_run_there
+            && turn.is_none()
+            && let Some(load) = load_without_place(&slot, whose)
+        {
             return Err((HopRefusal::Busy, load));
         }
         if let HopKind::Forward(forward) = &kind

@@ -17,7 +17,7 @@ use warmhop_core::route::{Arrived, Attempted, PinTo, may_retry};
 use warmhop_core::session::repair::may_count_on;
 use warmhop_core::view::{AppState, Liveness};
 
-use crate::app::loads::ServedThere;
+use crate::app::loads::{ServedThere, Whose};
 use crate::app::session::Session;
 use crate::app::slot::{Copy, InFlight, Slot};
 use crate::app::{AppService, NotSent};
@@ -307,9 +307,10 @@ impl Node {
         // An owner may have it run elsewhere.
         let runs_there = !matches!(kind, HopKind::Forward(_) | HopKind::Onward { .. });
         let flow = call.waits.flow;
-        let sharer = sharer(flow, slot);
+        let has_places = slot.spec().policy.concurrency.is_some();
+        let whose = Whose { client: sharer(flow, slot), flow: has_places.then_some(flow) };
         let served_there =
-            runs_there.then(|| ServedThere::new(&slot.loads, &slot.places, to, sharer));
+            runs_there.then(|| ServedThere::new(&slot.loads, &slot.places, to, whose));
         call.waits.over();
         let turn = self.turn_there(slot, call).filter(|_| runs_there);
         let counts_on = if runs_there { self.counts_on(slot, to, call) } else { None };
@@ -360,8 +361,13 @@ impl Node {
                 tracing.step("refused", format!("{to} said no: {}", why.label()));
                 self.learns_version(slot, to, &why);
                 note_refusal(&mut call.waits, slot, to, &why, load);
-                if turn.is_some() && matches!(why, HopRefusal::Busy) {
-                    call.waits.waited += began.elapsed();
+                if let (Some(turn), HopRefusal::Busy) = (turn, &why) {
+                    let waited = began.elapsed();
+                    call.waits.waited += waited;
+                    if waited < turn {
+                        // As many wait there as may.
+                        call.waits.is_shut_at(to);
+                    }
                 }
                 if matches!(why, HopRefusal::AppFailed { .. } | HopRefusal::TooSlow { .. }) {
                     call.may_have_run = true;

@@ -15,11 +15,12 @@ use crate::app::shares::is_known;
 use crate::app::slot::Slot;
 use crate::hop::{HopRefusal, HopRequest, Load};
 
-/// Names the client of a hop. If there is a second one, it says that the hop has had its turn at its
-/// entry peer, and how many milliseconds it may wait for a place. No client can send it, no app sees
-/// it, and peers that expect one take the first.
+/// Names the client of a hop. Further ones, in any order, say that the hop has had its turn at its
+/// entry peer and how many milliseconds it may wait for a place, and which session of its client it is
+/// of. No client can send it, no app sees it, and peers that expect one take the first.
 const CLIENT: HeaderName = HeaderName::from_static("warmhop-client");
 const TURN: &str = "turn=";
+const SESSION: &str = "session=";
 
 /// The client of a request, if clients have shares of the app's places and this one is known.
 pub(super) fn sharer(flow: Flow, slot: &Slot) -> Option<u64> {
@@ -34,13 +35,17 @@ pub(super) fn name_client(
     turn: Option<Duration>,
     request: &mut HopRequest,
 ) {
-    if (is_known(flow) || turn.is_some()) && slot.spec().policy.concurrency.is_some() {
+    if (flow != Flow::default() || turn.is_some()) && slot.spec().policy.concurrency.is_some() {
         let client = format!("{:x}", flow.client);
         let mut fields = std::mem::take(&mut request.head.fields);
         fields = fields.with(CLIENT.as_str(), client.as_bytes());
         if let Some(turn) = turn {
             let turn = format!("{TURN}{}", turn.as_millis());
             fields = fields.with(CLIENT.as_str(), turn.as_bytes());
+        }
+        if flow.session != 0 {
+            let session = format!("{SESSION}{:x}", flow.session);
+            fields = fields.with(CLIENT.as_str(), session.as_bytes());
         }
         request.head.fields = fields;
     }
@@ -66,20 +71,29 @@ pub(super) fn take_client(fields: &mut HeaderMap) -> (Flow, Option<Duration>) {
     let mut named = fields.get_all(CLIENT).iter().map(|value| value.to_str().ok());
     let client = named.next().flatten();
     let client = client.and_then(|named| u64::from_str_radix(named, 16).ok());
-    let turn = named.next().flatten();
-    let turn = turn.and_then(|turn| turn.strip_prefix(TURN)?.parse().ok());
+    let (mut turn, mut session) = (None, 0);
+    for value in named.flatten() {
+        if let Some(ms) = value.strip_prefix(TURN) {
+            turn = ms.parse().ok().map(Duration::from_millis);
+        } else if let Some(of) = value.strip_prefix(SESSION) {
+            session = u64::from_str_radix(of, 16).unwrap_or(0);
+        }
+    }
     fields.remove(CLIENT);
-    (Flow { client: client.unwrap_or(0), session: 0 }, turn.map(Duration::from_millis))
+    (Flow { client: client.unwrap_or(0), session }, turn)
 }
 
 /// What this peer has noted of others, as far as it matters to a request that waits like this one.
 pub(super) fn noted_for(slot: &Slot, whose: &Waits) -> impl Fn(&PeerId) -> Noted {
     let flow = whose.flow;
-    let share = slot.spec().policy.share().filter(|_| is_known(flow));
+    let policy = &slot.spec().policy;
+    let (share, has_places) =
+        (policy.share().filter(|_| is_known(flow)), policy.concurrency.is_some());
     move |peer| {
         let has = |share| slot.loads.of_client(peer, flow.client) >= share;
         let shut = share.is_some_and(has) || whose.was_shut_at(peer);
-        Noted { shut, ..slot.loads.of(peer) }
+        let is_first = has_places && !slot.loads.has(peer, flow);
+        Noted { shut, is_first, ..slot.loads.of(peer) }
     }
 }
 
@@ -99,6 +113,24 @@ mod tests {
             assert!(fields.is_empty());
         }
         assert_eq!(take_client(&mut HeaderMap::new()), (Flow::default(), None));
+    }
+
+    #[test]
+    fn the_session_of_a_hops_client_is_known_whether_it_has_had_its_turn_or_not() {
+        for (values, turn, session) in [
+            (&["session=9f"][..], None, 0x9f),
+            (&["turn=5", "session=9f"], Some(Duration::from_millis(5)), 0x9f),
+            (&["session=x"], None, 0),
+        ] {
+            let mut fields = HeaderMap::new();
+            fields.append(CLIENT, HeaderValue::from_static("1c0000201"));
+            for value in values {
+                fields.append(CLIENT, HeaderValue::from_static(value));
+            }
+            let flow = Flow { client: 0x1_c000_0201, session };
+            assert_eq!(take_client(&mut fields), (flow, turn), "{values:?}");
+            assert!(fields.is_empty());
+        }
     }
 
     #[test]
