@@ -84,6 +84,7 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
         transaction: None,
         oversized: None,
         watched: Vec::new(),
+        watched_in_vain: false,
         subscriber: None,
     };
     let mut incoming = Incoming::default();
@@ -286,6 +287,8 @@ struct Client {
     oversized: Option<Oversized>,
     /// Names of watched registers, with what they held.
     watched: Vec<(Bytes, Watched)>,
+    /// A `WATCH` was refused since: a key that its client wants to be watched is not.
+    watched_in_vain: bool,
     /// The client's subscriptions, once it has any.
     subscriber: Option<Subscriber>,
 }
@@ -396,7 +399,8 @@ impl Client {
             loud::all().refused_command(&command, &self.introduced.library);
         }
         if name.eq_ignore_ascii_case(b"EXEC") {
-            (self.transaction, self.watched) = (None, Vec::new());
+            self.transaction = None;
+            self.unwatch();
             return discarded_because(&refused);
         }
         if let Some(transaction) = &mut self.transaction {
@@ -442,7 +446,11 @@ impl Client {
             "WATCH" if self.transaction.is_some() => {
                 Reply::error("ERR", "WATCH inside MULTI is not allowed")
             }
-            "WATCH" => self.watch(&request.args[1..]).await,
+            "WATCH" => {
+                let reply = self.watch(&request.args[1..]).await;
+                self.watched_in_vain |= reply.is_error();
+                reply
+            }
             "PUBLISH" | "SPUBLISH" => self.publish(&request).await,
             "PUBSUB" => {
                 let shared = &self.database.shared;
@@ -536,7 +544,7 @@ impl Client {
                 self.introduced = Introduced { id, version: 2, ..Introduced::default() };
                 Arc::make_mut(&mut self.database).index = 0;
                 (self.transaction, self.subscriber) = (None, None);
-                self.watched.clear();
+                self.unwatch();
                 Reply::status("RESET")
             }
             "MULTI" if self.transaction.is_some() => {
@@ -550,11 +558,11 @@ impl Client {
             "DISCARD" if self.transaction.is_none() => Reply::error("ERR", "DISCARD without MULTI"),
             "DISCARD" => {
                 self.transaction = None;
-                self.watched.clear();
+                self.unwatch();
                 Reply::OK
             }
             "UNWATCH" => {
-                self.watched.clear();
+                self.unwatch();
                 Reply::OK
             }
             _ => {
@@ -602,6 +610,11 @@ impl Client {
         let absent = absent.map(|(name, _)| Absent { name: name.clone(), found: false.into() });
         Arc::make_mut(&mut self.database).absent = absent.collect();
         Reply::OK
+    }
+
+    fn unwatch(&mut self) {
+        self.watched.clear();
+        self.watched_in_vain = false;
     }
 
     /// Notes which watched registers were empty, and were found otherwise since.
@@ -652,14 +665,20 @@ impl Client {
     }
 
     async fn exec(&mut self) -> Reply {
-        self.note_found();
-        let watched = std::mem::take(&mut self.watched);
+        // What is watched stays so for the next one.
         let Some(transaction) = self.transaction.take() else {
             return Reply::error("ERR", "EXEC without MULTI");
         };
+        self.note_found();
+        let watched = std::mem::take(&mut self.watched);
+        let watched_in_vain = std::mem::take(&mut self.watched_in_vain);
         if transaction.is_broken {
             let detail = "Transaction discarded because of previous errors.";
             return Reply::error("EXECABORT", detail);
+        }
+        if watched_in_vain {
+            // The key may have changed: nobody has looked.
+            return Reply::Aborted;
         }
         let database = self.database.clone();
         let mut published = Vec::new();

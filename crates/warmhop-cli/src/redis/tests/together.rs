@@ -3,6 +3,7 @@
 
 use super::super::cmd::find;
 use super::super::engine::Request;
+use super::super::frame::KEY_BYTES_MAX;
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,6 +56,76 @@ async fn a_watched_key_that_was_absent_has_changed_once_its_client_has_found_it(
         it.asks("EXEC", "*1\r\n+OK\r\n").await;
         it.asks("DEL a", ":1\r\n").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exec_or_a_discard_without_a_multi_forgets_nothing_that_is_watched() {
+    let (_mesh, mut it) = endpoint().await;
+    for without in ["EXEC", "DISCARD"] {
+        it.asks("WATCH a", "+OK\r\n").await;
+        it.asks("SET a 1", "+OK\r\n").await;
+        it.asks(without, format!("-ERR {without} without MULTI\r\n")).await;
+        it.asks("MULTI", "+OK\r\n").await;
+        it.asks("GET a", "+QUEUED\r\n").await;
+        it.asks("EXEC", "*-1\r\n").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_whose_watch_was_refused_is_not_run_whatever_was_watched_beside() {
+    let (_mesh, mut it) = endpoint().await;
+    let too_long = format!("WATCH a {}", "k".repeat(KEY_BYTES_MAX + 1));
+    let length = KEY_BYTES_MAX + 1;
+    let refused =
+        format!("-ERR the key has {length} bytes, but at most {KEY_BYTES_MAX} are kept\r\n");
+    let too_many: String = (0..=1024).map(|key| format!(" {key}")).collect();
+    let too_many = (format!("WATCH{too_many}"), "-ERR at most 1024 keys can be watched\r\n".into());
+    for (watch, refused) in [(too_long, refused), too_many] {
+        it.asks(&watch, &refused).await;
+        // Another that is not refused does not make up for it.
+        it.asks("WATCH b", "+OK\r\n").await;
+        it.asks("MULTI", "+OK\r\n").await;
+        it.asks("SET a 1", "+QUEUED\r\n").await;
+        it.asks("EXEC", "*-1\r\n").await;
+        for forgets in [&["UNWATCH"][..], &["MULTI", "DISCARD"], &["RESET"], &["MULTI", "EXEC"]] {
+            it.asks(&watch, &refused).await;
+            for command in forgets {
+                it.send(&request(&[command.as_bytes()])).await;
+                it.line().await;
+            }
+            it.asks("MULTI", "+OK\r\n").await;
+            it.asks("SET a 1", "+QUEUED\r\n").await;
+            it.asks("EXEC", "*1\r\n+OK\r\n").await;
+        }
+        it.asks(&watch, &refused).await;
+        it.asks("MULTI", "+OK\r\n").await;
+        it.asks("SET a", "-ERR wrong number of arguments for 'set' command\r\n").await;
+        let discarded = "-EXECABORT Transaction discarded because of previous errors.\r\n";
+        it.asks("EXEC", discarded).await;
+        it.asks("DEL a", ":1\r\n").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_could_not_be_watched_for_want_of_a_majority_counts_as_changed() {
+    let authority = Authority::generate("test").unwrap();
+    let here = builder(&authority, 0).start().await.unwrap();
+    let seed = here.mesh_addr().to_string();
+    let (first, stop_first) = stoppable(builder(&authority, 1).seed(seed.clone())).await;
+    let (second, stop_second) = stoppable(builder(&authority, 2).seed(seed)).await;
+    let mesh = [here, first, second];
+    all_see_each_other(&mesh).await;
+    let mut it = Client(TcpStream::connect(serve(&mesh[0]).await).await.unwrap());
+    it.asks("SET n 0", "+OK\r\n").await;
+    for stop in [stop_first, stop_second] {
+        stop.send(()).unwrap();
+    }
+    it.send(&request(&[b"WATCH", b"n"])).await;
+    let answer = it.line().await;
+    assert!(answer.starts_with("-TRYAGAIN "), "{answer}");
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("PING", "+QUEUED\r\n").await;
+    it.asks("EXEC", "*-1\r\n").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
