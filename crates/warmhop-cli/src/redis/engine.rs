@@ -58,6 +58,10 @@ impl Request {
         })
     }
 
+    fn has_only_key(&self) -> bool {
+        self.spec.only_key(&self.args).is_some() || self.keys().len() == 1
+    }
+
     pub(super) fn writes(&self) -> bool {
         self.spec.has(WRITES)
     }
@@ -448,9 +452,9 @@ impl Database {
         // The events of a change depend on the old value.
         if self.guard(name).is_none()
             && !self.shared.events.any()
-            && let Some(only_key) = room::only_key(name)
-            && request.only_key().is_some()
-            && let Some(reply) = self.blindly(name, &only_key, request, handler).await?
+            && room::is_of_one(name)
+            && request.has_only_key()
+            && let Some(reply) = self.blindly(name, request, handler).await?
         {
             return Ok(reply);
         }
@@ -463,7 +467,6 @@ impl Database {
     async fn blindly(
         &self,
         name: &Bytes,
-        key: &Bytes,
         request: &Request,
         handler: Handler,
     ) -> Result<Option<Reply>, Stop> {
@@ -476,7 +479,7 @@ impl Database {
             }
             return Ok(Some(Reply::Number(i64::from(change.done))));
         }
-        let Some((bytes, expires, when)) = self.made_blindly(name, key, request, handler)? else {
+        let Some((bytes, expires, when)) = self.made_blindly(name, request, handler)? else {
             return Ok(None);
         };
         let place = self.turns.wait(name, Turn::Together).await?;
@@ -497,7 +500,6 @@ impl Database {
     fn made_blindly(
         &self,
         name: &Bytes,
-        key: &Bytes,
         request: &Request,
         handler: Handler,
     ) -> Result<Option<(Bytes, Expires, When)>, Stop> {
@@ -511,7 +513,7 @@ impl Database {
         let mut room = Room::empty(name, self.now());
         handler(&mut room, &args)?;
         // An end that has passed already deletes the key, which depends on what is there.
-        if room.item(key).is_none() {
+        if room::only_key(name).is_none_or(|key| room.item(&key).is_none()) {
             return Ok(None);
         }
         match room.close(self.shared.idle) {

@@ -86,6 +86,9 @@ impl Oversized {
 /// A command's name and arguments.
 pub(super) type Arguments = Vec<Bytes>;
 
+/// For how many arguments room is made before any of them has arrived.
+const PLACES_AT_FIRST: usize = 8;
+
 /// What has arrived of a client's requests. How far the next one was understood is kept, so that none of
 /// its arguments is looked for again whenever more arrives.
 #[derive(Default)]
@@ -171,7 +174,7 @@ fn measure(buffer: &[u8], begun: &mut Option<Begun>) -> Result<bool, (usize, Pro
             if left > ARGUMENTS_MAX {
                 return Err((0, ProtocolError::Arguments));
             }
-            begun.insert(Begun { at, left, places: Vec::new() })
+            begun.insert(Begun { at, left, places: Vec::with_capacity(left.min(PLACES_AT_FIRST)) })
         }
     };
     while begun.left > 0 {
@@ -420,7 +423,10 @@ impl Reply {
             parts.iter().for_each(|part| part.put(version, buffer));
         };
         match self {
-            Self::Status(text) => line(buffer, b'+', &text.replace(['\r', '\n'], " ")),
+            Self::Status(text) if text.contains(['\r', '\n']) => {
+                line(buffer, b'+', &text.replace(['\r', '\n'], " "));
+            }
+            Self::Status(text) => line(buffer, b'+', text),
             Self::Error(text) => line(buffer, b'-', text),
             Self::Number(value) => number(buffer, b':', *value),
             Self::Double(value) if is_new => line(buffer, b',', &double_text(*value)),

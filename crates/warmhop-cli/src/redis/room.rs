@@ -109,9 +109,14 @@ pub(super) fn index_of(name: &[u8]) -> u8 {
     name.first().map_or(0, |first| first & !TAGGED)
 }
 
+/// Whether a register keeps a single key.
+pub(super) fn is_of_one(name: &[u8]) -> bool {
+    name.first().is_some_and(|first| first & TAGGED == 0)
+}
+
 /// The key of a register that keeps a single one; `None` for the register of a tag.
 pub(super) fn only_key(name: &Bytes) -> Option<Bytes> {
-    name.first().is_some_and(|first| first & TAGGED == 0).then(|| name.slice(1..))
+    is_of_one(name).then(|| name.slice(1..))
 }
 
 /// The string that a register holds which keeps a single key: what a look at it needs as a rule, without a

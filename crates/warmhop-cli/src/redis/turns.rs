@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use super::frame::Reply;
@@ -53,7 +53,7 @@ struct Line {
 }
 
 struct Shared {
-    room: Arc<Semaphore>,
+    room: Semaphore,
     in_vain: Notify,
 }
 
@@ -62,7 +62,8 @@ pub(super) struct Place<'a> {
     turns: &'a Turns,
     name: Bytes,
     shared: Option<Arc<Shared>>,
-    turn: Option<OwnedSemaphorePermit>,
+    /// How many of the room's places are its own while it is its turn.
+    turn: Option<u32>,
     since: Instant,
 }
 
@@ -80,20 +81,21 @@ impl Turns {
         let Some(shared) = place.shared.clone() else { return Ok(place) };
         let places = if turn == Turn::Alone { TOGETHER_MAX } else { 1 };
         // Mostly nobody else is in line. Whoever waits has the places that are given back.
-        if let Ok(turn) = Arc::clone(&shared.room).try_acquire_many_owned(places) {
-            place.turn = Some(turn);
+        if let Ok(turn) = shared.room.try_acquire_many(places) {
+            place.takes(turn);
             return Ok(place);
         }
-        place.turn = tokio::select! {
+        let turn = tokio::select! {
             biased;
             () = shared.in_vain.notified() => {
                 let detail = "nothing was done: a change of the key before this one was not \
                               confirmed by a majority of its holders";
                 return Err(Reply::error("TRYAGAIN", detail));
             }
-            turn = Arc::clone(&shared.room).acquire_many_owned(places) => turn.ok(),
+            turn = shared.room.acquire_many(places) => turn.ok(),
             () = tokio::time::sleep(TURN_WITHIN) => None,
         };
+        turn.into_iter().for_each(|turn| place.takes(turn));
         place.since = Instant::now();
         Ok(place)
     }
@@ -112,7 +114,7 @@ impl Turns {
             }
             Entry::Vacant(_) if is_full => None,
             Entry::Vacant(free) => {
-                let room = Arc::new(Semaphore::new(TOGETHER_MAX as usize));
+                let room = Semaphore::new(TOGETHER_MAX as usize);
                 let shared = Arc::new(Shared { room, in_vain: Notify::new() });
                 free.insert(Line { shared: Arc::clone(&shared), in_line: 1 });
                 Some(shared)
@@ -123,6 +125,13 @@ impl Turns {
 }
 
 impl Place<'_> {
+    /// It gives the places back when it is dropped: a permit that did would need its room in memory of its
+    /// own.
+    fn takes(&mut self, turn: SemaphorePermit<'_>) {
+        self.turn = u32::try_from(turn.num_permits()).ok();
+        turn.forget();
+    }
+
     /// Records that the change failed: no majority of the key's holders acknowledged it.
     pub(super) fn in_vain(&self) {
         if self.since.elapsed() >= TRIED_FOR
@@ -135,10 +144,10 @@ impl Place<'_> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        if self.shared.is_none() {
-            return;
+        let Some(shared) = &self.shared else { return };
+        if let Some(places) = self.turn.take() {
+            shared.room.add_permits(places as usize);
         }
-        self.turn = None;
         let mut lines = self.turns.lines();
         if let Some(line) = lines.get_mut(&self.name) {
             line.in_line -= 1;

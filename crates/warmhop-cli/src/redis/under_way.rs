@@ -76,7 +76,8 @@ fn holds_too_much() -> io::Error {
 
 /// How the run of a command ended.
 enum Ran {
-    Done(Reply),
+    /// With what its reply takes of [`UnderWay::reply_bytes`].
+    Done(Reply, usize),
     /// Nothing was done: it cannot be carried out within its bounds, and is to run anew once all
     /// before it have been answered.
     Anew(Box<Job>),
@@ -96,7 +97,7 @@ struct Job {
 pub(super) struct UnderWay {
     replies: FuturesOrdered<Execution>,
     /// Replies that came while others were being written.
-    ready: VecDeque<Reply>,
+    ready: VecDeque<(Reply, usize)>,
     /// What is known about each command, in their order.
     begun: VecDeque<Begun>,
     /// How many bytes their requests take.
@@ -119,8 +120,6 @@ struct Begun {
     /// It is a script that may turn out to be about other keys.
     confined: Option<Arc<Confined>>,
     bytes: usize,
-    /// Its part of [`UnderWay::reply_bytes`].
-    reply_bytes: Arc<AtomicUsize>,
     /// How long its reply is shows only once it is there.
     is_read: bool,
 }
@@ -175,14 +174,13 @@ impl UnderWay {
         let is_read =
             key.is_some() && data.confined.is_none() && data.spec.has(LONG) && !data.writes();
         let counted = Counted::new(&self.reply_bytes, expected, is_read);
-        let own = Arc::clone(&counted.own);
         let mut confined = data.confined.clone();
         let mut running = run(Job { database: Arc::clone(database), request: data, counted });
         if confined.is_some() {
             // At once, since it shows here what the commands behind it have to wait for.
             match (&mut running).now_or_never() {
-                Some(Ran::Done(reply)) => {
-                    running = ready(Ran::Done(reply)).boxed();
+                Some(done @ Ran::Done(..)) => {
+                    running = ready(done).boxed();
                     confined = None;
                 }
                 Some(Ran::Anew(job)) => {
@@ -193,7 +191,7 @@ impl UnderWay {
             }
         }
         self.bytes += bytes;
-        self.begun.push_back(Begun { key, waits, confined, bytes, reply_bytes: own, is_read });
+        self.begun.push_back(Begun { key, waits, confined, bytes, is_read });
         self.replies.push_back(running);
         None
     }
@@ -214,14 +212,15 @@ impl UnderWay {
         }
     }
 
-    /// The next reply, in their order. `is_written`: the replies before it do not wait to be written.
-    async fn next(&mut self, is_written: bool) -> Option<Reply> {
+    /// The next reply, in their order, with what it takes. `is_written`: the replies before it do not wait
+    /// to be written.
+    async fn next(&mut self, is_written: bool) -> Option<(Reply, usize)> {
         if is_written && let Some(goes) = self.held_back.take() {
             goes.notify_one();
         }
         loop {
             match self.replies.next().await? {
-                Ran::Done(reply) => return Some(reply),
+                Ran::Done(reply, takes) => return Some((reply, takes)),
                 Ran::Anew(job) if job.counted.is_first && !is_written => {
                     let goes = Arc::new(Notify::new());
                     self.held_back = Some(Arc::clone(&goes));
@@ -265,10 +264,11 @@ impl UnderWay {
         if waits {
             holding.replies(0);
         }
-        let (Some(reply), Some(begun)) = (reply, self.begun.pop_front()) else { return Ok(false) };
+        let (Some((reply, takes)), Some(begun)) = (reply, self.begun.pop_front()) else {
+            return Ok(false);
+        };
         reply.put(version, outgoing);
         self.bytes -= begun.bytes;
-        let takes = begun.reply_bytes.load(Ordering::Relaxed);
         self.reply_bytes.fetch_sub(takes, Ordering::Relaxed);
         if begun.is_read {
             self.longest = self.longest.max(takes);
@@ -327,7 +327,6 @@ impl UnderWay {
 /// The bytes that the reply to a command may take, or takes once it is there.
 struct Counted {
     all: Arc<AtomicUsize>,
-    own: Arc<AtomicUsize>,
     expected: usize,
     /// It may turn out to be longer.
     is_read: bool,
@@ -338,21 +337,20 @@ struct Counted {
 impl Counted {
     fn new(all: &Arc<AtomicUsize>, expected: usize, is_read: bool) -> Self {
         all.fetch_add(expected, Ordering::Relaxed);
-        let own = Arc::new(AtomicUsize::new(expected));
-        Self { all: Arc::clone(all), own, expected, is_read, is_first: false }
+        Self { all: Arc::clone(all), expected, is_read, is_first: false }
     }
 
-    /// Counts a reply instead of what was expected; false if there is no room for it.
-    fn takes(&self, reply: &Reply) -> bool {
+    /// Counts a reply instead of what was expected, and returns what it takes; `None` if there is no room
+    /// for it.
+    fn takes(&self, reply: &Reply) -> Option<usize> {
         let takes = reply.size();
         let takes = if self.is_read { takes } else { takes.min(self.expected) };
         let others = self.all.load(Ordering::Relaxed) - self.expected;
         let fits = takes <= self.expected || self.is_first || others + takes <= REPLIES_BYTES_MAX;
         if fits {
-            self.own.store(takes, Ordering::Relaxed);
             self.all.store(others + takes, Ordering::Relaxed);
         }
-        fits
+        fits.then_some(takes)
     }
 }
 
@@ -365,13 +363,13 @@ fn run(mut job: Job) -> Execution {
             job.request.confined = confined.anew().map(Arc::new);
             return Ran::Anew(Box::new(job));
         }
-        if !job.counted.takes(&reply) {
+        let Some(takes) = job.counted.takes(&reply) else {
             // It has only read.
             job.counted.is_first = true;
             return Ran::Anew(Box::new(job));
-        }
+        };
         job.request.spec.counts.add(&reply);
-        Ran::Done(reply)
+        Ran::Done(reply, takes)
     })
 }
 
