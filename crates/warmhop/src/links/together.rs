@@ -18,6 +18,11 @@ use crate::links::session_bytes;
 use crate::links::table::Table;
 use crate::links::wire::{self, SessionFrame};
 
+/// How many frames of the length of the one at hand get room at once, up to so many bytes: those of one
+/// round are alike, and to grow by doubling would copy them several times.
+const ROOM_FRAMES: usize = 8;
+const ROOM_BYTES_MAX: usize = 8 * 1024;
+
 /// A piece of this many bytes is sent although its round goes on.
 const PIECE_BYTES_MAX: usize = 64 * 1024;
 
@@ -147,6 +152,11 @@ impl Piece {
     /// Appends a frame, `encoded` for any addressee.
     fn put(&mut self, frame: &SessionFrame, to: Incarnation, encoded: &[u8]) {
         let begin = self.bytes.len();
+        let len = wire::FRAME_HEADER_BYTES + encoded.len();
+        // A round's first frame may be its only one.
+        if begin > 0 && self.bytes.capacity() - begin < len {
+            self.bytes.reserve((ROOM_FRAMES * len).min(ROOM_BYTES_MAX).max(len));
+        }
         wire::put_encoded(&mut self.bytes, encoded);
         session_bytes::readdress(&mut self.bytes[begin..], &frame.key, to);
         self.frames += 1;
