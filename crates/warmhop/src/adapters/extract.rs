@@ -257,10 +257,9 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
-    use crate::app::session::Turn;
 
     fn kept(state: Option<&'static str>, bytes_max: usize) -> crate::Session {
-        crate::Session::new(state.map(Bytes::from), bytes_max, Turn::default())
+        crate::Session::new(state.map(Bytes::from), bytes_max)
     }
 
     fn parts(session: Option<crate::Session>) -> Parts {

@@ -4,7 +4,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use warmhop_core::ids::WallTime;
 
 /// The session of the client whose request is being served, for apps whose sessions are
 /// `portable`. Found in the request's extensions.
@@ -14,22 +13,8 @@ use warmhop_core::ids::WallTime;
 #[derive(Clone)]
 pub struct Session(Arc<Mutex<Cell>>);
 
-/// The facts of a session's turn, besides its state.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Turn {
-    /// When its present contents expire.
-    pub(crate) expiry: WallTime,
-    /// When it expires if this turn is its last use.
-    pub(crate) idle_until: WallTime,
-    /// The number that a change will have, if one was reserved for it.
-    pub(crate) n: Option<u64>,
-    /// When its new contents are to expire, if that is not the session's idle time from now.
-    pub(crate) keep_until: Option<WallTime>,
-}
-
 struct Cell {
     state: Option<Bytes>,
-    turn: Turn,
     changed: bool,
     /// Its id ends with this turn.
     ends: bool,
@@ -57,22 +42,9 @@ pub enum SessionError {
 }
 
 impl Session {
-    pub(crate) fn new(state: Option<Bytes>, bytes_max: usize, turn: Turn) -> Self {
-        let cell = Cell { state, turn, changed: false, ends: false, closed: false, bytes_max };
+    pub(crate) fn new(state: Option<Bytes>, bytes_max: usize) -> Self {
+        let cell = Cell { state, changed: false, ends: false, closed: false, bytes_max };
         Self(Arc::new(Mutex::new(cell)))
-    }
-
-    pub(crate) fn turn(&self) -> Turn {
-        self.cell().turn
-    }
-
-    /// Makes the session's new contents expire at `expiry`.
-    pub(crate) fn end_at(&self, expiry: WallTime) {
-        self.cell().turn.keep_until = Some(expiry);
-    }
-
-    pub(crate) fn keep_until(&self) -> Option<WallTime> {
-        self.cell().turn.keep_until
     }
 
     fn cell(&self) -> std::sync::MutexGuard<'_, Cell> {
@@ -166,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_change_after_the_response_is_refused_not_lost_in_silence() {
-        let session = Session::new(None, 4, Turn::default());
+        let session = Session::new(None, 4);
         session.set("abcd").unwrap();
         assert_eq!(session.set("abcde"), Err(SessionError::TooLarge { bytes: 5, bytes_max: 4 }));
         assert_eq!(session.close(), Some(Some(Bytes::from("abcd"))));
@@ -176,24 +148,24 @@ mod tests {
 
     #[test]
     fn a_renewal_keeps_the_state_and_ends_the_id_and_so_does_clearing() {
-        let session = Session::new(Some(Bytes::from("a")), 4, Turn::default());
+        let session = Session::new(Some(Bytes::from("a")), 4);
         session.renew().unwrap();
         assert_eq!((session.close(), session.ends()), (Some(Some(Bytes::from("a"))), true));
         assert_eq!(session.renew(), Err(SessionError::TooLate));
 
-        let cleared = Session::new(Some(Bytes::from("a")), 4, Turn::default());
+        let cleared = Session::new(Some(Bytes::from("a")), 4);
         cleared.clear().unwrap();
         cleared.set("b").unwrap();
         assert_eq!((cleared.close(), cleared.ends()), (Some(Some(Bytes::from("b"))), true));
 
-        let empty = Session::new(None, 4, Turn::default());
+        let empty = Session::new(None, 4);
         empty.clear().unwrap();
         assert_eq!((empty.close(), empty.ends()), (None, false), "there was nothing to end");
     }
 
     #[test]
     fn reading_changes_nothing() {
-        let session = Session::new(Some(Bytes::from("a")), 4, Turn::default());
+        let session = Session::new(Some(Bytes::from("a")), 4);
         assert_eq!(session.get().unwrap(), "a");
         assert_eq!(session.close(), None);
     }

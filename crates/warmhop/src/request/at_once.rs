@@ -3,22 +3,21 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::Response;
 use warmhop_core::ids::{RequestKey, SessionKey};
 use warmhop_core::session::message::{Exec, Stored};
 use warmhop_core::session::{Ctx, Outcome, Session as Machine, Submit, Ticket};
 use warmhop_core::view::Liveness;
 
-use crate::app::session::{Session, Turn};
 use crate::http::body::{Body, BoxError};
 use crate::links::wire;
 use crate::request::local_error::{LocalError, app_failed, error_chain};
 use crate::request::node::Node;
 use crate::request::own_register::Unfinished;
 use crate::request::problem::Problem;
-use crate::request::registers::bounds::STATE_BYTES_MAX;
-use crate::request::registers::operation::{Answer, FRAME_BYTES_MAX, Operation, execute};
+use crate::request::registers::operation::{
+    Answer, FRAME_BYTES_MAX, Next, Operation, Turn, execute,
+};
 use crate::sessions::events::Event;
 use crate::sessions::store::{AsOwner, InLine};
 
@@ -121,25 +120,20 @@ impl Node {
             Err(refused) => return Ok((Outcome::from(refused), None)),
         };
         let (ttl, now) = (ctx.policy.ttl, ctx.wall);
-        let state = base.state.clone().filter(|_| !base.is_over(exec, now, ttl));
-        let held = state.as_ref().map_or(0, |state| state.len());
-        let turn = Turn {
-            expiry: base.expiry,
-            idle_until: exec.expiry,
-            n: exec.p.map(|p| p.n),
-            keep_until: None,
-        };
-        let session = Session::new(state.map(Bytes::from_owner), STATE_BYTES_MAX, turn);
-        let answer = execute(operation, &session, ttl, now).map_err(failed)?;
-        let changed = session.close().map(|new| new.map(|bytes| Arc::<[u8]>::from(bytes.as_ref())));
-        if let Some(Some(state)) = &changed
+        let state = base.state.as_ref().filter(|_| !base.is_over(exec, now, ttl));
+        let held = state.map_or(0, |state| state.len());
+        let turn = Turn { expiry: base.expiry, idle_until: exec.expiry, n: exec.p.map(|p| p.n) };
+        let (answer, next) = execute(operation, state, &turn, ttl, now).map_err(failed)?;
+        if let Some(Next { state: Some(state), .. }) = &next
             && !self.store.memory().may_grow(held, state.len())
         {
             return Err(LocalError::Problem(Box::new(self.refused_for_want_of_room())));
         }
-        let done = match session.keep_until() {
-            Some(until) => machine.exec_end_until(ctx, exec, &base, changed, until),
-            None => machine.exec_end(ctx, exec, &base, changed, Stored::Applied),
+        let done = match next {
+            Some(Next { state, until }) => {
+                machine.exec_end_until(ctx, exec, &base, Some(state), until)
+            }
+            None => machine.exec_end(ctx, exec, &base, None, Stored::Applied),
         };
         Ok((Outcome::from(done), Some(answer)))
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Response;
-use warmhop_core::ids::{Incarnation, PeerId, SessionKey, WallTime};
+use warmhop_core::ids::{Incarnation, PeerId, SessionKey};
 use warmhop_core::problem::ProblemKind;
 use warmhop_core::route::{Attempted, may_retry};
 use warmhop_core::session::entry::{Enter, Rerun, Reruns};
@@ -14,7 +14,7 @@ use warmhop_core::session::message::{Body, Exec, ExecDone, Stored};
 use warmhop_core::session::{Ctx, Failure, Outcome, Session as Machine, TokenHint};
 use warmhop_core::view::AppState;
 
-use crate::app::session::{Session, Turn};
+use crate::app::session::Session;
 use crate::app::slot::Slot;
 use crate::hop::{self, Hint, HopError, HopKind, HopRefusal, HopReply, ReplySession};
 use crate::http::fields;
@@ -423,13 +423,7 @@ impl Node {
         let state =
             base.state.clone().filter(|_| !expired).map(|state| Bytes::from_owner(ArcBytes(state)));
         let bytes_max = if slot.keeps_registers { STATE_BYTES_MAX } else { state_max };
-        let turn = Turn {
-            expiry: base.expiry,
-            idle_until: exec.expiry,
-            n: exec.p.map(|p| p.n),
-            keep_until: None,
-        };
-        let session = Session::new(state.clone(), bytes_max, turn);
+        let session = Session::new(state.clone(), bytes_max);
         let mut ran = self.run_here(slot, call, Some(&session)).await?;
         if let Some(field) = ran.field.take() {
             self.set_carried(slot, &session, field)?;
@@ -451,7 +445,7 @@ impl Node {
             stored = kept;
         }
         let changed = changed.map(|new| new.map(|bytes| Arc::<[u8]>::from(bytes.as_ref())));
-        Ok((ran, Uncommitted { base, changed, ends, keep_until: session.keep_until(), stored }))
+        Ok((ran, Uncommitted { base, changed, ends, stored }))
     }
 
     async fn execute_for_line(
@@ -626,17 +620,15 @@ struct Uncommitted {
     changed: Option<Option<Arc<[u8]>>>,
     /// It ended the session's id.
     ends: bool,
-    keep_until: Option<WallTime>,
     stored: Stored,
 }
 
 impl Uncommitted {
     fn write_down(self, machine: &mut Machine, ctx: &mut Ctx<'_>, exec: &Exec) -> ExecDone {
-        let Self { base, changed, ends, keep_until, stored } = self;
-        match keep_until {
-            Some(until) => machine.exec_end_until(ctx, exec, &base, changed, until),
-            None if ends => machine.exec_end_of_id(ctx, exec, &base, changed.flatten(), stored),
-            None => machine.exec_end(ctx, exec, &base, changed, stored),
+        let Self { base, changed, ends, stored } = self;
+        match ends {
+            true => machine.exec_end_of_id(ctx, exec, &base, changed.flatten(), stored),
+            false => machine.exec_end(ctx, exec, &base, changed, stored),
         }
     }
 }

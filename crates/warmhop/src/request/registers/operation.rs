@@ -1,14 +1,16 @@
 //! The effect of one operation on a register's contents: decided here, by the clock that is passed
 //! in.
 
+use std::cell::Cell;
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use warmhop_core::ids::WallTime;
 use warmhop_core::octets;
 
-use crate::app::session::Session;
+use crate::app::session::SessionError;
 use crate::http::body::BoxError;
 pub(crate) use crate::request::answer::{Answer, Held};
 use crate::request::registers::bounds::{HELD_BYTES, STATE_BYTES_MAX};
@@ -18,6 +20,9 @@ use crate::request::registers::bounds::{HELD_BYTES, STATE_BYTES_MAX};
 const MOVED_AFTER: u64 = 10;
 /// An operation or its answer in transit: a value, a key and their fields.
 pub(crate) const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + 256;
+/// The largest scratch that is kept.
+const SCRATCH_BYTES_MAX: usize = 64 * 1024;
+
 /// On what condition a register is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -84,31 +89,67 @@ pub(crate) fn parse(state: &[u8]) -> Option<Parsed<'_>> {
     Some(Parsed { version: u64::from_be_bytes(*version), idles: *idles != 0, key, bytes })
 }
 
-fn compose(version: u64, idles: bool, key: &[u8], bytes: &[u8]) -> Option<Bytes> {
-    let mut state = BytesMut::with_capacity(HELD_BYTES + key.len() + bytes.len());
-    state.put_u64(version);
-    state.put_u8(u8::from(idles));
-    state.put_u16(u16::try_from(key.len()).ok()?);
-    state.put_slice(key);
-    state.put_slice(bytes);
-    Some(state.freeze())
+thread_local! {
+    /// Where states are put together: memory that was used a moment ago, instead of another piece of each
+    /// state's size.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Executes one operation on a register's contents. `ttl` is the idle time, `now` the mesh's time.
+fn compose(version: u64, idles: bool, key: &[u8], bytes: &[u8]) -> Result<Arc<[u8]>, BoxError> {
+    let key_len = u16::try_from(key.len()).map_err(|_| "the key is too long")?;
+    let len = HELD_BYTES + key.len() + bytes.len();
+    if len > STATE_BYTES_MAX {
+        return Err(SessionError::TooLarge { bytes: len, bytes_max: STATE_BYTES_MAX }.into());
+    }
+    let mut state = SCRATCH.take();
+    state.clear();
+    state.reserve(len);
+    state.extend_from_slice(&version.to_be_bytes());
+    state.push(u8::from(idles));
+    state.extend_from_slice(&key_len.to_be_bytes());
+    state.extend_from_slice(key);
+    state.extend_from_slice(bytes);
+    let composed = Arc::from(&state[..]);
+    if state.capacity() <= SCRATCH_BYTES_MAX {
+        SCRATCH.set(state);
+    }
+    Ok(composed)
+}
+
+/// The facts of an operation's turn, besides the register's state.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Turn {
+    /// When its present contents expire.
+    pub(crate) expiry: WallTime,
+    /// When it expires if this turn is its last use.
+    pub(crate) idle_until: WallTime,
+    /// The number that a change will have, if one was reserved for it.
+    pub(crate) n: Option<u64>,
+}
+
+/// What an operation makes of a register's contents: its new state, if there is one, and when that ends.
+pub(crate) struct Next {
+    pub(crate) state: Option<Arc<[u8]>>,
+    pub(crate) until: WallTime,
+}
+
+/// Executes one operation on a register's contents, which change if it returns what comes next. `ttl` is the
+/// idle time, `now` the mesh's time.
 pub(crate) fn execute(
     operation: &Operation<'_>,
-    session: &Session,
+    state: Option<&Arc<[u8]>>,
+    turn: &Turn,
     ttl: Duration,
     now: WallTime,
-) -> Result<Answer, BoxError> {
-    let state = session.get();
-    let turn = session.turn();
-    let held = match &state {
+) -> Result<(Answer, Option<Next>), BoxError> {
+    let held = match state {
         Some(state) => Some(parse(state).ok_or("the register's state is malformed")?),
         None => None,
     };
     let held = held.filter(|_| turn.expiry > now);
-    let shared = |bytes: &[u8]| state.as_ref().map_or_else(Bytes::new, |it| it.slice_ref(bytes));
+    let shared = |bytes: &[u8]| {
+        state.map_or_else(Bytes::new, |it| Bytes::from_owner(Arc::clone(it)).slice_ref(bytes))
+    };
     let before = held.as_ref().map(|held| Held {
         bytes: shared(held.bytes),
         version: held.version,
@@ -134,22 +175,18 @@ pub(crate) fn execute(
     let done = |done, version| Answer { done, version, before };
     Ok(match operation {
         Operation::Put { key, bytes, expires, when } if holds(when) => {
-            let (end, idles) = ending(expires);
-            session.set(compose(next, idles, key, bytes).ok_or("the key is too long")?)?;
-            session.end_at(end);
-            done(true, next)
+            let (until, idles) = ending(expires);
+            let state = Some(compose(next, idles, key, bytes)?);
+            (done(true, next), Some(Next { state, until }))
         }
         Operation::Expire { expires, when } if holds(when) && version > 0 => {
-            let (end, idles) = ending(expires);
+            let (until, idles) = ending(expires);
             let (key, bytes) = held.as_ref().map_or((&[][..], &[][..]), |it| (it.key, it.bytes));
-            session.set(compose(next, idles, key, bytes).ok_or("the key is too long")?)?;
-            session.end_at(end);
-            done(true, next)
+            let state = Some(compose(next, idles, key, bytes)?);
+            (done(true, next), Some(Next { state, until }))
         }
         Operation::Delete { when } if holds(when) && version > 0 => {
-            session.clear()?;
-            session.end_at(now);
-            done(true, 0)
+            (done(true, 0), Some(Next { state: None, until: now }))
         }
         // It changes nothing, but it is a use. The version stays, as the value does.
         Operation::Get
@@ -157,12 +194,11 @@ pub(crate) fn execute(
         | Operation::Expire { .. }
         | Operation::Delete { .. } => {
             let part = turn.idle_until.0.saturating_sub(turn.expiry.0).saturating_mul(MOVED_AFTER);
-            if held.as_ref().is_some_and(|held| held.idles) && u128::from(part) > ttl.as_millis() {
-                session.set(state.clone().unwrap_or_default())?;
-                session.end_at(turn.idle_until);
-            }
-            done(matches!(operation, Operation::Get) && held.is_some(), version)
+            let moves =
+                held.as_ref().is_some_and(|it| it.idles) && u128::from(part) > ttl.as_millis();
+            let moved = moves.then(|| Next { state: state.cloned(), until: turn.idle_until });
+            (done(matches!(operation, Operation::Get) && held.is_some(), version), moved)
         }
-        Operation::List { .. } => done(false, 0),
+        Operation::List { .. } => (done(false, 0), None),
     })
 }

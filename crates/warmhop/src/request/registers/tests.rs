@@ -1,17 +1,14 @@
 //! The effect of one operation on a register's contents, by the clock that is passed in.
 
-use super::bounds::STATE_BYTES_MAX;
 use super::operation::*;
 use super::*;
-use crate::app::session::Session;
-use crate::app::session::Turn;
 
 const TTL: Duration = Duration::from_secs(100);
 const KEY: &[u8] = b"cart";
 
 /// A register before and after one operation.
 struct Kept {
-    state: Option<Bytes>,
+    state: Option<Arc<[u8]>>,
     expiry: u64,
     n: u64,
 }
@@ -32,13 +29,11 @@ impl Kept {
             expiry: WallTime(self.expiry),
             idle_until: WallTime(now).after(TTL),
             n: Some(self.n),
-            keep_until: None,
         };
-        let session = Session::new(self.state.clone(), STATE_BYTES_MAX, turn);
-        let answer = execute(operation, &session, TTL, WallTime(now)).unwrap();
-        if let Some(changed) = session.close() {
-            self.expiry = session.keep_until().unwrap().0;
-            self.state = changed;
+        let executed = execute(operation, self.state.as_ref(), &turn, TTL, WallTime(now));
+        let (answer, next) = executed.unwrap();
+        if let Some(Next { state, until }) = next {
+            (self.state, self.expiry) = (state, until.0);
         }
         answer.done
     }
