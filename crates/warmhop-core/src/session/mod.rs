@@ -267,7 +267,8 @@ impl Session {
         message: Message,
         out: &mut Effects,
     ) {
-        if self.heard.absent == Some(from) {
+        let is_back = self.heard.absent == Some(from);
+        if is_back {
             self.heard.absent = None;
         }
         match message {
@@ -297,7 +298,11 @@ impl Session {
             Message::Free { b, over, births, census } => {
                 self.on_free(ctx, from, b, &over, births, census.as_deref(), out);
             }
-            Message::Accepted { p } => self.on_accepted(from, p),
+            Message::Accepted { p } => {
+                if !self.on_accepted(from, p) && !is_back {
+                    return self.tidy();
+                }
+            }
             Message::NeedFull { p } => self.on_need_full(from, p, out),
             Message::Nack { reason, promised, cfg, watermark } => {
                 self.hear_of(promised, cfg.as_ref());

@@ -618,9 +618,11 @@ impl Session {
         self.settle(ctx, out);
     }
 
-    pub(super) fn on_accepted(&mut self, from: Incarnation, p: Position) {
-        let Role::Owner(owner) = &mut self.role else { return };
-        if owner.work.full != Full::NONE {
+    /// Whether anything may follow from a member's vote: not from one more for what is chosen.
+    pub(super) fn on_accepted(&mut self, from: Incarnation, p: Position) -> bool {
+        let Role::Owner(owner) = &mut self.role else { return true };
+        let has_room = owner.work.full == Full::NONE;
+        if !has_room {
             owner.work.full.accepted(from);
         }
         if let Some(proposal) = owner.work.proposal.as_mut().filter(|it| it.record.p == p) {
@@ -630,7 +632,9 @@ impl Session {
             if owner.cfg.now.who.iter().all(|peer| owner.is_held_by(*peer)) {
                 owner.work.laggards = None;
             }
+            return !has_room || owner.work.proposal.is_some();
         }
+        true
     }
 
     pub(super) fn on_need_full(&mut self, from: Incarnation, p: Position, out: &mut Effects) {

@@ -24,7 +24,7 @@ use warmhop_core::config::SessionPolicy;
 use warmhop_core::ids::{AppName, Incarnation, Now, Position, SessionId, SessionKey, WallTime};
 use warmhop_core::session::census::Census;
 use warmhop_core::session::entry::{Enter, Look};
-use warmhop_core::session::message::{BodyRef, Config, Message, NackReason};
+use warmhop_core::session::message::{BodyRef, Config, MEMBERS_MAX, Message, NackReason};
 use warmhop_core::session::{Ctx, Effect, Outcome, Process, Session, Submit, Ticket};
 
 use self::asked::FirstAsked;
@@ -305,14 +305,16 @@ impl Store {
                 });
                 continue;
             }
-            let mut others = Vec::new();
+            let (mut others, mut count) = ([to; MEMBERS_MAX], 0);
             let is_alike = |(to, it): &(Incarnation, Message)| {
                 is_same_offer(it, &message) && !self.is_dead(to)
             };
-            while let Some((other, _)) = outgoing.next_if(is_alike) {
-                others.push(other);
+            while count < others.len()
+                && let Some((other, _)) = outgoing.next_if(is_alike)
+            {
+                (others[count], count) = (other, count + 1);
             }
-            (self.send)(&others, SessionFrame { key: key.clone(), to, message });
+            (self.send)(&others[..count], SessionFrame { key: key.clone(), to, message });
         }
     }
 
