@@ -33,6 +33,10 @@ pub(super) struct Joining {
 }
 
 impl Joining {
+    pub(super) fn is_answered(&self) -> bool {
+        self.answered.is_some()
+    }
+
     /// Whether the question, or the answer to it, is too old to tell anything.
     fn is_outdated(&self, now: Now) -> bool {
         now.since(self.answered.unwrap_or(self.since)) >= ANSWER_COUNTS_FOR

@@ -267,10 +267,7 @@ impl Session {
         message: Message,
         out: &mut Effects,
     ) {
-        let is_back = self.heard.absent == Some(from);
-        if is_back {
-            self.heard.absent = None;
-        }
+        let is_back = self.is_back(from);
         match message {
             Message::Prepare { b, cfg, want_body, polite, nonce, expiry, into } => {
                 if b.proposer == from {
@@ -351,6 +348,15 @@ impl Session {
             Message::Delta | Message::Lease => {}
         }
         self.settle(ctx, out);
+    }
+
+    /// Notes that a peer is heard; returns whether it had counted as absent.
+    fn is_back(&mut self, from: Incarnation) -> bool {
+        let is_back = self.heard.absent == Some(from);
+        if is_back {
+            self.heard.absent = None;
+        }
+        is_back
     }
 
     /// Whether everyone was asked to forget `cfg`.

@@ -7,12 +7,14 @@
 
 mod confirm;
 mod ending;
+mod few;
 mod full;
 mod held;
 mod outvoted;
 mod resealed;
 mod settle;
 mod turns;
+mod wanted;
 mod withdrawn;
 
 use alloc::boxed::Box;
@@ -21,9 +23,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use self::few::Few;
 use self::full::Full;
 pub(super) use self::full::Refused;
 use self::outvoted::Outvoted;
+use self::wanted::Wanted;
 pub(super) use self::withdrawn::{TakenBack, Withdrawn};
 use super::joining::Joining;
 use super::message::{
@@ -130,6 +134,7 @@ pub(super) struct Work {
     yielding: Option<Yielding>,
     dismissed: Option<Dismissed>,
     pub(super) joining: Option<Joining>,
+    wanted: Option<Wanted>,
     outvoted: Option<Outvoted>,
     /// Too few of the members are heard, and requests are held back: when to check again.
     listening: Option<Now>,
@@ -145,6 +150,7 @@ impl Empty for Work {
         yielding: None,
         dismissed: None,
         joining: None,
+        wanted: None,
         outvoted: None,
         listening: None,
         full: Full::NONE,
@@ -166,31 +172,6 @@ struct Asking {
     resend: Resend,
     /// The highest nonce each member answered at this ballot.
     answered: BTreeMap<Incarnation, u64>,
-}
-
-/// A handful of members, in as little memory as possible.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct Few(Vec<Incarnation>);
-
-impl Few {
-    fn contains(&self, peer: &Incarnation) -> bool {
-        self.0.contains(peer)
-    }
-
-    fn insert(&mut self, peer: Incarnation) {
-        if let Err(at) = self.0.binary_search(&peer) {
-            self.0.reserve_exact(1);
-            self.0.insert(at, peer);
-        }
-    }
-}
-
-impl FromIterator<Incarnation> for Few {
-    fn from_iter<I: IntoIterator<Item = Incarnation>>(peers: I) -> Self {
-        let mut few = Self::default();
-        peers.into_iter().for_each(|peer| few.insert(peer));
-        few
-    }
 }
 
 /// A handoff under way: no new turns, and an invitation once the last request is done.
@@ -525,7 +506,7 @@ impl Session {
     pub(super) fn seal(&mut self, ctx: &mut Ctx<'_>, cfg: Config, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
         let Some(chosen) = owner.chosen.clone() else { return };
-        owner.work.joining = None;
+        (owner.work.joining, owner.work.wanted) = (None, None);
         let record = Record { p: owner.next_position(), cfg: Arc::new(cfg), body: chosen.body };
         self.propose(ctx, record, None, Some(chosen.p), out);
         self.settle(ctx, out);

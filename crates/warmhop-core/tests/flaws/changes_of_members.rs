@@ -473,3 +473,46 @@ fn a_change_of_members_that_was_not_chosen_gives_way_to_the_one_that_was() {
     members.sort_unstable();
     assert_eq!(s.machine("A").map(Session::members), Some(&members[..]), "{}", s.narrative());
 }
+
+/// The danger: the clients of a session make no pause, and each time that its owner looks whether its
+/// members are to be changed, a request runs. The peer that leaves waits for it in vain.
+/// The rule: the change is made once the request that runs has ended, and the next one waits for it.
+#[test]
+fn the_members_of_a_session_that_is_never_idle_are_changed_between_two_requests() {
+    let mut s = Stage::with_tea("a session that is never idle", "A B C D");
+    let leaves = s.inc("C");
+    let members = |s: &Stage| s.machine("A").map(Session::members).unwrap_or_default().to_vec();
+    s.asks("A", "change milk", "A");
+    s.asks("A", "change jam", "A");
+    s.replaces_soon("A", leaves, Some("D"));
+    s.runs("milk", 1);
+    s.ends("milk");
+    s.arrives("Accept A>B");
+    s.arrives("Accepted B>A");
+    s.runs("jam", 0);
+    s.settles();
+    s.answered("jam", "tea/A milk/A jam/A");
+    assert!(members(&s).contains(&s.inc("D")) && !members(&s).contains(&leaves));
+
+    s.tell("Without a newcomer, the other one that stays is asked first.");
+    let leaves = s.inc("D");
+    s.asks("A", "change bread", "A");
+    s.replaces_soon("A", leaves, None);
+    s.asks("A", "change salt", "A");
+    let is_chosen = |s: &mut Stage| {
+        s.arrives("Accept A>B");
+        s.arrives("Accepted B>A");
+    };
+    s.ends("bread");
+    is_chosen(&mut s);
+    s.arrives("Locate A>B");
+    s.arrives("Located B>A");
+    s.runs("salt", 1);
+    s.asks("A", "change oil", "A");
+    s.ends("salt");
+    is_chosen(&mut s);
+    s.runs("oil", 0);
+    s.settles();
+    s.answered("oil", "tea/A milk/A jam/A bread/A salt/A oil/A");
+    assert_eq!(members(&s), [s.inc("A"), s.inc("B")]);
+}

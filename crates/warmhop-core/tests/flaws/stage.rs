@@ -470,6 +470,16 @@ impl Stage {
         }
     }
 
+    /// The owner puts `newcomer` in the place of `gone` as soon as the request that runs has ended.
+    #[track_caller]
+    pub(crate) fn replaces_soon(&mut self, owner: &str, gone: Incarnation, newcomer: Option<&str>) {
+        let came = newcomer.map(|name| self.inc(name));
+        self.say(format!("{owner} is to go on without {}", life_name(gone)));
+        self.on(owner, |machine, ctx, out| {
+            machine.change_members_soon(ctx, Some(gone), came, out);
+        });
+    }
+
     /// The owner looks after the members that lack the newest record.
     #[track_caller]
     pub(crate) fn reminds(&mut self, owner: &str) {

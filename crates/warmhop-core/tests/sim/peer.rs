@@ -529,12 +529,12 @@ impl Peer {
             Mend::Change { gone, newcomer } => {
                 self.world.count("member changes wanted");
                 self.with(sid, false, |machine, ctx, out| {
-                    machine.change_members(ctx, gone, newcomer, out)
+                    machine.change_members_soon(ctx, gone, newcomer, out)
                 });
             }
             Mend::LeaveOut(gone) => {
                 self.world.count("left out");
-                self.with(sid, false, |machine, ctx, out| machine.leave_out(ctx, &gone, out));
+                self.with(sid, false, |machine, ctx, out| machine.leave_out_soon(ctx, gone, out));
             }
             Mend::TakeOverAgain => {
                 self.world.count("taken over again");

@@ -175,11 +175,12 @@ impl Repair {
             }
             Mend::Change { gone, newcomer } => {
                 node.store.with(key, false, |machine, ctx, out| {
-                    machine.change_members(ctx, gone, newcomer, out)
+                    machine.change_members_soon(ctx, gone, newcomer, out)
                 });
             }
             Mend::LeaveOut(gone) => {
-                node.store.with(key, false, |machine, ctx, out| machine.leave_out(ctx, &gone, out));
+                node.store
+                    .with(key, false, |machine, ctx, out| machine.leave_out_soon(ctx, gone, out));
             }
             Mend::TakeOverAgain => {
                 let peers = node.whom_to_ask(key);

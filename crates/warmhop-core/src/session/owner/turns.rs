@@ -304,32 +304,12 @@ impl Session {
             if must_wait {
                 return;
             }
-            let known = match (&owner.chosen, submit.safe) {
-                (Some(record), false) => recent::look_up(
-                    &record.body,
-                    submit.rid,
-                    submit.fingerprint,
-                    submit.keyed,
-                    submit.seen,
-                ),
-                _ => Known::No,
-            };
-            let ticket = submit.ticket;
-            let ended = owner.chosen.as_ref().is_some_and(|record| record.body.ended.is_some());
-            let answer = match known {
-                Known::No | Known::BelowFloor if ended => {
-                    Some(Effect::Fail { ticket, failure: Failure::Ended })
-                }
-                Known::No => None,
-                Known::Applied(stored) => {
-                    Some(Effect::Replay { ticket, stored: stored.clone(), hint: owner.hint() })
-                }
-                Known::Differs => {
-                    Some(Effect::Fail { ticket, failure: Failure::FingerprintDiffers })
-                }
-                Known::BelowFloor => Some(Effect::Fail { ticket, failure: Failure::BelowFloor }),
-            };
+            let answer = self.answer_at_once();
+            if exclusive && answer.is_none() && self.makes_wanted_change(ctx, out) {
+                return;
+            }
             let Some(waiting) = self.line.queue.pop_front() else { return };
+            let ticket = waiting.submit.ticket;
             match answer {
                 Some(answer) => out.push(answer),
                 None => {
@@ -345,7 +325,35 @@ impl Session {
                     out.push(Effect::Turn { ticket });
                 }
             }
-            let _ = ctx;
+        }
+    }
+
+    /// The answer to the next request in line if it need not run.
+    fn answer_at_once(&self) -> Option<Effect> {
+        let Role::Owner(owner) = &self.role else { return None };
+        let submit = &self.line.queue.front()?.submit;
+        let known = match (&owner.chosen, submit.safe) {
+            (Some(record), false) => recent::look_up(
+                &record.body,
+                submit.rid,
+                submit.fingerprint,
+                submit.keyed,
+                submit.seen,
+            ),
+            _ => Known::No,
+        };
+        let ticket = submit.ticket;
+        let ended = owner.chosen.as_ref().is_some_and(|record| record.body.ended.is_some());
+        match known {
+            Known::No | Known::BelowFloor if ended => {
+                Some(Effect::Fail { ticket, failure: Failure::Ended })
+            }
+            Known::No => None,
+            Known::Applied(stored) => {
+                Some(Effect::Replay { ticket, stored: stored.clone(), hint: owner.hint() })
+            }
+            Known::Differs => Some(Effect::Fail { ticket, failure: Failure::FingerprintDiffers }),
+            Known::BelowFloor => Some(Effect::Fail { ticket, failure: Failure::BelowFloor }),
         }
     }
 }
