@@ -95,6 +95,8 @@ pub(crate) struct Waits {
     had_turn: Option<Since>,
     /// The peer that it is sent to may let it wait.
     pub(crate) may_wait_there: bool,
+    /// It goes to wait elsewhere only in its turn: where it did so before, as many waited as may.
+    needs_turn: bool,
 }
 
 impl Places {
@@ -247,6 +249,16 @@ impl Waits {
         self.turn = Some(turn);
     }
 
+    /// It has waited so long at a peer where it may wait `at_most`, and got no place.
+    pub(crate) fn waited_in_vain(&mut self, at: &PeerId, waited: Duration, at_most: Duration) {
+        self.waited += waited;
+        if waited < at_most {
+            // As many wait there as may.
+            self.is_shut_at(at);
+            self.needs_turn = true;
+        }
+    }
+
     /// A peer has turned it away because of its client's share there.
     pub(crate) fn is_shut_at(&mut self, peer: &PeerId) {
         self.shut_at.retain(|(other, _)| other != peer);
@@ -256,6 +268,11 @@ impl Waits {
     /// Whether a peer has done so just now.
     pub(crate) fn was_shut_at(&self, peer: &PeerId) -> bool {
         self.shut_at.iter().any(|(other, at)| other == peer && at.elapsed() < FULL_FOR)
+    }
+
+    /// Whether it may wait at another peer although it is not its turn here.
+    pub(crate) fn needs_no_turn(&self) -> bool {
+        !self.needs_turn
     }
 
     /// It has a place at the copy here.

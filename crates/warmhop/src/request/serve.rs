@@ -17,7 +17,7 @@ use warmhop_core::route::{Arrived, Attempted, PinTo, may_retry};
 use warmhop_core::session::repair::may_count_on;
 use warmhop_core::view::{AppState, Liveness};
 
-use crate::app::loads::{ServedThere, Whose};
+use crate::app::loads::ServedThere;
 use crate::app::session::Session;
 use crate::app::slot::{Copy, InFlight, Slot};
 use crate::app::{AppService, NotSent};
@@ -39,7 +39,7 @@ use crate::request::local_error::{LocalError, app_failed, error_chain};
 use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::{Problem, gave_up, outcome_unknown, too_slow};
 use crate::request::served::{FAILURES_MAX, RanHere, Served, Upgrade};
-use crate::request::whose::{name_client, note_refusal, sharer};
+use crate::request::whose::{counted_as, name_client, note_refusal};
 
 /// How often a request may be placed again before it is refused.
 const ROUNDS_MAX: u32 = 8;
@@ -307,8 +307,7 @@ impl Node {
         // An owner may have it run elsewhere.
         let runs_there = !matches!(kind, HopKind::Forward(_) | HopKind::Onward { .. });
         let flow = call.waits.flow;
-        let has_places = slot.spec().policy.concurrency.is_some();
-        let whose = Whose { client: sharer(flow, slot), flow: has_places.then_some(flow) };
+        let whose = counted_as(flow, slot);
         let served_there =
             runs_there.then(|| ServedThere::new(&slot.loads, &slot.places, to, whose));
         call.waits.over();
@@ -362,12 +361,7 @@ impl Node {
                 self.learns_version(slot, to, &why);
                 note_refusal(&mut call.waits, slot, to, &why, load);
                 if let (Some(turn), HopRefusal::Busy) = (turn, &why) {
-                    let waited = began.elapsed();
-                    call.waits.waited += waited;
-                    if waited < turn {
-                        // As many wait there as may.
-                        call.waits.is_shut_at(to);
-                    }
+                    call.waits.waited_in_vain(to, began.elapsed(), turn);
                 }
                 if matches!(why, HopRefusal::AppFailed { .. } | HopRefusal::TooSlow { .. }) {
                     call.may_have_run = true;

@@ -10,6 +10,7 @@ use warmhop_core::ids::PeerId;
 use warmhop_core::queue::Flow;
 use warmhop_core::route::Noted;
 
+use crate::app::loads::Whose;
 use crate::app::places::Waits;
 use crate::app::shares::is_known;
 use crate::app::slot::Slot;
@@ -22,10 +23,12 @@ const CLIENT: HeaderName = HeaderName::from_static("warmhop-client");
 const TURN: &str = "turn=";
 const SESSION: &str = "session=";
 
-/// The client of a request, if clients have shares of the app's places and this one is known.
-pub(super) fn sharer(flow: Flow, slot: &Slot) -> Option<u64> {
-    let is_shared = is_known(flow) && slot.spec().policy.share().is_some();
-    is_shared.then_some(flow.client)
+/// Whose a request is that another peer is to serve: its client, if clients have shares of the app's
+/// places and this one is known, and its session, if copies have places.
+pub(super) fn counted_as(flow: Flow, slot: &Slot) -> Whose {
+    let policy = &slot.spec().policy;
+    let is_shared = is_known(flow) && policy.share().is_some();
+    Whose { client: is_shared.then_some(flow.client), flow: policy.concurrency.map(|_| flow) }
 }
 
 /// Adds to a hop which client its request is from, and that it has had its turn here.
@@ -92,7 +95,7 @@ pub(super) fn noted_for(slot: &Slot, whose: &Waits) -> impl Fn(&PeerId) -> Noted
     move |peer| {
         let has = |share| slot.loads.of_client(peer, flow.client) >= share;
         let shut = share.is_some_and(has) || whose.was_shut_at(peer);
-        let is_first = has_places && !slot.loads.has(peer, flow);
+        let is_first = has_places && whose.needs_no_turn() && !slot.loads.has(peer, flow);
         Noted { shut, is_first, ..slot.loads.of(peer) }
     }
 }
