@@ -10,6 +10,7 @@ mod cookie;
 mod ends;
 #[cfg(debug_assertions)]
 mod failpoints;
+mod fair;
 mod faults;
 mod framing;
 mod health;

@@ -2,6 +2,7 @@
 //! Where a peer takes no connection, or closes one before it has answered anything, its client asks
 //! the next one, as a balancer or a pool does; what comes of that shows whether anything was done twice.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -261,8 +262,18 @@ async fn restart(world: &mut World, index: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_of_all_peers_one_by_one_fails_no_request_of_anybody() {
-    let mut world = World::new(3, shop(QUICK, "")).await;
-    for index in 0..3 {
+    all_restart(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_peers_the_other_has_everything_while_one_is_restarted() {
+    all_restart(2).await;
+}
+
+/// A restart of so many peers, one by one, under clients of every kind.
+async fn all_restart(peers: u16) {
+    let mut world = World::new(peers, shop(QUICK, "")).await;
+    for index in 0..usize::from(peers) {
         world.warm(index).await;
     }
     let run = Arc::new(Run::new(&world));
@@ -275,9 +286,9 @@ async fn a_restart_of_all_peers_one_by_one_fails_no_request_of_anybody() {
         clients.spawn(locks(Arc::clone(&run), own));
         clients.spawn(exchanges(Arc::clone(&run), own));
     }
-    for index in 0..3 {
+    for index in 0..usize::from(peers) {
         restart(&mut world, index).await;
-        // Everyone goes on with all three; one that does not has failed, and says why.
+        // Everyone goes on with all of them; one that does not has failed, and says why.
         let asked = || run.asked.each_ref().map(|asked| asked.load(Ordering::Relaxed));
         let before = asked();
         until("clients went on", async || {
@@ -294,6 +305,55 @@ async fn a_restart_of_all_peers_one_by_one_fails_no_request_of_anybody() {
     }
     let sum = Redis::new(&run, 0).ask(&["GET", "sum"]).await;
     assert_eq!(sum, Answer::Text(run.exchanged.load(Ordering::SeqCst).to_string()));
+}
+
+/// Sets large values of keys in turn, at each peer in turn, until some are refused for want of memory;
+/// notes what each key holds that was set.
+async fn fill(world: &World, round: usize, held: &mut BTreeMap<String, String>) {
+    const REFUSALS: usize = 6;
+    const KEYS: usize = 200;
+    let mut refused = 0;
+    for key in 0..KEYS {
+        let ports = world.mesh.peers()[key % 3].ports;
+        let mut redis = Connection::open(ports.redis).await.unwrap();
+        let (name, value) = (format!("large:{key}"), format!("{round}.{key}.").repeat(20_000));
+        match redis.ask(&["SET", &name, &value]).await.unwrap() {
+            Answer::Text(_) => _ = held.insert(name, value),
+            Answer::Error(error) => {
+                assert!(error.starts_with("OOM"), "{error}");
+                refused += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+        if refused == REFUSALS {
+            return;
+        }
+    }
+    panic!("the memory is not full");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_values_in_memory_that_is_full_outlive_a_restart_of_every_peer() {
+    let memory = "[session]\nmemory = '8MiB'";
+    let mut world = World::with(3, vec![shop(QUICK, "")], memory, |_, _| ()).await;
+    let mut held = BTreeMap::new();
+    for index in 0..3 {
+        fill(&world, index, &mut held).await;
+        restart(&mut world, index).await;
+        for (key, value) in &held {
+            for peer in world.mesh.peers() {
+                let mut redis = Connection::open(peer.ports.redis).await.unwrap();
+                let answer = redis.ask(&["GET", key]).await.unwrap();
+                assert!(
+                    answer == Answer::Text(value.clone()),
+                    "{key} at {} after {} was restarted: {:.40}, and not {value:.10}",
+                    peer.name,
+                    world.name(index),
+                    format!("{answer:?}"),
+                );
+            }
+        }
+    }
 }
 
 /// Writes the file of a peer's cookie key.
