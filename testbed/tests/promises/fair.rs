@@ -18,8 +18,8 @@ const AT_ONCE: usize = 16;
 /// How often the modest client asks at each of them.
 const ROUNDS: usize = 6;
 /// How many requests of others each copy finishes on average, at most, until the modest client is
-/// answered: the one that it was serving, one that comes first, and the one beside the modest client's.
-const TURNS: usize = 3;
+/// answered: the one that it was serving, two that come first, and the one beside the modest client's.
+const TURNS: usize = 4;
 
 async fn ask(door: SocketAddr, from: &str) {
     let mut client = Client::new();
