@@ -1,8 +1,6 @@
 //! Operations on registers at their owner. They wait for nothing, so each is executed in the very
 //! step in which its request gets its turn.
 
-use std::sync::Arc;
-
 use http::Response;
 use warmhop_core::ids::{RequestKey, SessionKey};
 use warmhop_core::session::message::{Exec, Stored};
