@@ -77,16 +77,7 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
     let id = CLIENTS.fetch_add(1, Ordering::Relaxed) + 1;
     CONNECTED.fetch_add(1, Ordering::Relaxed);
     let _leaves = Leaves;
-    let mut client = Client {
-        holding: database.shared.holdings.of(id),
-        database,
-        introduced: Introduced { id, version: 2, ..Introduced::default() },
-        transaction: None,
-        oversized: None,
-        watched: Vec::new(),
-        watched_in_vain: false,
-        subscriber: None,
-    };
+    let mut client = Client::new(id, database);
     let mut incoming = Incoming::default();
     incoming.bytes.reserve(FIRST_READ_BYTES);
     let mut outgoing = BytesMut::new();
@@ -307,6 +298,19 @@ fn parse(args: Vec<Bytes>) -> Result<Request, Reply> {
 }
 
 impl Client {
+    fn new(id: i64, database: Arc<Database>) -> Self {
+        Self {
+            holding: database.shared.holdings.of(id),
+            database,
+            introduced: Introduced { id, version: 2, ..Introduced::default() },
+            transaction: None,
+            oversized: None,
+            watched: Vec::new(),
+            watched_in_vain: false,
+            subscriber: None,
+        }
+    }
+
     async fn run_batch(
         &mut self,
         under_way: &mut UnderWay,
