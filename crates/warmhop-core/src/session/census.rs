@@ -87,6 +87,9 @@ pub struct Census {
     /// Those that are full, by their own word. This is not sent to others.
     #[serde(skip)]
     pub full: Vec<Incarnation>,
+    /// Those that are about to leave, by their own word. This is not sent to others.
+    #[serde(skip)]
+    pub leaving: Vec<Incarnation>,
     /// Those that hold sessions which nobody else does, by their own word.
     pub sole: Vec<Incarnation>,
     /// There have been no more than two peers for as long as this one and the other remember.
@@ -129,6 +132,9 @@ impl Census {
             if belief.news.full {
                 census.full.push(peer);
             }
+            if belief.news.draining {
+                census.leaving.push(peer);
+            }
             if belief.news.sole {
                 census.sole.push(peer);
             }
@@ -146,6 +152,11 @@ impl Census {
         census.reborn = view.reborn(now, REBORN_FOR).collect();
         census.returned = view.returned(now, REBORN_FOR, ABSENT_AFTER).collect();
         census
+    }
+
+    /// Whether `peer`, another one, is known, heard, and stays.
+    pub(super) fn may_count_on(&self, peer: Incarnation) -> bool {
+        self.others.contains(&peer) && !self.silent.contains(&peer) && !self.leaving.contains(&peer)
     }
 
     /// For how long all that are silent have been so.

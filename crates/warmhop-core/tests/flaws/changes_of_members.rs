@@ -516,3 +516,30 @@ fn the_members_of_a_session_that_is_never_idle_are_changed_between_two_requests(
     s.answered("oil", "tea/A milk/A jam/A bread/A salt/A oil/A");
     assert_eq!(members(&s), [s.inc("A"), s.inc("B")]);
 }
+
+/// The danger: A begins a session with B and C, and its first change is not chosen yet when C says that it
+/// will leave, or falls silent. A looks through all that it holds, which this session is not yet part of,
+/// and never again.
+/// The rule: a session is looked at once its first record is chosen, unless all its members are there and stay.
+#[test]
+fn a_session_that_begins_as_a_member_leaves_or_falls_silent_is_looked_at() {
+    let all_stay: fn(&mut Stage) = |_| {};
+    let leaves: fn(&mut Stage) = |s| s.is_left_by("A", "C");
+    let silent: fn(&mut Stage) = |s| s.knows("A", "B C", "C");
+    for (what, happens, is_looked_at) in [
+        ("all its members stay", all_stay, false),
+        ("a member says that it leaves", leaves, true),
+        ("a member falls silent", silent, true),
+    ] {
+        let mut s = Stage::new(&format!("a session begins, and {what}"), "A B C");
+        s.knows("A", "B C", "");
+        s.draws("A", "A B C");
+        s.asks("A", "change tea", "A");
+        happens(&mut s);
+        s.settles();
+        s.answered("tea", "tea/A");
+        assert_eq!(s.is_to_look_at_it("A"), is_looked_at, "{what}");
+        s.gets("A", "change milk", "A", "tea/A milk/A");
+        assert!(!s.is_to_look_at_it("A"), "only the first time: {what}");
+    }
+}

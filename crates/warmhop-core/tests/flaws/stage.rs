@@ -5,7 +5,7 @@ mod curtain;
 mod plots;
 mod speech;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,6 +155,8 @@ pub(crate) struct Stage {
     bodies: BTreeMap<(SessionId, Position), Arc<Body>>,
     /// How long what an app sets lasts, if it says so itself.
     lasts: Option<Duration>,
+    /// The peers whose repair is to look at the session, since it may have too few copies.
+    to_look_at: BTreeSet<String>,
 }
 
 impl Drop for Stage {
@@ -197,6 +199,7 @@ impl Stage {
             histories: BTreeMap::new(),
             bodies: BTreeMap::new(),
             lasts: None,
+            to_look_at: BTreeSet::new(),
         }
     }
 
@@ -410,6 +413,14 @@ impl Stage {
             Census { others: self.incs(others), silent: self.incs(silent), ..Census::default() };
         self.say(format!("{name} knows {others}, and does not hear {silent:?}"));
         self.peer_mut(name).process.census = Arc::new(census);
+    }
+
+    /// `others`, as far as it knows, are about to leave.
+    #[track_caller]
+    pub(crate) fn is_left_by(&mut self, name: &str, others: &str) {
+        self.say(format!("{name} hears that {others} will leave"));
+        let leaving = self.incs(others);
+        Arc::make_mut(&mut self.peer_mut(name).process.census).leaving = leaving;
     }
 
     /// Its process, and those of `others` as far as it knows, began a moment ago.
@@ -745,6 +756,11 @@ impl Stage {
         if held != n {
             self.fail(&format!("{name} should hold record {n}, but holds {held}"));
         }
+    }
+
+    /// Whether the repair of `name` was to look at the session since this was last asked.
+    pub(crate) fn is_to_look_at_it(&mut self, name: &str) -> bool {
+        self.to_look_at.remove(name)
     }
 
     /// So many executions of the request are under way.

@@ -10,7 +10,7 @@ use super::{
     Dismissed, Few, Flight, LAGGARD_SENDS_MAX, Proposal, Stage, TURN_WITHIN, accept_full,
     send_asks, tell_dismissed,
 };
-use crate::ids::Now;
+use crate::ids::{Incarnation, Now};
 use crate::session::message::{Config, Message, Record};
 use crate::session::mutant::Mutant;
 use crate::session::{Ctx, Effect, Effects, FENCED, Failure, Resend, Role, Session, mutant};
@@ -23,6 +23,13 @@ struct Waits {
     unheard: bool,
     /// How long a request waits for a majority.
     within: Duration,
+}
+
+/// Whether a session that begins with these members may have too few copies soon. What it does not hold
+/// yet is not looked at when a peer leaves or falls silent.
+fn may_miss_copies(ctx: &Ctx<'_>, cfg: &Config) -> bool {
+    let may_miss = |peer: &Incarnation| *peer != ctx.me && !ctx.process.census.may_count_on(*peer);
+    cfg.now.who.len() < ctx.policy.copies.min(3) || cfg.now.who.iter().any(may_miss)
 }
 
 impl Session {
@@ -112,7 +119,7 @@ impl Session {
             owner.chosen.as_ref().is_some_and(|before| before.cfg.now.c < record.cfg.now.c);
         let complete = record.cfg.now.who.iter().all(|peer| votes.contains(peer));
         owner.work.laggards = (!complete).then(|| Resend::new(ctx));
-        if owner.chosen.is_none() && record.cfg.now.who.len() < ctx.policy.copies.min(3) {
+        if owner.chosen.is_none() && may_miss_copies(ctx, &record.cfg) {
             out.push(Effect::FewCopies);
         }
         let is_member = record.cfg.contains(ctx.me);

@@ -265,7 +265,10 @@ impl Stage {
             Effect::Lost { .. } => {
                 self.say(format!("  {name} says that the session is lost"));
             }
-            Effect::Located { .. } | Effect::Lagging | Effect::FewCopies | Effect::Claimed => {}
+            Effect::FewCopies => {
+                self.to_look_at.insert(name);
+            }
+            Effect::Located { .. } | Effect::Lagging | Effect::Claimed => {}
         }
     }
 
