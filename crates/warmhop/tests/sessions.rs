@@ -5,12 +5,20 @@
 mod bed;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bed::{Bed, Client, Gate, Plan, eventually};
-use http::StatusCode;
-use warmhop::Mesh;
+use bed::{Answer, Bed, Client, Gate, Plan, eventually};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::{Request, StatusCode};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use warmhop::config::{SessionMode, StartMode};
+use warmhop::{Body, BoxError, Mesh};
 
 fn portable() -> Plan {
     Plan { session: SessionMode::Portable, ..Plan::default() }
@@ -287,4 +295,90 @@ async fn how_sessions_are_kept_changes_while_the_peer_serves() {
     assert_eq!(again.status, StatusCode::CONFLICT);
     assert!(again.text.contains("applied-too-large-to-repeat"), "{}", again.text);
     assert_eq!(client.get(one, "/").await.text, "a b c ");
+}
+
+/// A body of unknown length: it counts the pieces that are read of it, and ends once it may.
+fn streamed(pieces: Vec<Bytes>, read: &Arc<AtomicUsize>, may_end: watch::Receiver<bool>) -> Body {
+    let read = Arc::clone(read);
+    let pieces = futures_util::stream::iter(pieces).map(move |piece| {
+        read.fetch_add(1, Ordering::SeqCst);
+        Ok::<_, BoxError>(Frame::data(piece))
+    });
+    let end = futures_util::stream::once(async move {
+        may_end.clone().wait_for(|may| *may).await.unwrap();
+        Ok(Frame::data(Bytes::new()))
+    });
+    Body::new(StreamBody::new(Box::pin(pieces.chain(end))))
+}
+
+fn add(client: &Client, at: &Mesh, body: Body) -> JoinHandle<Answer> {
+    let (mut client, at) = (client.clone(), at.clone());
+    tokio::spawn(async move { client.send(&at, Request::post("/add").body(body).unwrap()).await })
+}
+
+/// A session's requests with bodies of unknown length come to a peer that forwards them to the
+/// session's owner, and the owner leaves while they wait there in line: how each of them ended,
+/// and the session. `long` is a body that is too long to be kept.
+async fn in_line_while_the_owner_leaves(small: usize, long: Vec<Bytes>) -> (Vec<Answer>, String) {
+    let bed = three(&Gate::new(true)).await;
+    let (two, three) = (bed.peers[1].clone(), &bed.peers[2]);
+    for mesh in [&two, three] {
+        eventually("the app is ready", || mesh.status().apps[0].state == "ready").await;
+    }
+    let mut client = Client::default();
+    client.post(&two, "/add", "a").await;
+    let (ends, may_end) = watch::channel(false);
+    let (first, read) = (Arc::default(), Arc::<AtomicUsize>::default());
+    let held = add(&client, &two, streamed(vec!["held".into()], &first, may_end));
+    eventually("the first is in the app", || first.load(Ordering::SeqCst) == 1).await;
+    let (_ended, ended) = watch::channel(true);
+    let pieces = long.len().min(4) + small;
+    let mut waiting = Vec::new();
+    if !long.is_empty() {
+        waiting.push(add(&client, three, streamed(long, &read, ended.clone())));
+    }
+    for at in 0..small {
+        waiting.push(add(
+            &client,
+            three,
+            streamed(vec![format!("s{at}").into()], &read, ended.clone()),
+        ));
+    }
+    eventually("the owner has taken them", || read.load(Ordering::SeqCst) >= pieces).await;
+    let leaves = tokio::spawn({
+        let two = two.clone();
+        async move { two.shutdown().await }
+    });
+    eventually("the owner leaves", || two.status().peer.state == "draining").await;
+    ends.send_replace(true);
+    assert_eq!(held.await.unwrap().text, "a held ");
+    let mut answers = Vec::new();
+    for answer in waiting {
+        answers.push(answer.await.unwrap());
+    }
+    leaves.await.unwrap();
+    let list = client.get(three, "/").await.text;
+    (answers, list)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_body_of_unknown_length_is_sent_again_if_the_owner_refused_it() {
+    let (answers, list) = in_line_while_the_owner_leaves(3, Vec::new()).await;
+    for answer in &answers {
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+    }
+    let items: BTreeSet<&str> = list.split_whitespace().collect();
+    assert_eq!(items, BTreeSet::from(["a", "held", "s0", "s1", "s2"]), "{list}");
+    assert_eq!(list.split_whitespace().count(), items.len(), "one was applied twice: {list}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_body_that_the_owner_refused_is_said_not_to_be_applied() {
+    let long = vec![Bytes::from_static(&[b'x'; 24 * 1024]); 8];
+    let (answers, list) = in_line_while_the_owner_leaves(0, long).await;
+    let [answer] = &answers[..] else { panic!("{} answers", answers.len()) };
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{}", answer.text);
+    assert!(answer.text.contains("nothing was done"), "{}", answer.text);
+    assert_ne!(answer.field("retry-after"), "", "{}", answer.text);
+    assert_eq!(list, "a held ");
 }

@@ -8,7 +8,7 @@ use http::{HeaderMap, Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 use warmhop_core::ids::{AppName, Incarnation, PeerId};
 
-use crate::hop::body::{AbortOnDrop, HopBody, OnFailure, RIDE_ALONG_BYTES_MAX, send_body};
+use crate::hop::body::{HopBody, OnFailure, Pump, RIDE_ALONG_BYTES_MAX, send_body};
 use crate::hop::field_block::FieldBlock;
 use crate::hop::head::{
     HEAD_BYTES_MAX, HopHead, HopKind, HopRefusal, INTERIM, Load, OfVersion, ReplyHead, ReplySession,
@@ -30,7 +30,7 @@ pub(crate) enum HopError {
     /// The peer was not reached: no byte of the request was sent. Its body is returned.
     Unreachable(OpenError, Body),
     /// The peer refused: no byte of the request reached an app, except with `AppFailed` and
-    /// `TooSlow`. A body that was not sent is returned.
+    /// `TooSlow`. A body that was not sent is returned, and one that was sent in part is dropped.
     Refused(HopRefusal, Load, Option<Body>),
     /// The link broke or the reply was malformed: the app may have seen the request.
     Broken(String),
@@ -201,7 +201,14 @@ async fn ask_over(opened: OpenHop, to: &PeerId, sent: Sent) -> Result<HopReply, 
     }
     let Asking { writer, reader, waiting, .. } = asking;
     let pump = pump(writer, body, None);
-    let (mut reply, reader) = read_reply(&waiting, reader, executor).await?;
+    let (mut reply, reader) = match read_reply(&waiting, reader, executor).await {
+        Ok(read) => read,
+        Err(error) => {
+            // A body that was lent has come back then.
+            pump.end().await;
+            return Err(error);
+        }
+    };
     *reply.response.body_mut() = Body::new(HopBody::new(reader, Some(pump), Some(waiting.lease)));
     Ok(reply)
 }
@@ -242,16 +249,15 @@ impl Asking {
 }
 
 /// Sends a body beside the answer, for as long as the answer is read.
-fn pump(writer: HopBodyWriter, body: Body, after: Option<Duration>) -> AbortOnDrop {
-    let task = tokio::spawn(async move {
+fn pump(writer: HopBodyWriter, body: Body, after: Option<Duration>) -> Pump {
+    Pump(tokio::spawn(async move {
         if let Some(after) = after {
             tokio::time::sleep(after).await;
         }
         if let Err(error) = send_body(writer, body, OnFailure::Reset).await {
             tracing::debug!(%error, "request body ended early");
         }
-    });
-    AbortOnDrop(task.abort_handle())
+    }))
 }
 
 /// Asks `to` to start an app.

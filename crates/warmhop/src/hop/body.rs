@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use quinn::WriteError;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 use crate::hop::head::{fields_in, fields_out};
 use crate::http::body::{Body, BoxError};
@@ -102,9 +102,19 @@ const GATHERED_BYTES: usize = 32 * 1024;
 /// The reset code of a body whose source failed.
 pub(super) const BODY_FAILED: quinn::VarInt = quinn::VarInt::from_u32(1);
 
-pub(super) struct AbortOnDrop(pub(super) AbortHandle);
+/// Sends a request's body; dropping it ends that.
+pub(super) struct Pump(pub(super) JoinHandle<()>);
 
-impl Drop for AbortOnDrop {
+impl Pump {
+    /// Ends it, and waits until the body is dropped.
+    pub(super) async fn end(mut self) {
+        self.0.abort();
+        // How it ended does not matter.
+        let _ = (&mut self.0).await;
+    }
+}
+
+impl Drop for Pump {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -120,17 +130,13 @@ pub(super) struct HopBody {
     /// It ended before all of it had come.
     broken: bool,
     /// The request's body may still be on its way while the response's arrives.
-    _pump: Option<AbortOnDrop>,
+    _pump: Option<Pump>,
     /// Keeps a link that is being replaced open until the hop has ended.
     _lease: Option<HopLease>,
 }
 
 impl HopBody {
-    pub(super) fn new(
-        reader: HopBodyReader,
-        pump: Option<AbortOnDrop>,
-        lease: Option<HopLease>,
-    ) -> Self {
+    pub(super) fn new(reader: HopBodyReader, pump: Option<Pump>, lease: Option<HopLease>) -> Self {
         Self { reader, ahead: None, ended: false, broken: false, _pump: pump, _lease: lease }
     }
 

@@ -41,7 +41,7 @@ pub(crate) enum CallBody {
     Whole(Bytes),
     /// A stream, until it was handed out.
     Stream(Option<Body>),
-    /// A stream that an app here got, and that may come back.
+    /// A stream that an app here or another peer got, and that may come back.
     Lent(Home),
 }
 
@@ -186,7 +186,9 @@ impl Call {
         }
     }
 
-    /// The body for an app here, which may turn out not to have received any of it.
+    /// The body for an app here or for another peer, which may turn out not to have run it: a stream
+    /// comes back then, unless too much of it was read. So nothing waits for the end of a small body
+    /// whose length is unknown, and it can be sent again all the same.
     fn lend_body(&mut self) -> Option<Body> {
         let body = self.take_body()?;
         if matches!(self.body, CallBody::Whole(_)) {
@@ -199,8 +201,10 @@ impl Call {
 
     /// Puts back a body that was not sent after all.
     pub(crate) fn put_back(&mut self, body: Body) {
-        if !self.is_sendable() {
-            self.body = CallBody::Stream(Some(body));
+        match &mut self.body {
+            CallBody::Stream(stream @ None) => *stream = Some(body),
+            // A lent one comes back by being dropped.
+            CallBody::Stream(Some(_)) | CallBody::Lent(_) | CallBody::Whole(_) => drop(body),
         }
     }
 
@@ -267,7 +271,7 @@ impl Call {
         counts_on: Option<AppVersion>,
     ) -> Option<HopRequest> {
         let on_silence = self.on_silence(slot);
-        let body = self.take_body()?;
+        let body = self.lend_body()?;
         let head = HopHead {
             kind,
             app: slot.name().clone(),

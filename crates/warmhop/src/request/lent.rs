@@ -1,5 +1,5 @@
-//! A request's body that may come back: if an app turns out not to have received its request,
-//! another one has to get the whole body.
+//! A request's body that may come back: if an app turns out not to have received its request, or
+//! another peer not to have run it, another one has to get the whole body.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -34,6 +34,11 @@ impl Home {
 struct Back(Arc<Mutex<Option<Body>>>);
 
 impl Lender for Back {
+    fn is_waiting(&self) -> bool {
+        // The request has ended otherwise.
+        Arc::strong_count(&self.0) > 1
+    }
+
     fn take_back(&mut self, body: Body) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
     }

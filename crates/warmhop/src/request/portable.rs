@@ -30,7 +30,7 @@ use crate::request::answer::Answer;
 use crate::request::call::{Call, CallBody};
 use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::{
-    Problem, after_an_attempt, gave_up, memory_full, of_session, outcome_unknown,
+    Problem, after_an_attempt, body_gone, gave_up, memory_full, of_session, outcome_unknown,
 };
 use crate::request::served::Served;
 use crate::sessions::store::AsOwner;
@@ -281,7 +281,10 @@ impl Node {
                 }
                 After::OutcomeUnknown(because) => {
                     trace(because, errand.lost(), tracing);
-                    return Err(outcome_unknown("the session's owner changed"));
+                    return Err(match errand.may_have_run() || call.may_have_run {
+                        true => outcome_unknown("the session's owner changed"),
+                        false => body_gone("the session's owner changed"),
+                    });
                 }
             }
         }

@@ -164,6 +164,15 @@ pub(crate) fn gave_up() -> Problem {
         .retry_after(Duration::from_secs(1))
 }
 
+/// The problem of a request that no app has seen, and that cannot be sent to another peer.
+pub(crate) fn body_gone(why: &str) -> Problem {
+    let detail = format!(
+        "{why} before it ran the request, whose body is too large to be kept for another try: \
+         nothing was done"
+    );
+    Problem::new(ProblemKind::NoProgress, detail).retry_after(Duration::from_secs(1))
+}
+
 pub(crate) fn memory_full() -> Problem {
     let detail = "the peers that hold this session may use no more memory for sessions: nothing was \
                   done";
