@@ -5,14 +5,16 @@
 mod bed;
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bed::{Answer, Bed, Client, Gate, Plan, eventually};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::Frame;
+use tokio::sync::watch;
 use warmhop::config::{OwnId, OwnIdPath, SessionMode, StartMode};
-use warmhop::{AppSpec, Body, BoxError, Builder, Mesh, app_fn};
+use warmhop::{AppSpec, Body, BoxError, Builder, Mesh, NotSent, app_fn};
 
 /// An app that gives ids by every way that there is, and knows those alone that its copy gave or was
 /// asked to take.
@@ -27,18 +29,38 @@ fn desk(peer: &'static str, by: OwnId, version: &str) -> impl FnOnce(Builder) ->
     spec.policy.session = SessionMode::Pinned;
     spec.policy.session_by = vec![by];
     spec.policy.start = StartMode::AtBoot;
-    let make = move || async move {
-        let known: Arc<Mutex<HashSet<String>>> = Arc::default();
-        Ok::<_, BoxError>(tower::service_fn(move |request: Request<Body>| {
-            let never = request.uri().path() == "/never";
-            let answer = answer(peer, &known, &request);
-            async move {
-                if never {
-                    std::future::pending::<()>().await;
-                }
-                Ok::<_, BoxError>(answer)
+    let (refuses, waiting) = (watch::Sender::new(false), Arc::<AtomicU32>::default());
+    let make = move || {
+        let (refuses, waiting) = (refuses.clone(), Arc::clone(&waiting));
+        async move {
+            if *refuses.borrow() {
+                std::future::pending::<()>().await;
             }
-        }))
+            let known: Arc<Mutex<HashSet<String>>> = Arc::default();
+            Ok::<_, BoxError>(tower::service_fn(move |request: Request<Body>| {
+                let path = request.uri().path().to_owned();
+                let mut answer = answer(peer, &known, &request);
+                let (refuses, waiting) = (refuses.clone(), Arc::clone(&waiting));
+                async move {
+                    match path.as_str() {
+                        "/never" => std::future::pending::<()>().await,
+                        // The first copy turns out to be gone: no other one follows it.
+                        "/gone" if peer == "one" => {
+                            waiting.fetch_add(1, Ordering::SeqCst);
+                            refuses.subscribe().wait_for(|refuses| *refuses).await?;
+                            return Err(NotSent::new("it is gone").refuses(true).into());
+                        }
+                        "/go" => _ = refuses.send_replace(true),
+                        "/waiting" => {
+                            let waiting = waiting.load(Ordering::SeqCst).to_string();
+                            answer = Response::new(Body::from(waiting));
+                        }
+                        _ => {}
+                    }
+                    Ok::<_, BoxError>(answer)
+                }
+            }))
+        }
     };
     move |builder| builder.app(spec, app_fn(make))
 }
@@ -67,7 +89,7 @@ fn answer(peer: &str, known: &Mutex<HashSet<String>>, request: &Request<Body>) -
         .or_else(|| Some(request.uri().query()?.strip_prefix("desk=")?.to_owned()))
         .or_else(|| Some(request.uri().path().split('/').nth(2)?.to_owned()));
     let Some(id) = id else { return Response::new(Body::from(peer.to_owned())) };
-    if request.uri().path() == "/take" {
+    if matches!(request.uri().path(), "/take" | "/gone") {
         known.insert(id.clone());
     }
     let mut response = Response::new(Body::from(peer.to_owned()));
@@ -293,6 +315,28 @@ async fn peers_that_are_asked_at_once_for_ids_whose_copy_is_gone_choose_the_same
                 assert_eq!(ask(mesh, &by, "/use", id).await.text, one.text, "{id}");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn requests_that_find_their_copy_gone_all_go_to_the_next_one_that_is_recorded() {
+    let by = OwnId::Header("x-desk".into());
+    let bed = three(&by).await;
+    let ids: Vec<String> = (0..12).map(|number| format!("id-{number}")).collect();
+    for id in &ids {
+        assert_eq!(ask(&bed.peers[0], &by, "/take", id).await.text, "one");
+    }
+    let gone = ids.iter().map(|id| {
+        futures_util::future::join_all(bed.peers.iter().map(|mesh| ask(mesh, &by, "/gone", id)))
+    });
+    let all_wait = async {
+        while ask(&bed.peers[0], &by, "/waiting", &ids[0]).await.text != "36" {}
+        ask(&bed.peers[0], &by, "/go", &ids[0]).await
+    };
+    let (answers, _) = tokio::join!(futures_util::future::join_all(gone), all_wait);
+    for (id, answers) in ids.iter().zip(&answers) {
+        let by_whom: HashSet<&str> = answers.iter().map(|answer| &*answer.text).collect();
+        assert_eq!(by_whom.len(), 1, "{id}: {by_whom:?} have it");
     }
 }
 

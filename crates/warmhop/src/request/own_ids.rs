@@ -524,7 +524,8 @@ fn successor(node: &Node, slot: &Slot, gone: &Holder, lost: &[PeerId]) -> Option
         return None;
     }
     let view = node.view();
-    let own = (slot.state() == AppState::Ready && !node.is_draining())
+    let may_own = !node.is_draining() && !lost.contains(&node.me);
+    let own = (slot.state() == AppState::Ready && may_own)
         .then(|| (node.me.clone(), node.incarnation, slot.copy_news().version));
     let others = view.ready_peers(slot.name());
     let others = others.filter(|(peer, belief)| may_count_on(belief) && !lost.contains(peer));

@@ -422,7 +422,13 @@ impl Node {
                 version: pinned.and_then(|entry| entry.version.as_ref()),
             };
             let (waits, failed_at) = (&mut call.waits, &mut call.failed_at);
-            match self.place_anew(&placing, waits, failed_at, tracing).await? {
+            let place = self.place_anew(&placing, waits, failed_at, tracing).await?;
+            let left = pinned.filter(|_| call.moves_first).and_then(|it| self.left_by(&place, it));
+            if left.is_some() {
+                call.lost = left;
+                return Err(failed.unwrap_or_else(gave_up));
+            }
+            match place {
                 Place::Here => match self.run_here(slot, call, None).await {
                     Ok(ran) => {
                         tracing.served_by(&self.me);
@@ -488,6 +494,16 @@ impl Node {
             rounds += 1;
         }
         Err(gave_up())
+    }
+
+    /// The peer that holds the pinned session, if a request of it is placed at another.
+    fn left_by(&self, place: &Place, entry: &Entry) -> Option<PeerId> {
+        let Kind::Pinned { peer, .. } = &entry.kind else { return None };
+        let is_there = match place {
+            Place::Here => *peer == self.me,
+            Place::There(to) => peer == to,
+        };
+        (!is_there).then(|| peer.clone())
     }
 
     /// The peer through which to forward if the target is suspect here, or if the link to it just
