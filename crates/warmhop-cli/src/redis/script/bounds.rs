@@ -13,7 +13,8 @@ pub(super) struct Bounds {
     pub(super) are_brief: bool,
     /// Instructions of Lua.
     pub(super) steps: u64,
-    /// After how many of them the run is checked.
+    /// After how many of them the run is checked: each may call a function of Lua's own that takes
+    /// several milliseconds.
     pub(super) looked_at: u32,
     /// Time, whatever the run does.
     pub(super) within: Duration,
@@ -35,7 +36,7 @@ pub(super) struct Bounds {
 pub(super) static WHOLE: Bounds = Bounds {
     are_brief: false,
     steps: 50_000_000,
-    looked_at: 1000,
+    looked_at: 100,
     within: Duration::from_secs(5),
     late: 0,
     memory: 64 * 1024 * 1024,
@@ -60,6 +61,16 @@ pub(super) static BRIEF: Bounds = Bounds {
     text: 64 * 1024,
     reply: 256 * 1024,
 };
+
+impl Bounds {
+    /// The error that ends a run beyond them.
+    pub(super) fn killed(&self) -> String {
+        let (steps, within) = (self.steps, self.within.as_secs());
+        format!(
+            "ERR Error running script: killed after {steps} steps, or {within} s; nothing was done"
+        )
+    }
+}
 
 impl Default for &Bounds {
     fn default() -> Self {

@@ -8,7 +8,7 @@ use mlua::{Lua, MultiValue, Table, Value as LuaValue};
 use super::super::cmd::find;
 use super::super::seldom::Seldom;
 use super::SPEAKS_AS;
-use super::state::{NO_MEMORY, SEED, Shared};
+use super::state::{NO_MEMORY, Pace, SEED, Shared};
 use super::values::{Answer, badly, bytes_of, number_of, one_line, place, position, well};
 use super::{bits, json, msgpack, packing, text};
 
@@ -108,16 +108,8 @@ pub(super) fn host(lua: &Lua, state: &Shared) -> mlua::Result<Table> {
             }
         })?,
     )?;
-    host.raw_set(
-        "sha1hex",
-        lua.create_function(|lua, args: MultiValue| match (args.len(), bytes_of(args.front())) {
-            (1, Some(text)) => {
-                let digest = lua.create_string(super::digest(&text))?;
-                well([LuaValue::String(digest)])
-            }
-            _ => refuses("wrong number of arguments"),
-        })?,
-    )?;
+    let own = Rc::clone(state);
+    host.raw_set("sha1hex", lua.create_function(move |lua, args| sha1hex(lua, &own, &args))?)?;
     host.raw_set("acl_check_cmd", lua.create_function(|_, args| acl_check(&args))?)?;
     host.raw_set("log", lua.create_function(log)?)?;
     bounded(lua, &host, state)?;
@@ -128,6 +120,20 @@ pub(super) fn host(lua: &Lua, state: &Shared) -> mlua::Result<Table> {
     msgpack::offer(lua, &host, state)?;
     packing::offer(lua, &host, state)?;
     Ok(host)
+}
+
+/// `redis.sha1hex`.
+fn sha1hex(lua: &Lua, state: &Shared, args: &MultiValue) -> Answer {
+    if let Err(why) = Pace::begin(state) {
+        return badly(lua, why);
+    }
+    match (args.len(), bytes_of(args.front())) {
+        (1, Some(text)) => {
+            let digest = lua.create_string(super::digest(&text))?;
+            well([LuaValue::String(digest)])
+        }
+        _ => refuses("wrong number of arguments"),
+    }
 }
 
 /// Adds the functions that could take much, and the one that ends a run which took too much.
@@ -145,6 +151,9 @@ fn bounded(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()> {
     )?;
     let own = Rc::clone(state);
     let load = lua.create_function(move |lua, args: (mlua::LuaString, String, Table)| {
+        if let Err(why) = Pace::begin(&own) {
+            return badly(lua, why);
+        }
         own.borrow_mut().makes(args.0.as_bytes().len());
         let loaded = load(lua, args)?;
         if loaded.iter().any(lacks_memory) {

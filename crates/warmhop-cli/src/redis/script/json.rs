@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::json_options::{Gaps, NoNumber, Options, SETTINGS, Setting, kind_of};
 use super::json_read::read;
-use super::state::Shared;
+use super::state::{Pace, Shared};
 use super::values::{Answer, badly, bytes_of, in_digits, well};
 use mlua::{Function, Lua, MultiValue, Table, Value as LuaValue};
 
@@ -69,6 +69,7 @@ struct Writer {
     levels: Vec<Level>,
     /// Lua's own.
     next: Function,
+    pace: Pace,
 }
 
 impl Writer {
@@ -113,6 +114,7 @@ impl Writer {
 
     /// Writes a value; of a table, only where it begins.
     fn begin(&mut self, value: &LuaValue) -> Result<(), String> {
+        self.pace.passes()?;
         if self.whole.len() > self.longest {
             return Err(format!("Cannot serialise, more than {} bytes", self.longest));
         }
@@ -220,10 +222,14 @@ impl Library {
         if args.len() != 1 {
             return badly(lua, "bad argument #1 to 'encode' (expected 1 argument)");
         }
+        let pace = match Pace::begin(&self.state) {
+            Ok(pace) => pace,
+            Err(why) => return badly(lua, why),
+        };
         let (options, longest) = (self.options(), self.state.borrow().bounds.text);
         let next = lua.globals().raw_get("next")?;
         let (whole, levels) = (Vec::new(), Vec::new());
-        let mut writer = Writer { options, longest, whole, levels, next };
+        let mut writer = Writer { options, longest, whole, levels, next, pace };
         let written = writer.write(args.front().unwrap_or(&LuaValue::Nil));
         self.state.borrow_mut().makes(writer.whole.len());
         match written {
@@ -241,7 +247,7 @@ impl Library {
             let why = format!("bad argument #1 to 'decode' (string expected, got {got})");
             return badly(lua, why);
         };
-        match read(lua, &text, self.options()) {
+        match Pace::begin(&self.state).and_then(|pace| read(lua, &text, self.options(), pace)) {
             Ok(value) => well([value]),
             Err(why) => badly(lua, why),
         }

@@ -4,6 +4,7 @@
 use mlua::{Lua, LuaString, Table, Value as LuaValue};
 
 use super::json_options::Options;
+use super::state::Pace;
 
 /// A part of a text.
 enum Token {
@@ -65,20 +66,21 @@ struct Reader<'a> {
     text: &'a [u8],
     at: usize,
     options: Options,
+    pace: Pace,
 }
 
 /// The value that a text is.
 ///
 /// # Errors
 /// In Redis' words, or if Lua has no more memory.
-pub(super) fn read(lua: &Lua, text: &[u8], options: Options) -> Read<LuaValue> {
+pub(super) fn read(lua: &Lua, text: &[u8], options: Options, pace: Pace) -> Read<LuaValue> {
     // At least the first character of JSON is ASCII.
     if let [first, second, ..] = text
         && (*first == 0 || *second == 0)
     {
         return Err("JSON parser does not support UTF-16 or UTF-32".into());
     }
-    Reader { lua, text, at: 0, options }.whole()
+    Reader { lua, text, at: 0, options, pace }.whole()
 }
 
 fn expected<T>(expected: &str, (token, at): &At) -> Read<T> {
@@ -94,6 +96,7 @@ impl Reader<'_> {
         let mut levels: Vec<Level> = Vec::new();
         let mut token = self.token();
         'values: loop {
+            self.pace.passes()?;
             let mut value = match token.0 {
                 Token::ObjectBegin => {
                     let table = self.descend(levels.len())?;

@@ -215,13 +215,7 @@ impl Surroundings {
             let mut state = counted.borrow_mut();
             left.set(left.get().saturating_sub(1));
             if left.get() == 0 || state.is_over() {
-                let error = format!(
-                    "ERR Error running script: killed after {} steps, or {} s; nothing was done",
-                    bounds.steps,
-                    bounds.within.as_secs()
-                );
-                state.outgrows();
-                state.stopped.get_or_insert(error);
+                state.is_killed();
             }
             if lua.used_memory() > memory_max {
                 state.outgrows();

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::state::Shared;
+use super::state::{Pace, Shared};
 use super::values::{Answer, badly, bytes_of, number_of, well};
 use bytes::{Buf, BufMut, Bytes};
 use mlua::{Lua, MultiValue, Table, Value as LuaValue};
@@ -88,9 +88,10 @@ fn list_len(table: &Table) -> Option<usize> {
 fn write(
     value: &LuaValue,
     whole: &mut Vec<u8>,
-    longest: usize,
+    (longest, pace): (usize, &mut Pace),
     depth: usize,
 ) -> Result<(), String> {
+    pace.passes()?;
     if whole.len() > longest {
         return Err(format!("more than {longest} bytes"));
     }
@@ -121,7 +122,7 @@ fn write(
                 put_len(len, (0x90, 16), [0, 0xdc, 0xdd], whole);
                 for at in 1..=len {
                     let value: LuaValue = table.raw_get(at).unwrap_or(LuaValue::Nil);
-                    write(&value, whole, longest, depth + 1)?;
+                    write(&value, whole, (longest, pace), depth + 1)?;
                 }
             }
             None => {
@@ -129,8 +130,8 @@ fn write(
                     table.pairs().filter_map(Result::ok).collect();
                 put_len(pairs.len(), (0x80, 16), [0, 0xde, 0xdf], whole);
                 for (key, value) in &pairs {
-                    write(key, whole, longest, depth + 1)?;
-                    write(value, whole, longest, depth + 1)?;
+                    write(key, whole, (longest, pace), depth + 1)?;
+                    write(value, whole, (longest, pace), depth + 1)?;
                 }
             }
         },
@@ -224,7 +225,9 @@ pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()>
             return badly(lua, "bad argument #0 to 'pack' (MessagePack pack needs input.)");
         }
         let (mut whole, longest) = (Vec::new(), own.borrow().bounds.text);
-        let written = args.iter().try_for_each(|value| write(value, &mut whole, longest, 0));
+        let written = Pace::begin(&own).and_then(|mut pace| {
+            args.iter().try_for_each(|value| write(value, &mut whole, (longest, &mut pace), 0))
+        });
         own.borrow_mut().makes(whole.len());
         if let Err(why) = written {
             return badly(lua, why);
@@ -232,7 +235,11 @@ pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()>
         well([LuaValue::String(lua.create_string(whole)?)])
     })?;
     host.raw_set("msgpack_pack", pack)?;
-    let unpack = lua.create_function(|lua, args: MultiValue| {
+    let own = Rc::clone(state);
+    let unpack = lua.create_function(move |lua, args: MultiValue| {
+        if let Err(why) = Pace::begin(&own) {
+            return badly(lua, why);
+        }
         let Some(mut text) = bytes_of(args.front()) else {
             return badly(lua, "bad argument #1 to 'unpack' (string expected)");
         };
@@ -246,11 +253,13 @@ pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()>
         well(values)
     })?;
     host.raw_set("msgpack_unpack", unpack)?;
-    let one = lua.create_function(|lua, args: MultiValue| {
-        unpack_some(lua, "unpack_one", args.front(), 1, number_of(args.get(1)))
+    let own = Rc::clone(state);
+    let one = lua.create_function(move |lua, args: MultiValue| {
+        unpack_some((lua, &own), "unpack_one", args.front(), 1, number_of(args.get(1)))
     })?;
     host.raw_set("msgpack_unpack_one", one)?;
-    let limited = lua.create_function(|lua, args: MultiValue| {
+    let own = Rc::clone(state);
+    let limited = lua.create_function(move |lua, args: MultiValue| {
         let Some(limit) = number_of(args.get(1)).filter(|limit| *limit >= 0.0) else {
             return badly(lua, "bad argument #2 to 'unpack_limit' (a number from 0 on expected)");
         };
@@ -260,14 +269,14 @@ pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()>
             reason = "it is not below 0"
         )]
         let limit = limit as usize;
-        unpack_some(lua, "unpack_limit", args.front(), limit, number_of(args.get(2)))
+        unpack_some((lua, &own), "unpack_limit", args.front(), limit, number_of(args.get(2)))
     })?;
     host.raw_set("msgpack_unpack_limit", limited)
 }
 
 /// Reads some values from a place on; the first result is the place after them, or -1 at the end.
 fn unpack_some(
-    lua: &Lua,
+    (lua, state): (&Lua, &Shared),
     name: &str,
     text: Option<&LuaValue>,
     limit: usize,
@@ -276,6 +285,9 @@ fn unpack_some(
     let Some(mut text) = bytes_of(text) else {
         return badly(lua, format!("bad argument #1 to '{name}' (string expected)"));
     };
+    if let Err(why) = Pace::begin(state) {
+        return badly(lua, why);
+    }
     let len = text.len();
     let offset = offset.unwrap_or(0.0);
     #[expect(clippy::cast_precision_loss, reason = "a text is not that long")]

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::state::Shared;
+use super::state::{Pace, Shared};
 use super::values::{TOO_LARGE, badly, bytes_of, number_of, well};
 use bytes::Bytes;
 use mlua::{Lua, MultiValue, Table, Value as LuaValue};
@@ -283,6 +283,9 @@ pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()>
     let own = Rc::clone(state);
     let packed = lua.create_function(move |lua, args: MultiValue| {
         let Some(format) = bytes_of(args.front()) else { return badly(lua, no_format("pack")) };
+        if let Err(why) = Pace::begin(&own) {
+            return badly(lua, why);
+        }
         let longest = own.borrow().bounds.text;
         match pack(&format, &args, longest) {
             Ok(whole) => well([LuaValue::String(lua.create_string(whole)?)]),
@@ -295,7 +298,11 @@ pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()>
         }
     })?;
     host.raw_set("struct_pack", packed)?;
+    let own = Rc::clone(state);
     let unpacked = lua.create_function(move |lua, args: MultiValue| {
+        if let Err(why) = Pace::begin(&own) {
+            return badly(lua, why);
+        }
         let Some(format) = bytes_of(args.front()) else { return badly(lua, no_format("unpack")) };
         let Some(text) = bytes_of(args.get(1)) else {
             return badly(lua, "bad argument #2 to 'unpack' (string expected)");

@@ -148,12 +148,18 @@ impl State {
     /// Whether the run takes longer than it may; once that is so, it stays so.
     pub(super) fn is_over(&mut self) -> bool {
         let now = Instant::now();
-        if self.until.is_some_and(|until| now > until) {
+        if self.until.is_some_and(|until| now >= until) {
             // The thread may have waited for a core, for which the script is not to blame.
             self.late += 1;
             self.until = Some(now + self.bounds.within);
         }
         self.late > self.bounds.late
+    }
+
+    /// Ends the run.
+    pub(super) fn is_killed(&mut self) {
+        self.outgrows();
+        self.stopped.get_or_insert_with(|| self.bounds.killed());
     }
 
     /// A host function has made a text of this length, or would have.
@@ -279,6 +285,43 @@ impl State {
             }
             _ => Reply::error("ERR", "This Redis command is not allowed from script"),
         }
+    }
+}
+
+/// Looks at the clock for a host function that may take long: a script takes few steps to call it. An
+/// error ends the run.
+pub(super) struct Pace {
+    state: Shared,
+    passed: u32,
+}
+
+impl Pace {
+    /// So many parts of its work are done between two looks.
+    const PARTS: u32 = 4096;
+
+    /// The function begins.
+    pub(super) fn begin(state: &Shared) -> Result<Self, String> {
+        let pace = Self { state: Rc::clone(state), passed: 0 };
+        pace.look()?;
+        Ok(pace)
+    }
+
+    /// One more part of its work is done.
+    pub(super) fn passes(&mut self) -> Result<(), String> {
+        self.passed += 1;
+        if self.passed < Self::PARTS {
+            return Ok(());
+        }
+        self.passed = 0;
+        self.look()
+    }
+
+    fn look(&self) -> Result<(), String> {
+        let mut state = self.state.borrow_mut();
+        if state.is_over() {
+            state.is_killed();
+        }
+        state.stopped.clone().map_or(Ok(()), Err)
     }
 }
 

@@ -1,12 +1,14 @@
 //! Scripts on rooms, without a mesh.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::super::frame::Reply;
 use super::super::room::{Room, register};
-use super::{Ended, Input, digest, run, run_briefly, seems_brief};
+use super::bounds::{Bounds, WHOLE};
+use super::{Ended, Input, digest, lua, run, run_briefly, seems_brief};
 
 /// The time at which they run.
 const NOW: u64 = 1_700_000_000_000;
@@ -506,6 +508,53 @@ fn a_script_that_takes_long_is_ended_beside_its_client_whatever_it_catches() {
     }
     // It goes on as if nothing had been.
     assert_eq!(brief("return ('x'):rep(3)", &["k"], &[]).unwrap().reply, Reply::text("xxx"));
+}
+
+#[test]
+fn a_script_whose_time_is_over_is_ended_by_each_function_that_takes_long() {
+    let on = |bounds: Bounds, script: &str| {
+        lua::run(&input(script, &[], &[]), None, Box::leak(Box::new(bounds)))
+    };
+    let is_killed = |ended: Ended| match &ended.reply {
+        Reply::Error(error) => error.contains("killed") && !ended.commits,
+        _ => false,
+    };
+    // The steps alone would not end it, nor the first look at the clock.
+    let never = u32::MAX >> 1;
+    for call in [
+        "redis.sha1hex('x')",
+        "loadstring('return 1')",
+        "('x'):find('x')",
+        "('x'):match('x')",
+        "('x'):gsub('x', 'y')",
+        "('x'):gsub('x', {x = 'y'})",
+        "('x'):rep(2)",
+        "(('x'):gmatch('x'))()",
+        "cjson.encode(1)",
+        "cjson.decode('1')",
+        "cmsgpack.pack(1)",
+        "cmsgpack.unpack('')",
+        "cmsgpack.unpack_one('')",
+        "cmsgpack.unpack_limit('', 1)",
+        "struct.pack('b', 1)",
+        "struct.unpack('b', 'x')",
+    ] {
+        let bounds = || Bounds { within: Duration::ZERO, looked_at: never, late: 1, ..WHOLE };
+        let twice = format!("pcall(function() local a = {call} local b = {call} end) return 1");
+        assert!(is_killed(on(bounds(), &twice)), "{call}");
+    }
+    // One call of them looks at it again and again.
+    for call in ["cjson.encode(t)", "cmsgpack.pack(t)", "s:gsub('x', 'y')", "cjson.decode(s)"] {
+        let bounds = || Bounds { within: Duration::ZERO, looked_at: never, late: 3, ..WHOLE };
+        let make = "local t = {} for i = 1, 20000 do t[i] = 1 end local s = '[' .. table.concat(t, ',') .. ']'";
+        assert!(is_killed(on(bounds(), &format!("{make} local a = {call} return 1"))), "{call}");
+    }
+    // Lua's own are ended after a few calls.
+    let bounds = || Bounds { within: Duration::ZERO, ..WHOLE };
+    for call in ["('x'):upper()", "('x'):reverse()", "table.concat({})"] {
+        let script = format!("for i = 1, 50 do local a = {call} end return 1");
+        assert!(is_killed(on(bounds(), &script)), "{call}");
+    }
 }
 
 #[test]

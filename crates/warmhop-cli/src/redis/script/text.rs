@@ -6,7 +6,7 @@ use bytes::Bytes;
 use mlua::{Lua, MultiValue, Table, Value as LuaValue};
 
 use super::patterns::{Capture, Found, is_plain, search};
-use super::state::Shared;
+use super::state::{Pace, Shared};
 use super::values::{Answer, TOO_LARGE, badly, bytes_of, number_of, well};
 
 /// The place in a text that an argument names, counted from the end where below 0.
@@ -54,6 +54,9 @@ fn look_for(lua: &Lua, state: &Shared, args: &MultiValue, is_find: bool) -> Answ
         Ok(two) => two,
         Err(why) => return badly(lua, why),
     };
+    if let Err(why) = Pace::begin(state) {
+        return badly(lua, why);
+    }
     // As in Lua 5.1: a start behind the end of the text counts as its end.
     let at = place(args.get(2), text.len()).min(text.len());
     let asked_plain = matches!(args.get(3), Some(value) if !matches!(value, LuaValue::Nil | LuaValue::Boolean(false)));
@@ -85,13 +88,19 @@ fn look_for(lua: &Lua, state: &Shared, args: &MultiValue, is_find: bool) -> Answ
 }
 
 /// `string.gsub` by a string.
-fn replace(args: &MultiValue, steps: &mut u64, longest: usize) -> Result<(Vec<u8>, usize), String> {
+fn replace(
+    args: &MultiValue,
+    steps: &mut u64,
+    longest: usize,
+    mut pace: Pace,
+) -> Result<(Vec<u8>, usize), String> {
     let (text, pattern) = two_texts(args, "gsub")?;
     let by = bytes_of(args.get(2)).unwrap_or_default();
     let most = number_of(args.get(3)).unwrap_or(f64::INFINITY);
     let (mut whole, mut count, mut at) = (Vec::new(), 0, 0);
     #[expect(clippy::cast_precision_loss, reason = "a text is not that long")]
     while (count as f64) < most {
+        pace.passes()?;
         let found = search(&text, &pattern, at, true, steps)?;
         if let Some(found) = &found {
             count += 1;
@@ -150,7 +159,7 @@ fn offer_gsub(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()> {
     let own = Rc::clone(state);
     let gsub = lua.create_function(move |lua, args: MultiValue| {
         let (mut steps, longest) = (own.borrow().search_steps, own.borrow().bounds.text);
-        let replaced = replace(&args, &mut steps, longest);
+        let replaced = Pace::begin(&own).and_then(|pace| replace(&args, &mut steps, longest, pace));
         own.borrow_mut().searched(steps);
         match replaced {
             Ok((whole, count)) => {
@@ -183,6 +192,9 @@ pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()>
             Ok(two) => two,
             Err(why) => return badly(lua, why),
         };
+        if let Err(why) = Pace::begin(&own) {
+            return badly(lua, why);
+        }
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -205,6 +217,9 @@ pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()>
     host.raw_set("step", step)?;
     let own = Rc::clone(state);
     let rep = lua.create_function(move |lua, args: MultiValue| {
+        if let Err(why) = Pace::begin(&own) {
+            return badly(lua, why);
+        }
         let count = number_of(args.get(1));
         let (Some(text), Some(count)) = (bytes_of(args.front()), count) else {
             return badly(lua, "bad argument to 'rep' (a string and a number expected)");
