@@ -238,9 +238,11 @@ fn add_fields(
         targets::tell_prefix(headers, prefix);
     }
     targets::passed_on(&parts.method, headers);
-    let ClientInfo { addr, secure } = &client.neighbour;
-    let scheme = if *secure { "https" } else { "http" };
-    fields::append_forwarded(headers, addr.map(|addr| addr.ip()), host, scheme);
+    let ClientInfo { addr, secure } = client.neighbour;
+    let [scheme, client_scheme] =
+        [secure, client.secure].map(|secure| if secure { "https" } else { "http" });
+    let schemes = (scheme, client_scheme);
+    fields::append_forwarded(headers, addr.map(|addr| addr.ip()), host, schemes);
     node.via[0].append(headers, parts.version);
     headers.insert(X_REQUEST_ID, tracing.id_field());
     at

@@ -198,12 +198,13 @@ pub(crate) fn put_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
 }
 
 /// Adds the fields by which the app knows where the request came from: `X-Forwarded-*` and
-/// `Forwarded` (RFC 7239), appended to those of earlier proxies.
+/// `Forwarded` (RFC 7239), appended to those of earlier proxies. `scheme` is that of the connection to
+/// this peer, and `client_scheme` that which the client uses, as far as earlier proxies said so.
 pub(crate) fn append_forwarded(
     headers: &mut HeaderMap,
     client: Option<IpAddr>,
     host: Option<HeaderValue>,
-    scheme: &'static str,
+    (scheme, client_scheme): (&'static str, &'static str),
 ) {
     const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
     const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -214,7 +215,7 @@ pub(crate) fn append_forwarded(
             append_list(headers, X_FORWARDED_FOR, address);
         }
     }
-    headers.entry(X_FORWARDED_PROTO).or_insert_with(|| HeaderValue::from_static(scheme));
+    headers.entry(X_FORWARDED_PROTO).or_insert_with(|| HeaderValue::from_static(client_scheme));
     if let Some(host) = host {
         headers.entry(X_FORWARDED_HOST).or_insert(host);
     }
@@ -258,7 +259,8 @@ fn append_list(headers: &mut HeaderMap, name: HeaderName, element: &HeaderValue)
         Entry::Occupied(list) => list,
     };
     let mut joined: Vec<u8> = Vec::new();
-    for value in list.iter() {
+    // A field without a value is an empty list (RFC 9110 section 5.6.1).
+    for value in list.iter().filter(|value| !value.is_empty()) {
         joined.extend_from_slice(value.as_bytes());
         joined.extend_from_slice(b", ");
     }
@@ -424,7 +426,9 @@ fn is_host(text: &str) -> bool {
         Some(literal) => literal.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
         None => is_named(host),
     };
-    is_one && port.bytes().all(|byte| byte.is_ascii_digit())
+    // The grammar allows a port of any length, and none beyond 65535 can be meant.
+    let is_port = port.bytes().all(|byte| byte.is_ascii_digit());
+    is_one && is_port && (port.is_empty() || port.parse::<u16>().is_ok())
 }
 
 /// The host a request is for, lower-case, without port or the dot that ends a full name.
@@ -508,11 +512,23 @@ mod tests {
             &mut fields,
             Some("2001:db8::1".parse().unwrap()),
             Some(HeaderValue::from_static("a.example")),
-            "http",
+            ("http", "https"),
         );
         assert_eq!(fields["x-forwarded-for"], "192.0.2.1, 2001:db8::1");
         assert_eq!(fields["x-forwarded-proto"], "https");
         assert_eq!(fields["forwarded"], "for=\"[2001:db8::1]\";proto=http;host=\"a.example\"");
+    }
+
+    #[test]
+    fn an_earlier_proxy_may_say_nothing_or_say_it_by_forwarded_alone() {
+        let mut fields =
+            headers(&[("x-forwarded-for", ""), ("forwarded", "for=192.0.2.7;proto=https")]);
+        let client = Some("127.0.0.1".parse().unwrap());
+        append_forwarded(&mut fields, client, None, ("http", "https"));
+        assert_eq!(fields["x-forwarded-for"], "127.0.0.1");
+        assert_eq!(fields["x-forwarded-proto"], "https");
+        let both = "for=192.0.2.7;proto=https, for=127.0.0.1;proto=http";
+        assert_eq!(fields["forwarded"], both);
     }
 
     #[test]
@@ -543,10 +559,14 @@ mod tests {
         assert!(!settle_host(None, Version::HTTP_2, &mut two));
         assert!(!settle_host(None, Version::HTTP_2, &mut HeaderMap::new()), "there is none");
         assert!(settle_host(None, Version::HTTP_10, &mut HeaderMap::new()), "it may be that old");
-        for host in ["a.example:80", "[::1]:80", "[::1]", "a_b.example", "a:", ""] {
+        for host in
+            ["a.example:80", "a.example:65535", "[::1]:80", "[::1]", "a_b.example", "a:", ""]
+        {
             assert_eq!(settled("/x", host).as_deref(), Some(host));
         }
-        for host in ["a b", "evil@a", "a:80,evil", "a/b", "a?b", "[x]:80", "a:b:80", "::1"] {
+        for host in
+            ["a b", "evil@a", "a:80,evil", "a/b", "a?b", "[x]:80", "a:b:80", "::1", "a:99999"]
+        {
             assert_eq!(settled("/x", host), None, "{host}");
         }
     }
