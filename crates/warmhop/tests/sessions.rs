@@ -1,6 +1,7 @@
 //! Sessions across peers: born at the entry peer, executed where the app is ready, committed
 //! before the response leaves, taken over when their owner dies.
 #![allow(missing_docs, reason = "a test crate")]
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 mod bed;
 

@@ -398,6 +398,36 @@ impl Node {
         Some(span)
     }
 
+    /// Where a request without a session of the mesh's goes next; to nobody if that is another copy than the
+    /// one that holds its session, and has to be recorded first.
+    async fn place_plain(
+        &self,
+        slot: &Arc<Slot>,
+        call: &mut Call,
+        pinned: Option<&Entry>,
+        tried: &[PeerId],
+        failed: Option<&Problem>,
+        tracing: &mut Tracing,
+    ) -> Result<Place, Problem> {
+        let placing = Placing {
+            slot,
+            arrived: Arrived::AtFrontDoor,
+            pin: pinned.and_then(|entry| self.pin_of(entry, tried)),
+            tried,
+            failed,
+            shun_here: call.failed_here(slot),
+            version: pinned.and_then(|entry| entry.version.as_ref()),
+        };
+        let (waits, failed_at) = (&mut call.waits, &mut call.failed_at);
+        let place = self.place_anew(&placing, waits, failed_at, tracing).await?;
+        let left = pinned.filter(|_| call.moves_first).and_then(|it| self.left_by(&place, it));
+        if left.is_some() {
+            call.lost = left;
+            return Err(failed.cloned().unwrap_or_else(gave_up));
+        }
+        Ok(place)
+    }
+
     /// Serves a request without a session of the mesh's: `none` and `pinned`.
     pub(crate) async fn serve_plain(
         &self,
@@ -412,23 +442,8 @@ impl Node {
         let mut went_round = false;
         let mut rounds = 0;
         while rounds < ROUNDS_MAX {
-            let placing = Placing {
-                slot,
-                arrived: Arrived::AtFrontDoor,
-                pin: pinned.and_then(|entry| self.pin_of(entry, &tried)),
-                tried: &tried,
-                failed: failed.as_ref(),
-                shun_here: call.failed_here(slot),
-                version: pinned.and_then(|entry| entry.version.as_ref()),
-            };
-            let (waits, failed_at) = (&mut call.waits, &mut call.failed_at);
-            let place = self.place_anew(&placing, waits, failed_at, tracing).await?;
-            let left = pinned.filter(|_| call.moves_first).and_then(|it| self.left_by(&place, it));
-            if left.is_some() {
-                call.lost = left;
-                return Err(failed.unwrap_or_else(gave_up));
-            }
-            match place {
+            let placed = self.place_plain(slot, call, pinned, &tried, failed.as_ref(), tracing);
+            match placed.await? {
                 Place::Here => match self.run_here(slot, call, None).await {
                     Ok(ran) => {
                         tracing.served_by(&self.me);
