@@ -279,8 +279,9 @@ impl Driven {
 }
 
 impl Line {
-    async fn over(socket: Box<Socket>, upgrades: bool) -> Result<Box<Self>, BoxError> {
+    async fn over(mut socket: Box<Socket>, upgrades: bool) -> Result<Box<Self>, BoxError> {
         let talk = socket.talk();
+        socket.reads_in_pieces();
         let (sender, connection) = Builder::new()
             .max_headers(FIELDS_MAX)
             .max_buf_size(HEAD_BYTES_MAX)

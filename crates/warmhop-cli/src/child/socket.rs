@@ -7,6 +7,7 @@
 //! For a failed request, hyper reports neither whether its connection had been kept from an earlier
 //! one nor whether any of an answer arrived: [`Talk`] does.
 
+use std::cell::RefCell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
@@ -25,6 +26,9 @@ use tokio::time::timeout;
 
 /// A connection over loopback that takes longer is given up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The most that one read brings hyper.
+const READ_BYTES_MAX: usize = 32 * 1024;
 
 /// A connection to an app.
 async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
@@ -101,6 +105,8 @@ pub(super) struct Socket {
     ended: bool,
     /// Bytes that were read already and are to be read again.
     again: Option<Again>,
+    /// Whether a read gets at most [`READ_BYTES_MAX`].
+    in_pieces: bool,
     /// Woken whenever the reader has dealt with all that has come.
     caught_up: Arc<AtomicWaker>,
     /// Buffers for a request and for an answer.
@@ -137,6 +143,7 @@ impl Socket {
             deaf: None,
             ended: false,
             again: None,
+            in_pieces: false,
             caught_up: Arc::default(),
             buffers: Default::default(),
         }
@@ -162,6 +169,14 @@ impl Socket {
     /// The exchange is over: writes are sent again.
     pub(super) fn writes_again(&mut self) {
         self.again = None;
+        self.in_pieces = false;
+    }
+
+    /// From here on a read gets at most [`READ_BYTES_MAX`], whatever room its reader has: hyper's buffers
+    /// grow with what its reads bring, up to the longest head, and an answer that nobody reads would hold
+    /// two of them.
+    pub(super) fn reads_in_pieces(&mut self) {
+        self.in_pieces = true;
     }
 
     /// Whether it can no longer be written to.
@@ -252,6 +267,24 @@ fn is_closed(kind: io::ErrorKind) -> bool {
     )
 }
 
+/// Reads no more than [`READ_BYTES_MAX`], however much room there is.
+fn poll_read_piece(
+    stream: Pin<&mut TcpStream>,
+    cx: &mut Context<'_>,
+    buf: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    thread_local! {
+        // Of a buffer that is not initialized, no part can be lent out in safe code.
+        static PIECE: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES_MAX].into());
+    }
+    PIECE.with_borrow_mut(|piece| {
+        let mut read = ReadBuf::new(piece);
+        ready!(stream.poll_read(cx, &mut read))?;
+        buf.put_slice(read.filled());
+        Poll::Ready(Ok(()))
+    })
+}
+
 impl AsyncRead for Socket {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -269,7 +302,11 @@ impl AsyncRead for Socket {
             }
         }
         let before = buf.filled().len();
-        let Poll::Ready(mut outcome) = Pin::new(&mut self.stream).poll_read(cx, buf) else {
+        let in_pieces = self.in_pieces && buf.remaining() > READ_BYTES_MAX;
+        let stream = Pin::new(&mut self.stream);
+        let read =
+            if in_pieces { poll_read_piece(stream, cx, buf) } else { stream.poll_read(cx, buf) };
+        let Poll::Ready(mut outcome) = read else {
             self.caught_up.wake();
             return Poll::Pending;
         };

@@ -11,6 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
 use crate::cli::{Peer, app_table, certified, config, text, write};
+use crate::joining::{mesh_addr, second};
 use crate::role::{BOUND, wait_until, wait_within};
 
 /// What all clients together may have a peer hold in these tests.
@@ -177,6 +178,79 @@ fn long_bodies_that_a_ready_app_does_not_read_take_no_more_than_the_budget() {
         });
         connections.flatten().collect()
     });
+}
+
+/// A mesh of two such peers: the app runs at the first, and the second sends its requests there.
+fn two_peers(test: &str) -> [Peer; 2] {
+    more_files();
+    let app = "ready = { path = '/healthz' }\nstart = ";
+    let dir = certified(test, "peer-1");
+    let env = [("MALLOC_MMAP_THRESHOLD_", "4096")];
+    let here = budgeted(&app_table(&format!("{app}'at-boot'\n")));
+    let one = Peer::start_with(&write(&dir, &here), &env);
+    let seeds = format!("[mesh]\nseeds = ['{}']", mesh_addr(&one));
+    let there = budgeted(&app_table(&format!("{app}'never'\n")));
+    let there = there.replace("[mesh]", &seeds).replace("peer-1", "peer-2");
+    let two = Peer::start_with(&write(&second(&dir, "90"), &there), &env);
+    wait_until("requests reach the app by a hop", || {
+        asks(other(&two), "/healthz").starts_with("HTTP/1.1 200 ")
+    });
+    [one, two]
+}
+
+/// Clients that ask for an answer without end and read nothing of it.
+fn readers_of_nothing(peer: &Peer, looks: &dyn Fn()) -> Vec<TcpStream> {
+    let door: SocketAddr = peer.front_door().parse().unwrap();
+    let clients = (0..300).filter_map(|at| {
+        if at % 50 == 0 {
+            looks();
+        }
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect(&door.into()).ok()?;
+        let mut stream = TcpStream::from(socket);
+        stream.write_all(b"GET /endless HTTP/1.1\r\nHost: a\r\n\r\n").ok()?;
+        Some(stream)
+    });
+    clients.collect()
+}
+
+/// What a peer counts as held for clients, in bytes.
+fn counted(peer: &Peer) -> u64 {
+    let metrics = asks(admin(peer), "/metrics");
+    let count = metrics.lines().find_map(|line| line.strip_prefix("warmhop_clients_held_bytes "));
+    count.unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn answers_that_nobody_reads_take_no_more_than_the_budget() {
+    let peer = ready_peer("attack-answers");
+    withstands(&peer, |bounded| readers_of_nothing(&peer, bounded));
+}
+
+#[test]
+fn answers_by_a_hop_that_nobody_reads_take_no_more_than_the_budget_at_either_end() {
+    let [one, two] = two_peers("attack-answers-by-a-hop");
+    let before = resident(&one);
+    let looks = || {
+        let held = resident(&one).saturating_sub(before);
+        assert!(held < HELD_MIB, "{held} MiB more than the {before} before at the far end");
+        assert!(counted(&one) <= BUDGET_MIB << 20);
+    };
+    withstands(&two, |bounded| {
+        let both = || {
+            bounded();
+            looks();
+        };
+        let clients = readers_of_nothing(&two, &both);
+        wait_until("both ends count what they hold", || {
+            both();
+            counted(&one).min(counted(&two)) > 1 << 20
+        });
+        clients
+    });
+    looks();
+    wait_within(4 * BOUND, "the far end counts nothing any more", || counted(&one) < 1 << 20);
 }
 
 /// A path of an app whose body it does not read.

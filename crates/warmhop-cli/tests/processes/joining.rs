@@ -56,7 +56,7 @@ fn a_peer_of_another_authority_is_reported_at_both_ends() {
 }
 
 /// A folder below `dir` with the identity of `peer-2`, for so many days.
-fn second(dir: &Path, days: &str) -> PathBuf {
+pub(crate) fn second(dir: &Path, days: &str) -> PathBuf {
     let (ca, second) = (dir.join("ca"), dir.join("second"));
     std::fs::create_dir_all(&second).unwrap();
     let (ca, certs) = (text(&ca).to_owned(), second.join("certs"));

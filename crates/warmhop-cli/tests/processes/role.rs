@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::extract::State;
 use axum::routing::{any, get};
+use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use tower::ServiceExt;
@@ -176,6 +177,7 @@ async fn play_app() {
         .route("/dir", get(|| async { std::env::current_dir().unwrap().display().to_string() }))
         .route("/echo", any(|body: axum::body::Body| async { body }))
         .route("/unread", any(leave_unread))
+        .route("/endless", get(endless))
         .route("/exit", get(exit))
         .with_state(pids);
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
@@ -196,6 +198,12 @@ async fn play_app() {
 /// Neither reads the body of its request nor answers.
 async fn leave_unread(_body: axum::body::Body) {
     std::future::pending::<()>().await;
+}
+
+/// Never ends, and sends as fast as it is read.
+async fn endless() -> axum::body::Body {
+    let piece = || Ok::<_, std::convert::Infallible>(Bytes::from_static(&[7; 64 * 1024]));
+    axum::body::Body::from_stream(futures_util::stream::repeat_with(piece))
 }
 
 /// Answers each request with these bytes, and closes its connection; that it is well it says in HTTP,

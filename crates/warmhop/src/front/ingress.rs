@@ -242,7 +242,12 @@ impl Ingress {
         // Pinned in place: moving it would take its room twice.
         let served = pin!(self.carry_out(slot, &mut prepared, &mut context.tracing)).await?;
         context.way = if served.next_hop.is_some() { "hop" } else { "serve" };
-        finish::finish(&self.node, slot, served, prepared, &context.asked_at)
+        let ahead = served.reads_ahead();
+        let mut response = finish::finish(&self.node, slot, served, prepared, &context.asked_at)?;
+        if response.body().bytes_in_memory().is_none() {
+            response.extensions_mut().insert(ahead);
+        }
+        Ok(response)
     }
 
     /// Has the request served, here or by a hop, and its session committed.

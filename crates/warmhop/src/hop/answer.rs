@@ -3,8 +3,9 @@
 use bytes::BytesMut;
 use http::{HeaderMap, Method, Response};
 use hyper::ext::ReasonPhrase;
+use tokio_util::sync::CancellationToken;
 
-use crate::hop::body::{CutShort, HopBody, OnFailure, RIDE_ALONG_BYTES_MAX, send_body};
+use crate::hop::body::{CutShort, HopBody, OnFailure, RIDE_ALONG_BYTES_MAX, send_counted};
 use crate::hop::field_block::FieldBlock;
 use crate::hop::head::{
     HEAD_BYTES_MAX, HopHead, HopRefusal, INTERIM, Load, OfVersion, ReplyHead, ReplySession,
@@ -12,6 +13,10 @@ use crate::hop::head::{
 use crate::http::body::{Body, BoxError};
 use crate::links::hop_body::{HopBodyReader, HopBodyWriter};
 use crate::links::wire::{self, FrameReader, put_frame};
+
+/// Why an answer was cut off that nobody reads.
+const OVER_BUDGET: &str =
+    "requests hold more memory than `[http] memory` allows, and this one held the most";
 
 /// A request that arrived over a hop.
 pub(crate) struct ArrivedHop {
@@ -91,11 +96,12 @@ pub(crate) async fn interim(
     Ok(())
 }
 
-/// Answers a hop with a response.
+/// Answers a hop with a response, unless it `gives_way` before its end.
 pub(crate) async fn reply(
     send: quinn::SendStream,
     head: &ReplyHead,
     mut body: Body,
+    gives_way: Option<CancellationToken>,
 ) -> Result<(), CutShort> {
     let mut writer = HopBodyWriter::new(send, reply_prefix(head).map_err(CutShort::at_once)?);
     if let Some(whole) = body.take_whole(RIDE_ALONG_BYTES_MAX) {
@@ -106,11 +112,20 @@ pub(crate) async fn reply(
     let stopped = writer.stream().stopped();
     // Boxed: sending a body takes long enough for the allocation not to matter.
     Box::pin(async move {
-        tokio::select! {
-            sent = send_body(writer, body, OnFailure::CutOff) => sent,
+        let mut bytes = 0;
+        let gives_way = async {
+            match &gives_way {
+                Some(gives_way) => gives_way.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
+        let sent = tokio::select! {
+            sent = send_counted(writer, body, OnFailure::CutOff, &mut bytes) => sent,
             // The client left. Dropping the body's source cancels it.
             _ = stopped => Ok(()),
-        }
+            () = gives_way => Err(OVER_BUDGET.into()),
+        };
+        sent.map_err(|source| CutShort { bytes, source })
     })
     .await
 }
@@ -131,5 +146,5 @@ pub(crate) async fn refuse(
     why: HopRefusal,
     load: Load,
 ) -> Result<(), CutShort> {
-    reply(send, &ReplyHead::Refused { why, load }, Body::empty()).await
+    reply(send, &ReplyHead::Refused { why, load }, Body::empty(), None).await
 }

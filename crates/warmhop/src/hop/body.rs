@@ -16,7 +16,7 @@ use crate::links::link::HopLease;
 use crate::links::wire::Trailers;
 
 /// A body in memory of at most this size is sent with the head, in one write.
-pub(super) const RIDE_ALONG_BYTES_MAX: usize = 16 * 1024;
+pub(crate) const RIDE_ALONG_BYTES_MAX: usize = 16 * 1024;
 
 /// What to do with a stream whose body fails.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +63,8 @@ pub(crate) async fn send_body(
     sent.map_err(|source| CutShort { bytes, source })
 }
 
-async fn send_counted(
+/// The same; `bytes` counts what was sent.
+pub(super) async fn send_counted(
     mut writer: HopBodyWriter,
     mut body: Body,
     on_failure: OnFailure,

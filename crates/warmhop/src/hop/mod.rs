@@ -19,7 +19,7 @@ pub(crate) use answer::{
     ArrivedHop, HopIncoming, go, interim, refuse, reply, reply_switching, response_head,
 };
 pub(crate) use ask::{HopError, HopReply, HopRequest, OnSilence, ask, request_fields, wake};
-pub(crate) use body::CutShort;
+pub(crate) use body::{CutShort, RIDE_ALONG_BYTES_MAX};
 pub(crate) use head::{
     Forward, Hint, HopHead, HopKind, HopRefusal, Load, OfVersion, Relay, ReplyHead, ReplySession,
     SentProblem,

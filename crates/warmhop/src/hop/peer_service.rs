@@ -137,7 +137,7 @@ impl PeerServices {
         let response = service(request).await;
         let head: ReplyHead =
             hop::response_head(&response, ReplySession::None, me.to_string(), load);
-        if let Err(error) = hop::reply(send, &head, response.into_body()).await {
+        if let Err(error) = hop::reply(send, &head, response.into_body(), None).await {
             debug!(%from, %error, "the answer of a peer's service ended early");
         }
     }

@@ -8,6 +8,9 @@
 //! What a client controls is charged: incomplete heads, bodies that arrived and were not read or are
 //! still held for an app, answers that the client does not take. It is counted where bytes pass, in steps, so that a small
 //! request changes no number that connections share.
+//!
+//! A hop of another peer has an account as well while it holds a part of a body: see
+//! [`crate::http::transit`].
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -19,6 +22,7 @@ use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use warmhop_core::ids::PeerId;
 
 use crate::http::refusals::{Refusal, Refusals};
 
@@ -120,18 +124,27 @@ struct Table {
     next: u64,
 }
 
-/// What one connection takes.
+/// Whom an account is of: above the budget, the owner whose accounts take most loses the largest.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Owner {
+    Address(IpAddr),
+    /// The peer that a hop came from, and the hop's client, as far as that is known.
+    Peer(PeerId, u64),
+}
+
+/// What one connection takes, or one hop of another peer.
 #[derive(Debug)]
 pub(crate) struct Account {
     clients: Arc<Clients>,
-    address: IpAddr,
-    /// Cancelled to make the connection end.
+    owner: Owner,
+    /// Cancelled to make the connection end, or the hop.
     gives_way: CancellationToken,
     /// Bytes that arrived and have not been read.
     unread: AtomicI64,
     /// Bytes of answers that have not been sent.
     unsent: AtomicI64,
-    /// Bytes of bodies that were read and are held somewhere, such as for an app that does not read.
+    /// Bytes of bodies that were read and are held somewhere, such as for an app that does not read, and
+    /// what the sources of bodies may hold.
     passed_on: AtomicI64,
     /// Heads of requests in flight.
     heads: AtomicI64,
@@ -158,6 +171,8 @@ pub(crate) struct Account {
 struct PassedOn {
     data: Bytes,
     account: Arc<Account>,
+    /// It counts for as long as it is held, even after its hop has ended.
+    _place: Option<Arc<Admitted>>,
 }
 
 impl AsRef<[u8]> for PassedOn {
@@ -168,8 +183,7 @@ impl AsRef<[u8]> for PassedOn {
 
 impl Drop for PassedOn {
     fn drop(&mut self) {
-        self.account.passed_on.fetch_sub(self.data.len() as i64, Relaxed);
-        self.account.recharge();
+        self.account.holds(-(self.data.len() as i64));
     }
 }
 
@@ -216,30 +230,49 @@ impl Clients {
             }
             table.next += 1;
             let id = table.next;
-            let account = Arc::new(Account {
-                clients: Arc::clone(self),
-                address,
-                gives_way: CancellationToken::new(),
-                unread: AtomicI64::new(0),
-                passed_on: AtomicI64::new(0),
-                unsent: AtomicI64::new(0),
-                heads: AtomicI64::new(0),
-                in_flight: AtomicUsize::new(0),
-                arrives: AtomicBool::new(arrives),
-                active: AtomicU64::new(self.now()),
-                took: AtomicU64::new(0),
-                awaited: AtomicUsize::new(0),
-                charged: AtomicI64::new(0),
-                ending: AtomicI64::new(0),
-                refused: AtomicBool::new(false),
-                read_by_hyper: AtomicBool::new(false),
-            });
+            let account = self.account(Owner::Address(address), arrives);
             table.accounts.insert(id, Arc::clone(&account));
             table.by_address.entry(address).or_default().insert(id);
             Admitted { id, account }
         };
         admitted.account.recharge();
         Some(admitted)
+    }
+
+    fn account(self: &Arc<Self>, owner: Owner, arrives: bool) -> Arc<Account> {
+        Arc::new(Account {
+            clients: Arc::clone(self),
+            owner,
+            gives_way: CancellationToken::new(),
+            unread: AtomicI64::new(0),
+            passed_on: AtomicI64::new(0),
+            unsent: AtomicI64::new(0),
+            heads: AtomicI64::new(0),
+            in_flight: AtomicUsize::new(0),
+            arrives: AtomicBool::new(arrives),
+            active: AtomicU64::new(self.now()),
+            took: AtomicU64::new(0),
+            awaited: AtomicUsize::new(0),
+            charged: AtomicI64::new(0),
+            ending: AtomicI64::new(0),
+            refused: AtomicBool::new(false),
+            read_by_hyper: AtomicBool::new(false),
+        })
+    }
+
+    /// Opens an account for a hop of the peer `from` whose body passes through here. It takes nobody's
+    /// place, and ends by the budget alone.
+    pub(crate) fn take_in(self: &Arc<Self>, from: PeerId, client: u64) -> Admitted {
+        let account = self.account(Owner::Peer(from, client), false);
+        let id = {
+            let mut table = self.lock();
+            table.next += 1;
+            let id = table.next;
+            table.accounts.insert(id, Arc::clone(&account));
+            id
+        };
+        account.recharge();
+        Admitted { id, account }
     }
 
     /// Whether closing connections still hold much. Reading on, and accepting others,
@@ -293,22 +326,24 @@ impl Clients {
         let budget = i64::try_from(self.limits.memory).unwrap_or(i64::MAX);
         let mut table = self.lock();
         while self.charged.get() > budget {
-            let mut by_address: HashMap<IpAddr, i64> = HashMap::new();
+            let mut by_owner: HashMap<&Owner, i64> = HashMap::new();
             for account in table.accounts.values() {
-                *by_address.entry(account.address).or_default() += account.charged.load(Relaxed);
+                *by_owner.entry(&account.owner).or_default() += account.charged.load(Relaxed);
             }
-            let Some((most, _)) = by_address.into_iter().max_by_key(|(_, sum)| *sum) else {
+            let Some((most, _)) = by_owner.into_iter().max_by_key(|(_, sum)| *sum) else {
                 return;
             };
-            let accounts = table.by_address.get(&most).into_iter().flatten();
-            let greatest = accounts.copied().max_by_key(|id| {
-                table.accounts.get(id).map(|account| {
-                    let active = account.active.load(Relaxed);
-                    (account.charged.load(Relaxed), std::cmp::Reverse(active))
-                })
+            let accounts = table.accounts.iter().filter(|(_, account)| account.owner == *most);
+            let greatest = accounts.max_by_key(|(_, account)| {
+                let active = account.active.load(Relaxed);
+                (account.charged.load(Relaxed), std::cmp::Reverse(active))
             });
-            let Some(id) = greatest else { return };
-            self.refusals.note(Refusal::OverBudget);
+            let greatest = greatest.map(|(id, account)| (*id, &account.owner));
+            let Some((id, owner)) = greatest else { return };
+            self.refusals.note(match owner {
+                Owner::Address(_) => Refusal::OverBudget,
+                Owner::Peer(..) => Refusal::HopOverBudget,
+            });
             table.give_way(id);
         }
     }
@@ -347,10 +382,12 @@ impl Table {
     /// Removes a connection; returns what it was charged as well.
     fn remove(&mut self, id: u64) -> Option<(Arc<Account>, i64)> {
         let account = self.accounts.remove(&id)?;
-        if let Some(ids) = self.by_address.get_mut(&account.address) {
+        if let Owner::Address(address) = &account.owner
+            && let Some(ids) = self.by_address.get_mut(address)
+        {
             ids.remove(&id);
             if ids.is_empty() {
-                self.by_address.remove(&account.address);
+                self.by_address.remove(address);
             }
         }
         let charged = account.close();
@@ -387,9 +424,14 @@ impl Account {
 
     /// Counts a piece of a body that was read for as long as anybody holds it.
     pub(crate) fn passes_on(self: &Arc<Self>, data: Bytes) -> Bytes {
-        self.passed_on.fetch_add(data.len() as i64, Relaxed);
+        self.holds(data.len() as i64);
+        Bytes::from_owner(PassedOn { data, account: Arc::clone(self), _place: None })
+    }
+
+    /// Counts so many bytes more as held, or less.
+    pub(crate) fn holds(&self, more: i64) {
+        self.passed_on.fetch_add(more, Relaxed);
         self.recharge();
-        Bytes::from_owner(PassedOn { data, account: Arc::clone(self) })
     }
 
     /// Counts bytes of an answer that are to be sent.
@@ -543,6 +585,14 @@ impl Account {
 impl Admitted {
     pub(crate) fn account(&self) -> &Arc<Account> {
         &self.account
+    }
+
+    /// The same as [`Account::passes_on`] for a hop: it is accounted for until its last piece is no
+    /// longer held.
+    pub(crate) fn passes_on(self: &Arc<Self>, data: Bytes) -> Bytes {
+        let account = Arc::clone(&self.account);
+        account.holds(data.len() as i64);
+        Bytes::from_owner(PassedOn { data, account, _place: Some(Arc::clone(self)) })
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::http::body::{Body, BoxError};
 use crate::http::clients::Account;
+use crate::http::transit::{Behind, ReadsAhead};
 
 /// How long nothing may be written to a client that sends no more before it counts as gone.
 const SILENT_WITHIN: Duration = Duration::from_secs(1);
@@ -71,7 +72,10 @@ impl Drop for Counted {
 impl Counted {
     /// Keeps counting until the response's body has been sent or given up.
     pub(crate) fn until_the_end_of(self, response: Response<Body>) -> Response<CountedBody> {
-        response.map(|body| CountedBody { body, failed: None, counted: self })
+        let ahead = response.extensions().get::<ReadsAhead>().copied();
+        let account = || Arc::clone(&self.account);
+        let behind = ahead.map(|it| Box::new(Behind::new(account(), it, response.headers())));
+        response.map(|body| CountedBody { body, failed: None, behind, counted: self })
     }
 }
 
@@ -80,6 +84,8 @@ pub(crate) struct CountedBody {
     body: Body,
     /// How it failed, until that is reported.
     failed: Option<BoxError>,
+    /// What its source may hold, if it is not in memory.
+    behind: Option<Box<Behind>>,
     counted: Counted,
 }
 
@@ -95,6 +101,10 @@ impl http_body::Body for CountedBody {
             return Poll::Ready(Some(Err(error)));
         }
         let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let is_at_end = self.body.is_end_stream();
+        if let Some(behind) = &mut self.behind {
+            behind.has_polled(&frame, is_at_end);
+        }
         if let Poll::Ready(Some(Err(error))) = frame {
             // hyper drops what it has not sent yet as soon as it gets the error. While it waits, it
             // sends: the client gets what there is of the answer, and sees that it was cut off.

@@ -20,6 +20,7 @@ pub(crate) mod names;
 pub(crate) mod peek;
 pub(crate) mod refusals;
 pub(crate) mod spare;
+pub(crate) mod transit;
 pub(crate) mod tunnels;
 pub(crate) mod upload;
 pub(crate) mod willing;

@@ -49,6 +49,8 @@ pub(crate) enum Refusal {
     MalformedTrailers,
     /// The clients together took more memory than they may.
     OverBudget,
+    /// The same, and the largest was a hop of another peer.
+    HopOverBudget,
     /// One address had as many connections as it may.
     TooManyFromAddress,
     /// An idle connection was closed to free its place.
@@ -93,6 +95,7 @@ impl Reason for Refusal {
         Self::MalformedChunks,
         Self::MalformedTrailers,
         Self::OverBudget,
+        Self::HopOverBudget,
         Self::TooManyFromAddress,
         Self::GaveWay,
         Self::StoodStill,
@@ -117,6 +120,7 @@ impl Reason for Refusal {
             Self::MalformedChunks => "malformed-chunks",
             Self::MalformedTrailers => "malformed-trailers",
             Self::OverBudget => "over-budget",
+            Self::HopOverBudget => "hop-over-budget",
             Self::TooManyFromAddress => "too-many-from-address",
             Self::GaveWay => "gave-way",
             Self::StoodStill => "stood-still",
@@ -152,6 +156,10 @@ impl Reason for Refusal {
             }
             Self::OverBudget => {
                 "clients hold more memory than all of them may; the connection that uses most was closed"
+            }
+            Self::HopOverBudget => {
+                "requests hold more memory than all of them may; the one from another peer that uses \
+                 most was ended"
             }
             Self::TooManyFromAddress => {
                 "an address has as many connections as one may have; its idlest was closed, or the \

@@ -35,7 +35,7 @@ const MTU_MIN: u16 = 1200;
 /// end, in each direction, if its reader does not read. It is also the most that a stream moves in
 /// one round trip: 128 MB/s at 2 ms. A larger window moves one bulk stream faster over loopback, as
 /// `testbed/bench-streams` shows, and each client that reads nothing costs as much more.
-pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 
 /// Streams of one direction that a peer may have open on a link: control, sessions and gossip.
 const UNI_STREAMS_MAX: u32 = 64;

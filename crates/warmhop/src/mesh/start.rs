@@ -114,6 +114,11 @@ impl Builder {
             changed: maker.changed.clone(),
             store,
             net: maker.net.clone(),
+            clients: Clients::new(
+                self.client_limits,
+                Arc::clone(&maker.metrics.refusals),
+                maker.metrics.client_bytes.clone(),
+            ),
             http,
             auth: self.identity.cookie_authenticator(),
             accesses: std::mem::take(&mut self.accesses),
@@ -128,11 +133,7 @@ impl Builder {
 
     /// Starts the background tasks, and opens the front doors.
     async fn open(self, node: Arc<Node>, net: Net, maker: SlotMaker, registry: Registry) -> Mesh {
-        let clients = Clients::new(
-            self.client_limits,
-            Arc::clone(&node.metrics.refusals),
-            node.metrics.client_bytes.clone(),
-        );
+        let clients = Arc::clone(&node.clients);
         let trusted = self.trusted_proxies;
         let ingress = Arc::new(Ingress {
             node: Arc::clone(&node),

@@ -26,6 +26,7 @@ use crate::app::places::{Wait, Waits};
 use crate::app::slot::Slot;
 use crate::hop::Load;
 use crate::hop::peer_service::PeerServices;
+use crate::http::clients::Clients;
 use crate::http::fields::Via;
 use crate::http::tunnels::Tunnels;
 use crate::identity::CookieAuthenticator;
@@ -82,6 +83,8 @@ pub(crate) struct Node {
     pub(crate) changed: watch::Sender<u64>,
     pub(crate) store: Arc<Store>,
     pub(crate) net: Net,
+    /// The memory that requests make it hold.
+    pub(crate) clients: Arc<Clients>,
     pub(crate) http: Vec<SocketAddr>,
     pub(crate) draining: AtomicBool,
     /// It has drained: everything it held was given to other peers.
@@ -143,6 +146,7 @@ pub(crate) struct Parts {
     pub(crate) changed: watch::Sender<u64>,
     pub(crate) store: Arc<Store>,
     pub(crate) net: Net,
+    pub(crate) clients: Arc<Clients>,
     pub(crate) http: Vec<SocketAddr>,
     pub(crate) auth: CookieAuthenticator,
     pub(crate) accesses: Accesses,
@@ -189,6 +193,7 @@ impl Node {
             changed: parts.changed,
             store: parts.store,
             net: parts.net,
+            clients: parts.clients,
             http: parts.http,
             draining: AtomicBool::new(false),
             drained: AtomicBool::new(false),

@@ -22,11 +22,14 @@ use crate::app::places::Waits;
 use crate::app::slot::{Copy, InFlight, Slot};
 use crate::hop::{
     self, AppIs, ArrivedHop, CutShort, Hint, HopHead, HopIncoming, HopKind, HopRefusal, Load,
-    ReplySession,
+    RIDE_ALONG_BYTES_MAX, ReplySession,
 };
+use crate::http::clients::{Account, Admitted, Clients};
 use crate::http::fields;
 use crate::http::interim::Queue;
+use crate::http::transit::ReadsAhead;
 use crate::http::tunnels::Farewell;
+use crate::links::endpoint::STREAM_WINDOW_BYTES;
 use crate::links::hop_body::HopBodyReader;
 use crate::observe::cut_offs::{CutOff, broke_off};
 use crate::observe::failpoint::{self, Point};
@@ -72,6 +75,9 @@ struct OfHop<'a> {
     slot: &'a Arc<Slot>,
     /// Its body came once only, and this peer has it.
     asked_go: bool,
+    client: u64,
+    /// Its account, if its body is a stream.
+    account: Option<Arc<Admitted>>,
 }
 
 impl Received {
@@ -85,6 +91,12 @@ impl Received {
 }
 
 impl OfHop<'_> {
+    /// The account of a hop whose answer is a stream.
+    fn account(&self, clients: &Arc<Clients>) -> Arc<Admitted> {
+        let account = self.account.clone();
+        account.unwrap_or_else(|| Arc::new(clients.take_in(self.from.clone(), self.client)))
+    }
+
     /// The entry peer's log has the request as failed: so does this one's, by the same id.
     fn log_refusal(&self, id: &RequestId, why: &HopRefusal, lines: &Lines) {
         let (app, from) = (self.slot.name(), self.from);
@@ -273,7 +285,18 @@ impl Node {
         }
         // An operation is executed in one step, so its whole body has to be there.
         let whole = received.slot.keeps_registers.then_some(FRAME_BYTES_MAX);
-        let Some((body, tunnel)) = body_of(received.incoming, whole).await else { return };
+        let account = received.asks_go.then(|| {
+            let client = received.whose.client;
+            Arc::new(self.clients.take_in(received.from.clone(), client))
+        });
+        let incoming = match (received.incoming, &account) {
+            (HopIncoming::Body(body), Some(account)) => {
+                let ahead = ReadsAhead(STREAM_WINDOW_BYTES);
+                HopIncoming::Body(body.in_transit(account, ahead, &received.fields))
+            }
+            (incoming, _) => incoming,
+        };
+        let Some((body, tunnel)) = body_of(incoming, whole).await else { return };
         let (body, wanted) = match body {
             CallBody::Stream(Some(body)) if fields::expects_continue(&received.fields) => {
                 let (body, wanted) = body.telling_when_wanted();
@@ -308,11 +331,16 @@ impl Node {
             lost: None,
         };
         let (slot, kind) = (&received.slot, received.kind);
-        let of = OfHop { from: &received.from, slot, asked_go: received.asks_go };
+        let (from, asked_go, client) = (&received.from, received.asks_go, received.whose.client);
+        let of = OfHop { from, slot, asked_go, client, account };
         let outcome = {
             // Pinned in place: moving it would take its room twice.
             let answering = std::pin::pin!(self.answer(&of, kind, &mut call, &mut tracing));
-            while_it_is_wanted(&mut send, wanted, interims.as_deref(), answering).await
+            let answering = while_it_is_wanted(&mut send, wanted, interims.as_deref(), answering);
+            match &of.account {
+                None => answering.await,
+                Some(account) => unless_it_gives_way(account.account(), answering).await,
+            }
         };
         if let Some(span) = &mut span {
             span.decided(&tracing.steps());
@@ -385,7 +413,7 @@ impl Node {
                 debug!(status = served.response.status().as_u16(), "answered");
                 let voted = matches!(&session, ReplySession::Done(done) if failpoint::voted(done));
                 let peer = tracing.ran_at();
-                if let Err(cut) = self.respond(send, served, session, load, tunnel).await
+                if let Err(cut) = self.respond(send, of, served, session, tunnel).await
                     && !cut.is_unwanted()
                 {
                     let CutShort { bytes, source } = cut;
@@ -461,17 +489,26 @@ impl Node {
     async fn respond(
         &self,
         send: quinn::SendStream,
+        of: &OfHop<'_>,
         served: Served,
         session: ReplySession,
-        load: hop::Load,
         tunnel: Option<HopBodyReader>,
     ) -> Result<(), CutShort> {
+        let (load, ahead) = (Node::local_load(of.slot), served.reads_ahead());
         let Served { response, answer, served_by, upgrade, .. } = served;
         let response = as_sent(response, answer).map_err(CutShort::at_once)?;
         let head = hop::response_head(&response, session, served_by.as_str().to_owned(), load);
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let (Some(reader), true) = (tunnel, switching) else {
-            return hop::reply(send, &head, response.into_body()).await;
+            let (fields, body) = (response.headers(), response.body());
+            if body.bytes_in_memory().is_some_and(|bytes| bytes <= RIDE_ALONG_BYTES_MAX as u64) {
+                return hop::reply(send, &head, response.into_body(), None).await;
+            }
+            let account = of.account(&self.clients);
+            let gives_way = Some(account.account().gives_way().clone());
+            let fields = fields.clone();
+            let body = response.into_body().in_transit(&account, ahead, &fields);
+            return hop::reply(send, &head, body, gives_way).await;
         };
         Box::pin(async move {
             let writer = hop::reply_switching(send, &head).await.map_err(CutShort::at_once)?;
@@ -519,6 +556,19 @@ async fn body_of(
         Err(body) => Box::pin(Call::gather(body, want_whole)).await.ok()?,
     };
     Some((body, None))
+}
+
+/// The outcome, unless the hop's account is closed before: it held the most. Then it is as if its client
+/// had left.
+async fn unless_it_gives_way<A>(
+    account: &Account,
+    answering: impl Future<Output = Option<A>>,
+) -> Option<A> {
+    tokio::select! {
+        biased;
+        outcome = answering => outcome,
+        () = account.gives_way().cancelled() => None,
+    }
 }
 
 /// Waits for the answer; until then, requests the body once the app has asked for it, and sends the

@@ -8,13 +8,18 @@ use warmhop_core::version::AppVersion;
 
 use crate::hop::{self, HopReply, OfVersion};
 use crate::http::body::Body;
+use crate::http::transit::ReadsAhead;
 use crate::http::tunnels::CopyTunnels;
+use crate::links::endpoint::STREAM_WINDOW_BYTES;
 use crate::request::answer::Answer;
 use crate::request::carried::Carried;
 use crate::request::node::Node;
 
 /// How many copies may take a request and fail on it: the next might too.
 pub(super) const FAILURES_MAX: u32 = 2;
+
+/// The buffers of a connection to an app here, while an answer is read from it.
+const APP_READ_AHEAD_BYTES: u32 = 64 * 1024;
 
 /// The app's side of an upgraded connection.
 pub(crate) enum Upgrade {
@@ -89,6 +94,14 @@ impl Served {
         served.served_by = ServedBy::There(reply.served_by);
         served.upgrade = reply.tunnel.map(Upgrade::Hop).map(Box::new);
         served
+    }
+
+    /// How much the source of its body may hold that has not been read.
+    pub(crate) fn reads_ahead(&self) -> ReadsAhead {
+        ReadsAhead(match &self.served_by {
+            ServedBy::Here(_) => APP_READ_AHEAD_BYTES,
+            ServedBy::There(_) => STREAM_WINDOW_BYTES,
+        })
     }
 
     /// Makes the client's token name the newest version that has served it; `former` is its present
