@@ -319,11 +319,12 @@ fn add(client: &Client, at: &Mesh, body: Body) -> JoinHandle<Answer> {
 
 /// A session's requests with bodies of unknown length come to a peer that forwards them to the
 /// session's owner, and the owner leaves while they wait there in line: how each of them ended,
-/// and the session. `long` is a body that is too long to be kept.
+/// and the session. `small` bodies are short, and `long` is too long to be kept.
 async fn in_line_while_the_owner_leaves(small: usize, long: Vec<Bytes>) -> (Vec<Answer>, String) {
     let bed = three(&Gate::new(true)).await;
     let (two, three) = (bed.peers[1].clone(), &bed.peers[2]);
     for mesh in [&two, three] {
+        Client::default().get(mesh, "/").await;
         eventually("the app is ready", || mesh.status().apps[0].state == "ready").await;
     }
     let mut client = Client::default();

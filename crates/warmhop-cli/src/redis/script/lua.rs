@@ -215,7 +215,7 @@ impl Surroundings {
             let mut state = counted.borrow_mut();
             left.set(left.get().saturating_sub(1));
             if left.get() == 0 || state.is_over() {
-                state.is_killed();
+                state.kill();
             }
             if lua.used_memory() > memory_max {
                 state.outgrows();

@@ -122,7 +122,7 @@ fn write(
                 put_len(len, (0x90, 16), [0, 0xdc, 0xdd], whole);
                 for at in 1..=len {
                     let value: LuaValue = table.raw_get(at).unwrap_or(LuaValue::Nil);
-                    write(&value, whole, (longest, pace), depth + 1)?;
+                    write(&value, whole, (longest, &mut *pace), depth + 1)?;
                 }
             }
             None => {
@@ -130,8 +130,8 @@ fn write(
                     table.pairs().filter_map(Result::ok).collect();
                 put_len(pairs.len(), (0x80, 16), [0, 0xde, 0xdf], whole);
                 for (key, value) in &pairs {
-                    write(key, whole, (longest, pace), depth + 1)?;
-                    write(value, whole, (longest, pace), depth + 1)?;
+                    write(key, whole, (longest, &mut *pace), depth + 1)?;
+                    write(value, whole, (longest, &mut *pace), depth + 1)?;
                 }
             }
         },

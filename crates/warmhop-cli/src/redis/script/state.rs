@@ -157,7 +157,7 @@ impl State {
     }
 
     /// Ends the run.
-    pub(super) fn is_killed(&mut self) {
+    pub(super) fn kill(&mut self) {
         self.outgrows();
         self.stopped.get_or_insert_with(|| self.bounds.killed());
     }
@@ -319,7 +319,7 @@ impl Pace {
     fn look(&self) -> Result<(), String> {
         let mut state = self.state.borrow_mut();
         if state.is_over() {
-            state.is_killed();
+            state.kill();
         }
         state.stopped.clone().map_or(Ok(()), Err)
     }
