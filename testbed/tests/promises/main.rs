@@ -10,7 +10,6 @@ mod cookie;
 mod ends;
 #[cfg(debug_assertions)]
 mod failpoints;
-mod fair;
 mod faults;
 mod framing;
 mod health;
