@@ -231,26 +231,25 @@ fn answers_that_nobody_reads_take_no_more_than_the_budget() {
 #[test]
 fn answers_by_a_hop_that_nobody_reads_take_no_more_than_the_budget_at_either_end() {
     let [one, two] = two_peers("attack-answers-by-a-hop");
-    let before = resident(&one);
-    let looks = || {
-        let held = resident(&one).saturating_sub(before);
-        assert!(held < HELD_MIB, "{held} MiB more than the {before} before at the far end");
-        assert!(counted(&one) <= BUDGET_MIB << 20);
+    let before = [&one, &two].map(resident);
+    let bounded = || {
+        for (peer, before) in [&one, &two].into_iter().zip(before) {
+            let held = resident(peer).saturating_sub(before);
+            assert!(held < HELD_MIB, "{held} MiB more than the {before} before");
+        }
     };
-    withstands(&two, |bounded| {
-        let both = || {
-            bounded();
-            looks();
-        };
-        let clients = readers_of_nothing(&two, &both);
-        wait_until("both ends count what they hold", || {
-            both();
-            counted(&one).min(counted(&two)) > 1 << 20
-        });
-        clients
+    let clients = readers_of_nothing(&two, &bounded);
+    wait_until("both ends count what they hold, and those that hold most are ended", || {
+        bounded();
+        let is_counted = counted(&one).min(counted(&two)) > 1 << 20;
+        is_counted && (refused(&one, "hop-over-budget") || refused(&two, "over-budget"))
     });
-    looks();
-    wait_within(4 * BOUND, "the far end counts nothing any more", || counted(&one) < 1 << 20);
+    others_are_served(&two);
+    bounded();
+    drop(clients);
+    wait_within(4 * BOUND, "neither counts anything any more", || {
+        counted(&one).max(counted(&two)) < 1 << 20
+    });
 }
 
 /// A path of an app whose body it does not read.
