@@ -285,17 +285,8 @@ impl Node {
         }
         // An operation is executed in one step, so its whole body has to be there.
         let whole = received.slot.keeps_registers.then_some(FRAME_BYTES_MAX);
-        let account = received.asks_go.then(|| {
-            let client = received.whose.client;
-            Arc::new(self.clients.take_in(received.from.clone(), client))
-        });
-        let incoming = match (received.incoming, &account) {
-            (HopIncoming::Body(body), Some(account)) => {
-                let ahead = ReadsAhead(STREAM_WINDOW_BYTES);
-                HopIncoming::Body(body.in_transit(account, ahead, &received.fields))
-            }
-            (incoming, _) => incoming,
-        };
+        let account = received.asks_go.then(|| self.account_of(&received));
+        let incoming = charged(received.incoming, account.as_ref(), &received.fields);
         let Some((body, tunnel)) = body_of(incoming, whole).await else { return };
         let (body, wanted) = match body {
             CallBody::Stream(Some(body)) if fields::expects_continue(&received.fields) => {
@@ -354,6 +345,10 @@ impl Node {
             Some(outcome) => self.send_answer(send, &of, outcome, tunnel, &mut tracing).await,
             None => tracing.step("cancelled", "the client left"),
         }
+    }
+
+    fn account_of(&self, received: &Received) -> Arc<Admitted> {
+        Arc::new(self.clients.take_in(received.from.clone(), received.whose.client))
     }
 
     /// A place for a hop that may wait for one. `None` if the client leaves.
@@ -532,6 +527,21 @@ impl Node {
             Ok(())
         })
         .await
+    }
+}
+
+/// What follows a hop's head; a body is charged to the hop's account, if it has one.
+fn charged(
+    incoming: HopIncoming,
+    account: Option<&Arc<Admitted>>,
+    fields: &HeaderMap,
+) -> HopIncoming {
+    match (incoming, account) {
+        (HopIncoming::Body(body), Some(account)) => {
+            let ahead = ReadsAhead(STREAM_WINDOW_BYTES);
+            HopIncoming::Body(body.in_transit(account, ahead, fields))
+        }
+        (incoming, _) => incoming,
     }
 }
 
