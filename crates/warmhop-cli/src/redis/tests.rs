@@ -773,7 +773,7 @@ async fn where_memory_is_full_a_change_is_answered_as_redis_does() {
     it.asks(&format!("SET a {}", "x".repeat(4000)), "+OK\r\n").await;
     let oom = "-OOM command not allowed when used memory > 'maxmemory'.\r\n";
     it.asks(&format!("SET b {}", "x".repeat(3000)), oom).await;
-    it.asks(&format!("SET c {}", "x".repeat(1700)), "+OK\r\n").await;
+    it.asks(&format!("SET c {}", "x".repeat(1100)), "+OK\r\n").await;
     it.asks("SET b 1", oom).await;
     it.asks("INCR b", oom).await;
     it.asks("STRLEN a", ":4000\r\n").await;
